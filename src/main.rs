@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The command line.
+
+fn main() {}

@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Floor 9: records and what is read from them.
+
+pub mod record;
