@@ -10,14 +10,19 @@
 
 pub mod errno;
 pub mod percpu;
+pub mod qnode;
 pub mod sched;
 pub mod smp;
 pub mod softirq;
 pub mod stat;
+#[cfg(test)]
+pub mod testing;
 pub mod tick;
+pub mod wake_q;
 
 pub use errno::Errno;
 pub use percpu::PerCpu;
+pub use qnode::{AllLockNodes, LockNodes};
 pub use sched::{TASK_RUNNING, TASK_SLEEPING, Task};
 pub use stat::{Counter, Counters};
 
@@ -63,8 +68,8 @@ pub struct Cpu<A: Arch> {
     pub remote: KRef<smp::CpuRemote<A>>,
     /// `current->rcu_read_lock_nesting`.
     pub rcu_nesting: Cell<u32>,
-    /// How deep in spinlocks this CPU is: the qspinlock node in use.
-    pub qnode_index: Cell<u32>,
+    /// Lock queue nodes of all CPUs.
+    pub lock_nodes: AllLockNodes<A>,
     /// The tick device.
     pub tick: tick::TickDevice,
     /// Pending softirq work of this CPU.
@@ -85,6 +90,7 @@ impl<A: Arch> Cpu<A> {
         node: u32,
         task: KRef<Task<A>>,
         remote: KRef<smp::CpuRemote<A>>,
+        lock_nodes: AllLockNodes<A>,
         tick: tick::TickDevice,
         seed: u64,
     ) -> Self {
@@ -94,7 +100,7 @@ impl<A: Arch> Cpu<A> {
             task,
             remote,
             rcu_nesting: Cell::new(0),
-            qnode_index: Cell::new(0),
+            lock_nodes,
             tick,
             softirq: softirq::SoftirqState::default(),
             counters: Counters::default(),
@@ -104,14 +110,15 @@ impl<A: Arch> Cpu<A> {
         }
     }
 
-    /// A CPU for tests: no tick, no hooks; its words are leaked.
+    /// A CPU for tests: no tick, no hooks; its words are leaked. It has no lock queue nodes, so that contended
+    /// spinlocks fall back to test-and-set; tests of locks use [`testing::for_test_set`].
     #[cfg(test)]
     pub fn for_test(id: u32) -> Self {
         let task: &'static Task<A> = Box::leak(Box::new(Task::new(id)));
         let remote: &'static smp::CpuRemote<A> = Box::leak(Box::new(smp::CpuRemote::new()));
         // SAFETY: leaked, hence alive for ever.
         let (task, remote) = unsafe { (KRef::from_ref(task), KRef::from_ref(remote)) };
-        Cpu::new(id, 0, task, remote, tick::TickDevice::off(), 1)
+        Cpu::new(id, 0, task, remote, PerCpu::leak(0, |_| LockNodes::new()), tick::TickDevice::off(), 1)
     }
 
     /// Next number of this CPU's random sequence (xorshift64*, seeded by the plan).

@@ -63,6 +63,12 @@ impl<A: Arch, T> PerCpu<A, T> {
         PerCpu { blocks, _a: PhantomData }
     }
 
+    /// Over blocks that exist already, for tests.
+    #[cfg(test)]
+    pub fn from_table(blocks: KRef<[KRef<T>]>) -> Self {
+        PerCpu { blocks, _a: PhantomData }
+    }
+
     /// `this_cpu_ptr()`.
     #[inline(always)]
     pub fn this(&self, cpu: &Cpu<A>) -> &T {

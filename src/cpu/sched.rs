@@ -6,6 +6,7 @@
 //! 10); an operation that sleeps so costs two system calls more than the kernel's (BIAS.md).
 
 use super::Cpu;
+use super::qnode::RwsemWaiter;
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Full, Relaxed, Release};
 
@@ -23,13 +24,35 @@ pub struct Task<A: Arch> {
     pub on_cpu: Atomic<A, u32>,
     /// The CPU this task is pinned to.
     pub cpu: u32,
+    /// `wake_q.next`: not null while a waker holds this task in its queue.
+    pub wake_q: Atomic<A, *mut Task<A>>,
+    /// Its place in the queue of an rwsem.
+    pub waiter: RwsemWaiter<A>,
 }
 
 impl<A: Arch> Task<A> {
     /// A running task of `cpu`.
     pub fn new(cpu: u32) -> Self {
-        Task { state: Atomic::new(TASK_RUNNING), on_cpu: Atomic::new(1), cpu }
+        Task {
+            state: Atomic::new(TASK_RUNNING),
+            on_cpu: Atomic::new(1),
+            cpu,
+            wake_q: Atomic::new(std::ptr::null_mut()),
+            waiter: RwsemWaiter::new(),
+        }
     }
+}
+
+/// `need_resched()`: whether this CPU should stop spinning. Only pending ksoftirqd work makes it so.
+#[inline(always)]
+pub fn need_resched<A: Arch>(cpu: &Cpu<A>) -> bool {
+    cpu.softirq.ksoftirqd.get()
+}
+
+/// `owner_on_cpu()`: whether `t` runs, so that spinning until it is done makes sense.
+#[inline(always)]
+pub fn owner_on_cpu<A: Arch>(t: &Task<A>) -> bool {
+    t.on_cpu.load(Relaxed) != 0
 }
 
 /// `set_current_state(TASK_SLEEPING)`: a full barrier between the store and the test that follows.

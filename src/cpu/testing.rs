@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! CPUs for tests, in worlds with and without an arena.
+
+use super::{Cpu, LockNodes, PerCpu, Task, smp, tick};
+use crate::arch::Arch;
+use crate::arch::arena::KRef;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// What a set of test CPUs shares. Clone it into each thread and make the thread's token there with [`CpuSet::cpu`].
+///
+/// INVARIANT: tokens and what hangs on them are used only while some clone of the set lives; a closure that owns a
+/// clone and makes its token inside keeps that.
+pub struct CpuSet<A: Arch>(Arc<Parts<A>>);
+
+struct Parts<A: Arch> {
+    tasks: Vec<Box<Task<A>>>,
+    remotes: Vec<Box<smp::CpuRemote<A>>>,
+    /// Held for the table below.
+    _nodes: Vec<Box<LockNodes<A>>>,
+    table: Box<[KRef<LockNodes<A>>]>,
+}
+
+impl<A: Arch> Clone for CpuSet<A> {
+    fn clone(&self) -> Self {
+        CpuSet(self.0.clone())
+    }
+}
+
+impl<A: Arch> CpuSet<A> {
+    /// The token of CPU `id`; at most one at a time.
+    pub fn cpu(&self, id: u32) -> Cpu<A> {
+        let p = &self.0;
+        // SAFETY: the invariant of the type.
+        let (task, remote, table) = unsafe {
+            (
+                KRef::from_ref(&*p.tasks[id as usize]),
+                KRef::from_ref(&*p.remotes[id as usize]),
+                KRef::new(NonNull::from(&*p.table)),
+            )
+        };
+        Cpu::new(id, 0, task, remote, PerCpu::from_table(table), tick::TickDevice::off(), 1)
+    }
+
+    /// The task of CPU `id`, for looking at from outside.
+    pub fn task(&self, id: u32) -> &Task<A> {
+        &self.0.tasks[id as usize]
+    }
+}
+
+/// Shared parts of `n` test CPUs: no tick, no hooks.
+pub fn for_test_set<A: Arch>(n: u32) -> CpuSet<A> {
+    let nodes: Vec<Box<LockNodes<A>>> = (0..n).map(|_| Box::new(LockNodes::new())).collect();
+    // SAFETY: the boxes stay in the same `Parts`, hence live as long as the table.
+    let table = nodes.iter().map(|b| unsafe { KRef::from_ref(&**b) }).collect();
+    CpuSet(Arc::new(Parts {
+        tasks: (0..n).map(|i| Box::new(Task::new(i))).collect(),
+        remotes: (0..n).map(|_| Box::new(smp::CpuRemote::new())).collect(),
+        _nodes: nodes,
+        table,
+    }))
+}
