@@ -22,9 +22,12 @@
 
 pub mod arch;
 pub mod cpu;
+pub mod floors;
 pub mod host;
 pub mod maple_tree;
+pub mod measure;
 pub mod rcu;
 pub mod report;
 pub mod slab;
 pub mod sync;
+pub mod workload;

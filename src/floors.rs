@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The floors, as data, and the one test that holds every file to them: a file imports its own floor and those below.
+//!
+//! `host` is at the side: anyone may import it, it imports nothing of the crate. `model` is at the side too: nobody
+//! imports it. What a floor may know is then said by its path.
+
+/// Directories (or single files) below `src/`, bottom to top. `None`: at the side.
+pub const FLOORS: &[(&str, Option<u32>)] = &[
+    ("host", None),
+    ("model", None),
+    ("arch", Some(0)),
+    ("cpu", Some(1)),
+    ("sync", Some(2)),
+    ("rcu", Some(3)),
+    ("slab", Some(4)),
+    ("maple_tree", Some(5)),
+    ("mm", Some(6)),
+    ("init", Some(6)),
+    ("workload", Some(7)),
+    ("measure", Some(8)),
+    ("report", Some(9)),
+    ("plot", Some(9)),
+    ("cmd", Some(10)),
+    ("main", Some(11)),
+    ("lib", Some(11)),
+    ("floors", Some(11)),
+];
+
+/// Why an import is not allowed, or `None` where it is. `from` and `to` are names of [`FLOORS`]; names that are not
+/// modules of the crate's root (macros, re-exports) are nobody's floor.
+pub fn crossing(from: &str, to: &str) -> Option<String> {
+    let floor = |name: &str| FLOORS.iter().find(|(n, _)| *n == name).map(|(_, f)| *f);
+    let from_floor = floor(from)?;
+    let to_floor = floor(to)?;
+    match (from_floor, to_floor) {
+        _ if from == to => None,
+        (_, None) if to == "host" && from != "host" => None,
+        (_, None) if to == "model" => Some(format!("{from} imports model, which nobody may import")),
+        (None, _) if from == "model" => None,
+        (None, _) => Some(format!("{from} stands at the side and may import nothing of the crate, but imports {to}")),
+        (Some(f), Some(t)) if t > f => Some(format!("{from} (floor {f}) imports {to} (floor {t})")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::{Path, PathBuf};
+
+    fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+        for e in std::fs::read_dir(dir).expect("src is there").flatten() {
+            let p = e.path();
+            if p.is_dir() {
+                sources(&p, out);
+            } else if p.extension().is_some_and(|e| e == "rs") {
+                out.push(p);
+            }
+        }
+    }
+
+    /// Names after `crate::` in a line of code: one, or those of a brace list.
+    fn imports(line: &str) -> Vec<String> {
+        let code = line.split("//").next().unwrap_or("");
+        let mut names = Vec::new();
+        for rest in code.split("crate::").skip(1) {
+            let list = rest.strip_prefix('{').map(|r| r.split('}').next().unwrap_or(r));
+            for part in list.unwrap_or(rest).split(',') {
+                let name: String = part.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                names.push(name);
+                if list.is_none() {
+                    break;
+                }
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn no_file_imports_a_floor_above_its_own() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut files = Vec::new();
+        sources(&src, &mut files);
+        assert!(files.len() > 20, "the walk found {} files only", files.len());
+        let mut bad = Vec::new();
+        for f in &files {
+            let rel = f.strip_prefix(&src).expect("below src");
+            let first = rel.components().next().expect("a name").as_os_str().to_string_lossy().into_owned();
+            let from = first.trim_end_matches(".rs");
+            if !FLOORS.iter().any(|(n, _)| *n == from) {
+                bad.push(format!("src/{}: no floor is named {from}; give it one in floors.rs", rel.display()));
+                continue;
+            }
+            let text = std::fs::read_to_string(f).expect("readable");
+            let in_tests = text.lines().position(|l| l.starts_with("#[cfg(test)]")).unwrap_or(usize::MAX);
+            for (i, line) in text.lines().enumerate() {
+                for to in imports(line) {
+                    // The world and boot of a test may come from above; the code under test may not.
+                    if i > in_tests {
+                        continue;
+                    }
+                    if let Some(why) = crossing(from, &to) {
+                        bad.push(format!("src/{}:{}: {why}", rel.display(), i + 1));
+                    }
+                }
+            }
+        }
+        assert!(bad.is_empty(), "imports across floors:\n{}", bad.join("\n"));
+    }
+
+    #[test]
+    fn the_rule_itself() {
+        assert_eq!(crossing("mm", "slab"), None);
+        assert_eq!(crossing("slab", "slab"), None);
+        assert!(crossing("slab", "mm").unwrap().contains("floor 4"));
+        assert_eq!(crossing("arch", "host"), None);
+        assert!(crossing("host", "arch").is_some());
+        assert!(crossing("mm", "model").is_some());
+        assert_eq!(crossing("model", "mm"), None);
+        assert_eq!(imports("use crate::{mm::x, slab};"), ["mm", "slab"]);
+        assert_eq!(imports("    let a = crate::rcu::call_rcu(x); // crate::mm"), ["rcu"]);
+    }
+}

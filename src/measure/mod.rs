@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Floor 8: the timed loop, the plan, the worlds' runners, counters and statistics.
+
+pub mod kernel;
+pub mod plan;
+pub mod run;
