@@ -4,3 +4,4 @@
 pub mod kernel;
 pub mod plan;
 pub mod run;
+pub mod stat;
