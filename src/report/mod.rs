@@ -2,3 +2,6 @@
 //! Floor 9: records and what is read from them.
 
 pub mod record;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod synthetic;
