@@ -35,6 +35,7 @@ const NODE_ALIGN: usize = 2 << 20;
 pub struct Arena {
     base: usize,
     nodes: Box<[NodeRange]>,
+    generation: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Arena {
             }
             v.push(NodeRange { start, end: start + bytes, brk: Cell::new(start) });
         }
-        Ok(Arena { base, nodes: v.into() })
+        Ok(Arena { base, nodes: v.into(), generation: Cell::new(0) })
     }
 
     /// Where the arena begins.
@@ -91,6 +92,12 @@ impl Arena {
         for n in &self.nodes {
             n.brk.set(n.start);
         }
+        self.generation.set(self.generation.get() + 1);
+    }
+
+    /// How often the arena was reset.
+    pub fn generation(&self) -> u64 {
+        self.generation.get()
     }
 
     /// Takes zeroed boot memory from `node`, at least line-aligned. Only while a kernel starts, on its own thread.

@@ -20,6 +20,7 @@ pub mod cell;
 pub mod loom;
 pub mod native;
 pub mod prim;
+pub mod sim;
 
 pub use arena::Arena;
 pub use atomic::{Acquire, Atomic, Full, Relaxed, Release};
@@ -27,6 +28,7 @@ pub use barrier::{barrier, smp_cond_load_acquire, smp_cond_load_relaxed, smp_mb,
 pub use cell::Plain;
 pub use native::Native;
 pub use prim::{Int, Prim};
+pub use sim::Sim;
 
 use std::sync::atomic::Ordering;
 
@@ -203,8 +205,13 @@ pub trait Machine {
     fn node_of(&self, cpu: u32) -> u32;
     /// Relative distance between nodes, as in the firmware table (10 = local).
     fn distance(&self, from: u32, to: u32) -> u32;
-    /// The memory. Starting a kernel begins with [`Arena::reset`].
+    /// The memory.
     fn arena(&self) -> &Arena;
+    /// Forgets the last kernel: its memory, and where time is virtual clocks, caches and labels. Starting a kernel
+    /// begins here.
+    fn reset(&self) {
+        self.arena().reset();
+    }
     /// Runs every job to its end, all at once; at most one worker a CPU.
     fn run(&self, jobs: Vec<Job<'_>>);
 }
