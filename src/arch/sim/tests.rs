@@ -5,10 +5,15 @@
 use super::*;
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Atomic, Full, Job, Machine, Plain, Relaxed as Rlx, Release, smp_cond_load_acquire};
-use crate::cpu::Cpu;
-use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use std::alloc::Layout;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+// From floors above, which only tests may use (floors.rs reads the attribute).
+#[cfg(test)]
+use crate::{
+    cpu::Cpu,
+    sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock},
+};
 
 #[repr(C, align(64))]
 struct OnOwnLine<T>(T);
