@@ -1,16 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Floor 2: locks and counts, under their kernel names.
+//!
+//! Words, layouts, orderings and who waits where are the kernel's. Spinning is real spinning; sleeping is
+//! `cpu::sched`. What went off the fast paths is counted under the kernel's lock event names, [`LockEvent`].
 
+mod lock_events;
+pub mod osq_lock;
 pub mod qspinlock;
 pub mod rcuwait;
 pub mod refcount;
 pub mod rwsem;
 pub mod seqlock;
+#[cfg(test)]
+mod tests;
 
+pub use lock_events::LockEvent;
 pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wake_up};
 pub use refcount::Refcount;
 pub use rwsem::{
-    RwSemaphore, down_read, down_read_trylock, down_write, down_write_trylock, downgrade_write, up_read, up_write,
+    RwSemaphore, down_read, down_read_trylock, down_write, down_write_trylock, downgrade_write,
+    rwsem_clear_reader_owned, up_read, up_write,
 };
 pub use seqlock::Seqcount;

@@ -1,45 +1,81 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Placeholder for rcuwait [include/linux/rcuwait.h, kernel/exit.c].
+//! rcuwait: one task waits, anybody wakes it, and what is waited for is a condition of the caller's.
+//!
+//! Follows include/linux/rcuwait.h and kernel/exit.c of 6.12 (7.3 is the same). 7.3's `vma_writer_wait` is one.
+//!
+//! custom: no RCU section around the wake-up, because tasks live as long as the kernel. stub: signals, timeouts.
+//!
+//! INVARIANT: at most one waiter at a time, which the caller sees to (for `vma_writer_wait`, mmap_lock held for write).
+//! The waiter stores its state and then tests the condition; the waker makes the condition true and then looks for the
+//! waiter. A full barrier stands between the two accesses on either side: without either, both may miss the other, and
+//! the waiter sleeps for ever.
+
 use crate::arch::arena::KRef;
-use crate::arch::{Arch, Atomic, Relaxed, Release, smp_mb};
+use crate::arch::{Arch, Atomic, Relaxed, Release, smp_mb, smp_rmb};
 use crate::cpu::{Cpu, Task, sched};
 use std::ptr::{NonNull, null_mut};
 
-/// `struct rcuwait`: at most one waiter.
+/// `struct rcuwait`, 8 bytes.
 #[repr(transparent)]
 #[derive(Debug)]
 pub struct Rcuwait<A: Arch> {
     task: Atomic<A, *mut Task<A>>,
 }
+
 impl<A: Arch> Rcuwait<A> {
     /// Nobody waits.
     pub fn new() -> Self {
         Rcuwait { task: Atomic::new(null_mut()) }
     }
+
+    /// `rcuwait_active()`: a hint.
+    #[inline(always)]
+    pub fn is_active(&self) -> bool {
+        !self.task.load(Relaxed).is_null()
+    }
 }
+
 impl<A: Arch> Default for Rcuwait<A> {
     fn default() -> Self {
         Self::new()
     }
 }
-/// `rcuwait_wait_event()`: sleeps until `cond`.
+
+/// `rcuwait_wait_event()`: sleeps until `cond` holds.
+///
+/// What `cond` reads must be an acquire load where the caller goes on to read what the condition guards: C has a control
+/// dependency there, Rust has none.
 pub fn rcuwait_wait_event<A: Arch>(cpu: &Cpu<A>, w: &Rcuwait<A>, mut cond: impl FnMut() -> bool) {
+    // ORDER: release (rcu_assign_pointer); meets the load in rcuwait_wake_up().
     w.task.store(cpu.task.as_ptr(), Release);
     loop {
+        // ORDER: full barrier (in it) between the stores of task and state and the test of the condition; meets the
+        // one in rcuwait_wake_up().
         sched::set_current_state_sleeping(cpu);
         if cond() {
             break;
         }
         sched::schedule(cpu, None);
     }
-    sched::set_current_state_running(cpu);
-    w.task.store(null_mut(), Release);
+    finish_rcuwait(cpu, w);
 }
-/// `rcuwait_wake_up()`
-pub fn rcuwait_wake_up<A: Arch>(w: &Rcuwait<A>) {
+
+/// `finish_rcuwait()`
+fn finish_rcuwait<A: Arch>(cpu: &Cpu<A>, w: &Rcuwait<A>) {
+    w.task.store(null_mut(), Release);
+    sched::set_current_state_running(cpu);
+}
+
+/// `rcuwait_wake_up()`: wakes the waiter, if there is one; whether it did. It may be woken for nothing.
+pub fn rcuwait_wake_up<A: Arch>(w: &Rcuwait<A>) -> bool {
+    // ORDER: full barrier between the caller's making the condition true and the look at the waiter; meets the one in
+    // rcuwait_wait_event().
     smp_mb::<A>();
-    if let Some(t) = NonNull::new(w.task.load(Relaxed)) {
-        // SAFETY: tasks live as long as the kernel.
-        sched::wake_up_process(unsafe { KRef::new(t) });
-    }
+    let Some(t) = NonNull::new(w.task.load(Relaxed)) else {
+        return false;
+    };
+    // PORT: an address dependency in C.
+    smp_rmb::<A>();
+    // SAFETY: only tasks are stored, and tasks live as long as the kernel.
+    sched::wake_up_process(unsafe { KRef::new(t) })
 }

@@ -1,81 +1,764 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Placeholder for `rw_semaphore`: a spinning count.
-use crate::arch::{Acquire, Arch, Atomic, Relaxed, Release, smp_cond_load_relaxed};
-use crate::cpu::Cpu;
+//! `rw_semaphore`: the sleeping reader-writer lock behind `mmap_lock` and, before 6.15, behind each VMA's lock.
+//!
+//! Follows kernel/locking/rwsem.c and include/linux/rwsem.h of 6.12, without lock debugging and without PREEMPT_RT. 7.3
+//! differs by its wait list (a ring of waiters, 8 bytes less) and, with its hung task detector, by
+//! [`rwsem_clear_reader_owned`] on each read unlock, which who models it calls.
+//!
+//! custom: waiters are part of their task, not on its stack; the wait list ends in null pointers, not in its own
+//! address, so that a lock can be moved before it is used (same words touched); jiffies are counted in the CPU's tick
+//! period, or in 4 ms where it has no tick. stub: killable and interruptible sleeping (no signals here), real-time
+//! tasks, tracepoints.
+//!
+//! INVARIANT: count is a sum: 1 while a writer holds, 256 for each reader that holds or is just trying, 2 while somebody
+//! is queued, 4 while the first waiter has asked for a handoff. The flags change under `wait_lock` only, and the
+//! handoff bit implies the waiters bit. Lock order: `wait_lock` is innermost. `owner` is a hint: readers leave their
+//! task in it, spinners believe it, nothing else does.
+//!
+//! Cannot tell: what a sleep costs; a futex stands for it (BIAS.md).
 
-/// `struct rw_semaphore`, 40 bytes: count@0 owner@8 osq@16 wait_lock@20 wait_list@24.
+use crate::arch::arena::KRef;
+use crate::arch::{Acquire, Arch, Atomic, Full, Plain, Relaxed, Release, barrier, smp_rmb};
+use crate::cpu::qnode::RwsemWaiter;
+use crate::cpu::sched::{need_resched, owner_on_cpu, schedule, set_current_state_running, set_current_state_sleeping};
+use crate::cpu::wake_q::{WakeQHead, wake_q_add, wake_up_q};
+use crate::cpu::{Cpu, Task};
+use crate::sync::osq_lock::{OptimisticSpinQueue, osq_lock, osq_unlock};
+use crate::sync::{LockEvent, RawSpinLock, raw_spin_lock, raw_spin_unlock};
+use std::ptr::{NonNull, from_ref, null_mut};
+
+/// In `owner`: readers hold the lock, or did last.
+const RWSEM_READER_OWNED: u64 = 1;
+/// In `owner`: spinning on these readers has been given up.
+const RWSEM_NONSPINNABLE: u64 = 2;
+const RWSEM_OWNER_FLAGS_MASK: u64 = RWSEM_READER_OWNED | RWSEM_NONSPINNABLE;
+
+const RWSEM_UNLOCKED_VALUE: i64 = 0;
+const RWSEM_WRITER_LOCKED: i64 = 1;
+const RWSEM_FLAG_WAITERS: i64 = 1 << 1;
+const RWSEM_FLAG_HANDOFF: i64 = 1 << 2;
+const RWSEM_FLAG_READFAIL: i64 = i64::MIN;
+const RWSEM_READER_SHIFT: u32 = 8;
+const RWSEM_READER_BIAS: i64 = 1 << RWSEM_READER_SHIFT;
+const RWSEM_READER_MASK: i64 = !(RWSEM_READER_BIAS - 1);
+const RWSEM_WRITER_MASK: i64 = RWSEM_WRITER_LOCKED;
+const RWSEM_LOCK_MASK: i64 = RWSEM_WRITER_MASK | RWSEM_READER_MASK;
+const RWSEM_READ_FAILED_MASK: i64 = RWSEM_WRITER_MASK | RWSEM_FLAG_WAITERS | RWSEM_FLAG_HANDOFF | RWSEM_FLAG_READFAIL;
+
+/// Readers granted by one waker in one pass.
+const MAX_READERS_WAKEUP: i64 = 0x100;
+
+/// `struct rw_semaphore`, 40 bytes.
 #[repr(C)]
 #[derive(Debug)]
 pub struct RwSemaphore<A: Arch> {
     count: Atomic<A, i64>,
+    /// Task address and two flags.
     owner: Atomic<A, u64>,
-    osq: Atomic<A, u32>,
-    wait_lock: Atomic<A, u32>,
-    wait_list: [Atomic<A, u64>; 2],
+    osq: OptimisticSpinQueue<A>,
+    wait_lock: RawSpinLock<A>,
+    wait_list: WaitList<A>,
 }
+
+/// The queue: first and last waiter, or nulls.
+#[repr(C)]
+#[derive(Debug)]
+struct WaitList<A: Arch> {
+    first: Plain<A, *mut RwsemWaiter<A>>,
+    last: Plain<A, *mut RwsemWaiter<A>>,
+}
+
+const _: () = {
+    use crate::arch::Native;
+    use std::mem::{offset_of, size_of};
+    type S = RwSemaphore<Native>;
+    assert!(size_of::<S>() == 40);
+    assert!(offset_of!(S, count) == 0 && offset_of!(S, owner) == 8);
+    assert!(offset_of!(S, osq) == 16 && offset_of!(S, wait_lock) == 20);
+    assert!(offset_of!(S, wait_list) == 24);
+    // The flags of `owner` fit under a task's address.
+    assert!(std::mem::align_of::<Task<Native>>() as u64 > RWSEM_OWNER_FLAGS_MASK);
+};
+
 impl<A: Arch> RwSemaphore<A> {
     /// Unlocked.
     pub fn new() -> Self {
         RwSemaphore {
-            count: Atomic::new(0),
+            count: Atomic::new(RWSEM_UNLOCKED_VALUE),
             owner: Atomic::new(0),
-            osq: Atomic::new(0),
-            wait_lock: Atomic::new(0),
-            wait_list: [Atomic::new(0), Atomic::new(0)],
+            osq: OptimisticSpinQueue::new(),
+            wait_lock: RawSpinLock::new(),
+            wait_list: WaitList { first: Plain::new(null_mut()), last: Plain::new(null_mut()) },
         }
     }
-    /// `rwsem_is_locked`
+
+    /// `init_rwsem()` on memory that may have been a lock before.
+    pub fn init_rwsem(&self) {
+        self.count.store(RWSEM_UNLOCKED_VALUE, Relaxed);
+        self.wait_lock.init();
+        self.wait_list.first.set(null_mut());
+        self.wait_list.last.set(null_mut());
+        self.owner.store(0, Relaxed);
+        self.osq.init();
+    }
+
+    /// `rwsem_is_locked()`: held by anybody, or waited for.
     pub fn is_locked(&self) -> bool {
-        self.count.load(Relaxed) != 0
+        self.count.load(Relaxed) != RWSEM_UNLOCKED_VALUE
+    }
+
+    /// `rwsem_is_write_locked()`
+    pub fn is_write_locked(&self) -> bool {
+        self.count.load(Relaxed) & RWSEM_WRITER_LOCKED != 0
+    }
+
+    /// `rwsem_is_contended()`: somebody is queued.
+    // PORT: the kernel looks at the wait list without its lock; the waiters bit says the same.
+    pub fn is_contended(&self) -> bool {
+        self.count.load(Relaxed) & RWSEM_FLAG_WAITERS != 0
     }
 }
+
 impl<A: Arch> Default for RwSemaphore<A> {
     fn default() -> Self {
         Self::new()
     }
 }
-/// Read trylock.
+
+impl<A: Arch> WaitList<A> {
+    fn is_empty(&self) -> bool {
+        self.first.get().is_null()
+    }
+    fn add_tail(&self, w: &RwsemWaiter<A>) {
+        let p = from_ref(w).cast_mut();
+        let last = self.last.get();
+        w.next.set(null_mut());
+        w.prev.set(last);
+        if last.is_null() {
+            self.first.set(p);
+        } else {
+            // SAFETY: queued.
+            unsafe { waiter_at(last) }.next.set(p);
+        }
+        self.last.set(p);
+    }
+    fn del(&self, w: &RwsemWaiter<A>) {
+        let (next, prev) = (w.next.get(), w.prev.get());
+        if prev.is_null() {
+            self.first.set(next);
+        } else {
+            // SAFETY: queued.
+            unsafe { waiter_at(prev) }.next.set(next);
+        }
+        if next.is_null() {
+            self.last.set(prev);
+        } else {
+            // SAFETY: queued.
+            unsafe { waiter_at(next) }.prev.set(prev);
+        }
+    }
+}
+
+/// # Safety
+/// `p` is a waiter on a list whose lock is held, or taken off it under the lock and not yet granted.
+unsafe fn waiter_at<'a, A: Arch>(p: *mut RwsemWaiter<A>) -> &'a RwsemWaiter<A> {
+    // SAFETY: waiters are part of tasks, which live as long as the kernel.
+    unsafe { &*p }
+}
+
+fn task_at<A: Arch>(p: *mut Task<A>) -> KRef<Task<A>> {
+    // SAFETY: the pointers in waiters are those of live tasks until they are cleared, and the caller's was not null.
+    unsafe { KRef::new(NonNull::new_unchecked(p)) }
+}
+
 #[inline(always)]
-pub fn down_read_trylock<A: Arch>(_cpu: &Cpu<A>, s: &RwSemaphore<A>) -> bool {
-    let mut c = s.count.load(Relaxed);
-    while c & 1 == 0 {
-        if s.count.try_cmpxchg(c + 256, &mut c, Acquire) {
+fn current<A: Arch>(cpu: &Cpu<A>) -> u64 {
+    cpu.task.as_ptr().expose_provenance() as u64
+}
+
+/// `jiffies`, and how many of them a waiter waits before it may ask for a handoff (`RWSEM_WAIT_TIMEOUT`).
+fn jiffies<A: Arch>(cpu: &Cpu<A>) -> (u64, u64) {
+    let period = if cpu.tick.period == u64::MAX { 4_000_000 } else { cpu.tick.period.max(1) };
+    (A::now() / period, 4_000_000_u64.div_ceil(period))
+}
+
+/// `rwsem_set_owner()`
+#[inline(always)]
+fn rwsem_set_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    sem.owner.store(current(cpu), Relaxed);
+}
+
+/// `__rwsem_set_reader_owned()`: keeps the nonspinnable flag.
+#[inline(always)]
+fn set_reader_owned_by<A: Arch>(sem: &RwSemaphore<A>, task: u64) {
+    let keep = sem.owner.load(Relaxed) & RWSEM_NONSPINNABLE;
+    sem.owner.store(task | RWSEM_READER_OWNED | keep, Relaxed);
+}
+
+/// `rwsem_set_reader_owned()`
+#[inline(always)]
+fn rwsem_set_reader_owned<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    set_reader_owned_by(sem, current(cpu));
+}
+
+/// `rwsem_clear_reader_owned()`: takes this task out of `owner` if it is still named there. 7.3 does so before each
+/// read unlock when built with its hung task detector (the default of distributions), 6.12 only with lock debugging.
+#[inline(always)]
+pub fn rwsem_clear_reader_owned<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    let mut val = sem.owner.load(Relaxed);
+    while val & !RWSEM_OWNER_FLAGS_MASK == current(cpu) {
+        if sem.owner.try_cmpxchg(val & RWSEM_OWNER_FLAGS_MASK, &mut val, Full) {
+            return;
+        }
+    }
+}
+
+/// `rwsem_set_nonspinnable()`: unless readers no longer own it.
+fn rwsem_set_nonspinnable<A: Arch>(sem: &RwSemaphore<A>) {
+    let mut owner = sem.owner.load(Relaxed);
+    while owner & RWSEM_READER_OWNED != 0 && owner & RWSEM_NONSPINNABLE == 0 {
+        // ORDER: full as in the kernel; nothing relies on it.
+        if sem.owner.try_cmpxchg(owner | RWSEM_NONSPINNABLE, &mut owner, Full) {
+            return;
+        }
+    }
+}
+
+/// `clear_nonspinnable()`: when no reader is left.
+#[inline(always)]
+fn clear_nonspinnable<A: Arch>(sem: &RwSemaphore<A>) {
+    if sem.owner.load(Relaxed) & RWSEM_NONSPINNABLE != 0 {
+        sem.owner.fetch_and(!RWSEM_NONSPINNABLE, Relaxed);
+    }
+}
+
+/// `rwsem_read_trylock()`: adds the bias in any case; the count it made.
+#[inline(always)]
+fn rwsem_read_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> Result<(), i64> {
+    // ORDER: acquire; meets the releases of up_write() and downgrade_write().
+    let count = sem.count.fetch_add(RWSEM_READER_BIAS, Acquire).wrapping_add(RWSEM_READER_BIAS);
+    if count & RWSEM_READ_FAILED_MASK == 0 {
+        rwsem_set_reader_owned(cpu, sem);
+        return Ok(());
+    }
+    Err(count)
+}
+
+/// `rwsem_write_trylock()`
+#[inline(always)]
+fn rwsem_write_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    // ORDER: acquire; meets the releases of up_read() and up_write().
+    if sem.count.cmpxchg(RWSEM_UNLOCKED_VALUE, RWSEM_WRITER_LOCKED, Acquire).is_ok() {
+        rwsem_set_owner(cpu, sem);
+        return true;
+    }
+    false
+}
+
+/// `down_read()`
+#[inline(always)]
+pub fn down_read<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    if let Err(count) = rwsem_read_trylock(cpu, sem) {
+        rwsem_down_read_slowpath(cpu, sem, count);
+    }
+}
+
+/// `down_read_trylock()`
+#[inline(always)]
+pub fn down_read_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    let mut count = sem.count.load(Relaxed);
+    while count & RWSEM_READ_FAILED_MASK == 0 {
+        // ORDER: acquire; meets the releases of up_write() and downgrade_write().
+        if sem.count.try_cmpxchg(count + RWSEM_READER_BIAS, &mut count, Acquire) {
+            rwsem_set_reader_owned(cpu, sem);
             return true;
         }
     }
     false
 }
-/// Read lock.
+
+/// `down_write()`
 #[inline(always)]
-pub fn down_read<A: Arch>(cpu: &Cpu<A>, s: &RwSemaphore<A>) {
-    while !down_read_trylock(cpu, s) {
-        smp_cond_load_relaxed(&s.count, |c| c & 1 == 0);
+pub fn down_write<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    if !rwsem_write_trylock(cpu, sem) {
+        rwsem_down_write_slowpath(cpu, sem);
     }
 }
-/// Read unlock.
+
+/// `down_write_trylock()`
 #[inline(always)]
-pub fn up_read<A: Arch>(_cpu: &Cpu<A>, s: &RwSemaphore<A>) {
-    s.count.fetch_sub(256, Release);
+pub fn down_write_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    rwsem_write_trylock(cpu, sem)
 }
-/// Write trylock.
+
+/// `up_read()`
 #[inline(always)]
-pub fn down_write_trylock<A: Arch>(_cpu: &Cpu<A>, s: &RwSemaphore<A>) -> bool {
-    s.count.cmpxchg(0, 1, Acquire).is_ok()
-}
-/// Write lock.
-#[inline(always)]
-pub fn down_write<A: Arch>(cpu: &Cpu<A>, s: &RwSemaphore<A>) {
-    while !down_write_trylock(cpu, s) {
-        smp_cond_load_relaxed(&s.count, |c| c == 0);
+pub fn up_read<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    // ORDER: release; meets the acquire of the next writer.
+    let count = sem.count.fetch_sub(RWSEM_READER_BIAS, Release).wrapping_sub(RWSEM_READER_BIAS);
+    if count & (RWSEM_LOCK_MASK | RWSEM_FLAG_WAITERS) == RWSEM_FLAG_WAITERS {
+        up_read_wake(cpu, sem);
     }
 }
-/// Write unlock.
-#[inline(always)]
-pub fn up_write<A: Arch>(_cpu: &Cpu<A>, s: &RwSemaphore<A>) {
-    s.count.fetch_sub(1, Release);
+
+#[cold]
+#[inline(never)]
+fn up_read_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    clear_nonspinnable(sem);
+    rwsem_wake(cpu, sem, WakeType::Any);
 }
-/// Write to read.
+
+/// `up_write()`
 #[inline(always)]
-pub fn downgrade_write<A: Arch>(_cpu: &Cpu<A>, s: &RwSemaphore<A>) {
-    s.count.fetch_add(255, Release);
+pub fn up_write<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    sem.owner.store(0, Relaxed);
+    // ORDER: release; meets the acquires of down_read(), down_write() and of waiters.
+    let old = sem.count.fetch_sub(RWSEM_WRITER_LOCKED, Release);
+    if old & RWSEM_FLAG_WAITERS != 0 {
+        rwsem_wake(cpu, sem, WakeType::Any);
+    }
+}
+
+/// `downgrade_write()`: turns a write lock into a read lock; no writer comes between.
+#[inline(always)]
+pub fn downgrade_write<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    // ORDER: release; what was written under the write lock is seen by readers that come now. What is read from here
+    // on may move up into the write section, which does no harm.
+    let old = sem.count.fetch_add(RWSEM_READER_BIAS - RWSEM_WRITER_LOCKED, Release);
+    rwsem_set_reader_owned(cpu, sem);
+    if old & RWSEM_FLAG_WAITERS != 0 {
+        rwsem_wake(cpu, sem, WakeType::ReadOwned);
+    }
+}
+
+/// `enum rwsem_wake_type`
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WakeType {
+    /// Whoever is first.
+    Any,
+    /// Readers only.
+    Readers,
+    /// Readers only, and the waker holds the lock for reading.
+    ReadOwned,
+}
+
+/// `rwsem_wake()` and, with [`WakeType::ReadOwned`], `rwsem_downgrade_wake()`.
+#[cold]
+#[inline(never)]
+fn rwsem_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeType) {
+    let mut wake_q = WakeQHead::new();
+    raw_spin_lock(cpu, &sem.wait_lock);
+    if !sem.wait_list.is_empty() {
+        rwsem_mark_wake(cpu, sem, wake_type, &mut wake_q);
+    }
+    raw_spin_unlock(cpu, &sem.wait_lock);
+    wake_up_q(&mut wake_q);
+}
+
+/// `rwsem_mark_wake()`: with `wait_lock` held and somebody queued, collects whom to wake. Readers are granted the lock
+/// here and leave the queue; a writer is only woken and has to take it.
+fn rwsem_mark_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeType, wake_q: &mut WakeQHead<A>) {
+    // SAFETY: not empty, lock held.
+    let first = unsafe { waiter_at(sem.wait_list.first.get()) };
+    if first.for_read.get() == 0 {
+        if wake_type == WakeType::Any {
+            // Until it runs, others may steal the lock from it, unless it has asked for a handoff.
+            wake_q_add(wake_q, task_at(first.task.load(Relaxed)));
+            cpu.count(LockEvent::RwsemWakeWriter);
+        }
+        return;
+    }
+    if sem.count.load(Relaxed) < 0 {
+        return;
+    }
+    // A probe: one bias before the queue is walked, so that a writer that slips in is noticed early. It counts for the
+    // first reader granted.
+    let mut adjustment = 0;
+    if wake_type != WakeType::ReadOwned {
+        adjustment = RWSEM_READER_BIAS;
+        // ORDER: full as in the kernel. What it must do: take over what the last writer released, for the readers
+        // that are granted below by a release of `task`.
+        let old = sem.count.fetch_add(adjustment, Full);
+        if old & RWSEM_WRITER_MASK != 0 {
+            let (now, _) = jiffies(cpu);
+            if now > first.timeout.get() {
+                if old & RWSEM_FLAG_HANDOFF == 0 {
+                    adjustment -= RWSEM_FLAG_HANDOFF;
+                    cpu.count(LockEvent::RwsemRlockHandoff);
+                }
+                first.handoff_set.store(1, Relaxed);
+            }
+            sem.count.fetch_sub(adjustment, Relaxed);
+            return;
+        }
+        // Spinning writers learn early that readers have it now.
+        set_reader_owned_by(sem, first.task.load(Relaxed).expose_provenance() as u64);
+    }
+
+    // Grants all readers of the queue, over the heads of writers: phases of readers. In two passes, because a granted
+    // reader may unlock at once and its bias must be there by then.
+    let granted = WaitList::<A> { first: Plain::new(null_mut()), last: Plain::new(null_mut()) };
+    let mut woken = 0;
+    let mut p = sem.wait_list.first.get();
+    while !p.is_null() && woken < MAX_READERS_WAKEUP {
+        // SAFETY: queued, lock held.
+        let w = unsafe { waiter_at(p) };
+        p = w.next.get();
+        if w.for_read.get() != 0 {
+            woken += 1;
+            sem.wait_list.del(w);
+            granted.add_tail(w);
+        }
+    }
+    adjustment = woken * RWSEM_READER_BIAS - adjustment;
+    cpu.counters.add(LockEvent::RwsemWakeReader, u64::from(woken != 0));
+
+    let old = sem.count.load(Relaxed);
+    if sem.wait_list.is_empty() {
+        adjustment -= RWSEM_FLAG_WAITERS;
+    }
+    // Readers got in, so nobody needs to make writers give up the lock any more.
+    if old & RWSEM_FLAG_HANDOFF != 0 {
+        adjustment -= RWSEM_FLAG_HANDOFF;
+    }
+    if adjustment != 0 {
+        sem.count.fetch_add(adjustment, Relaxed);
+    }
+
+    let mut p = granted.first.get();
+    while !p.is_null() {
+        // SAFETY: off the queue, not yet granted.
+        let w = unsafe { waiter_at(p) };
+        p = w.next.get();
+        let task = task_at(w.task.load(Relaxed));
+        // ORDER: release; meets the acquire in rwsem_down_read_slowpath(). The waiter is not touched after it: its
+        // task may already be waiting for something else.
+        w.task.store(null_mut(), Release);
+        wake_q_add(wake_q, task);
+    }
+}
+
+/// `rwsem_cond_wake_waiter()`: with `wait_lock` held, unless a writer holds the lock.
+fn rwsem_cond_wake_waiter<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: i64, wake_q: &mut WakeQHead<A>) {
+    if count & RWSEM_WRITER_MASK != 0 {
+        return;
+    }
+    let wake_type = if count & RWSEM_READER_MASK != 0 {
+        WakeType::Readers
+    } else {
+        clear_nonspinnable(sem);
+        WakeType::Any
+    };
+    rwsem_mark_wake(cpu, sem, wake_type, wake_q);
+}
+
+/// This task's waiter, ready for queueing.
+fn prepare_waiter<A: Arch>(cpu: &Cpu<A>, for_read: u32) -> &RwsemWaiter<A> {
+    let w = &cpu.task.waiter;
+    w.task.store(cpu.task.as_ptr(), Relaxed);
+    w.for_read.set(for_read);
+    let (now, wait) = jiffies(cpu);
+    w.timeout.set(now + wait);
+    w.handoff_set.store(0, Relaxed);
+    w
+}
+
+/// `rwsem_down_read_slowpath()`; `count` is what the fast path made of it, this reader's bias included.
+#[cold]
+#[inline(never)]
+fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: i64) {
+    if count < 0 {
+        // WARN_ON_ONCE in C: more readers than bits.
+        rwsem_set_nonspinnable(sem);
+    }
+    let rcnt = count >> RWSEM_READER_SHIFT;
+    let mut wake_q = WakeQHead::new();
+
+    // A stream of readers does not steal from a sleeping writer: no stealing while readers seem to hold the lock.
+    let readers_have_it =
+        sem.owner.load(Relaxed) & RWSEM_READER_OWNED != 0 && rcnt > 1 && count & RWSEM_WRITER_LOCKED == 0;
+    if !readers_have_it && count & (RWSEM_WRITER_LOCKED | RWSEM_FLAG_HANDOFF) == 0 {
+        rwsem_set_reader_owned(cpu, sem);
+        cpu.count(LockEvent::RwsemRlockSteal);
+        // The first reader opens the door for those that are queued.
+        if rcnt == 1 && count & RWSEM_FLAG_WAITERS != 0 {
+            rwsem_wake(cpu, sem, WakeType::ReadOwned);
+        }
+        return;
+    }
+
+    let mut adjustment = -RWSEM_READER_BIAS;
+    let w = prepare_waiter(cpu, 1);
+    raw_spin_lock(cpu, &sem.wait_lock);
+    if sem.wait_list.is_empty() {
+        // This reader's bias is in the count still: without writer and queue, it holds the lock.
+        if sem.count.load(Relaxed) & RWSEM_WRITER_MASK == 0 {
+            // ORDER: read barrier (smp_acquire__after_ctrl_dep); with the load above meets up_write().
+            smp_rmb::<A>();
+            raw_spin_unlock(cpu, &sem.wait_lock);
+            rwsem_set_reader_owned(cpu, sem);
+            cpu.count(LockEvent::RwsemRlockFast);
+            return;
+        }
+        adjustment += RWSEM_FLAG_WAITERS;
+    }
+    sem.wait_list.add_tail(w);
+    // ORDER: full as in the kernel: the queue is seen by an unlock that sees the waiters bit (it takes wait_lock), and
+    // this sees an unlock that did not see the bit.
+    let count = sem.count.fetch_add(adjustment, Full).wrapping_add(adjustment);
+    rwsem_cond_wake_waiter(cpu, sem, count, &mut wake_q);
+    raw_spin_unlock(cpu, &sem.wait_lock);
+    wake_up_q(&mut wake_q);
+
+    loop {
+        set_current_state_sleeping(cpu);
+        // ORDER: acquire; meets the release in rwsem_mark_wake(), which granted the lock.
+        if w.task.load(Acquire).is_null() {
+            break;
+        }
+        schedule(cpu, None);
+        cpu.count(LockEvent::RwsemSleepReader);
+    }
+    set_current_state_running(cpu);
+    cpu.count(LockEvent::RwsemRlock);
+}
+
+/// `rwsem_try_write_lock()`: with `wait_lock` held, for a queued writer. On success it has left the queue.
+fn rwsem_try_write_lock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) -> bool {
+    // SAFETY: at least `waiter` is queued, lock held.
+    let first = unsafe { waiter_at(sem.wait_list.first.get()) };
+    let mut count = sem.count.load(Relaxed);
+    loop {
+        let has_handoff = count & RWSEM_FLAG_HANDOFF != 0;
+        if has_handoff && first.handoff_set.load(Relaxed) != 0 && !std::ptr::eq(waiter, first) {
+            return false;
+        }
+        let mut new = count;
+        if count & RWSEM_LOCK_MASK != 0 {
+            if has_handoff || jiffies(cpu).0 <= waiter.timeout.get() {
+                return false;
+            }
+            new |= RWSEM_FLAG_HANDOFF;
+        } else {
+            new |= RWSEM_WRITER_LOCKED;
+            new &= !RWSEM_FLAG_HANDOFF;
+            if std::ptr::eq(sem.wait_list.first.get(), sem.wait_list.last.get()) {
+                new &= !RWSEM_FLAG_WAITERS;
+            }
+        }
+        // ORDER: acquire; meets up_read() and up_write().
+        if !sem.count.try_cmpxchg(new, &mut count, Acquire) {
+            continue;
+        }
+        if new & RWSEM_FLAG_HANDOFF != 0 {
+            // Whoever was patient no longer, it is the first waiter that the lock is handed to.
+            first.handoff_set.store(1, Relaxed);
+            cpu.count(LockEvent::RwsemWlockHandoff);
+            return false;
+        }
+        sem.wait_list.del(waiter);
+        rwsem_set_owner(cpu, sem);
+        return true;
+    }
+}
+
+/// `rwsem_down_write_slowpath()`
+#[cold]
+#[inline(never)]
+fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    if rwsem_can_spin_on_owner(cpu, sem) && rwsem_optimistic_spin(cpu, sem) {
+        return;
+    }
+    let mut wake_q = WakeQHead::new();
+    let w = prepare_waiter(cpu, 0);
+    raw_spin_lock(cpu, &sem.wait_lock);
+    let was_empty = sem.wait_list.is_empty();
+    sem.wait_list.add_tail(w);
+    if was_empty {
+        sem.count.fetch_or(RWSEM_FLAG_WAITERS, Relaxed);
+    } else {
+        rwsem_cond_wake_waiter(cpu, sem, sem.count.load(Relaxed), &mut wake_q);
+        if !wake_q.is_empty() {
+            raw_spin_unlock(cpu, &sem.wait_lock);
+            wake_up_q(&mut wake_q);
+            raw_spin_lock(cpu, &sem.wait_lock);
+        }
+    }
+
+    // ORDER: full (in it); between this store and the look at the count in rwsem_try_write_lock(). An unlock that is
+    // missed there sees the waiters bit and wakes this task.
+    set_current_state_sleeping(cpu);
+    while !rwsem_try_write_lock(cpu, sem, w) {
+        raw_spin_unlock(cpu, &sem.wait_lock);
+        // With a handoff under way, a writer that is about to unlock is worth a moment of spinning.
+        if w.handoff_set.load(Relaxed) == 0 || rwsem_spin_on_owner(cpu, sem) != OwnerState::Null {
+            schedule(cpu, None);
+            cpu.count(LockEvent::RwsemSleepWriter);
+            set_current_state_sleeping(cpu);
+        }
+        raw_spin_lock(cpu, &sem.wait_lock);
+    }
+    set_current_state_running(cpu);
+    raw_spin_unlock(cpu, &sem.wait_lock);
+    cpu.count(LockEvent::RwsemWlock);
+}
+
+/// `enum owner_state`
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OwnerState {
+    /// Nobody is named.
+    Null,
+    /// A writer, and it is another one than before.
+    Writer,
+    /// Perhaps readers.
+    Reader,
+    /// Stop spinning: given up on, or not running.
+    Nonspinnable,
+}
+
+/// `rwsem_owner_state()`
+fn rwsem_owner_state(owner: u64) -> OwnerState {
+    if owner & RWSEM_NONSPINNABLE != 0 {
+        OwnerState::Nonspinnable
+    } else if owner & RWSEM_READER_OWNED != 0 {
+        OwnerState::Reader
+    } else if owner & !RWSEM_OWNER_FLAGS_MASK != 0 {
+        OwnerState::Writer
+    } else {
+        OwnerState::Null
+    }
+}
+
+fn owner_task<A: Arch>(owner: u64) -> Option<KRef<Task<A>>> {
+    let p = std::ptr::with_exposed_provenance_mut::<Task<A>>((owner & !RWSEM_OWNER_FLAGS_MASK) as usize);
+    // SAFETY: only addresses of tasks are stored in `owner`, and tasks live as long as the kernel.
+    NonNull::new(p).map(|p| unsafe { KRef::new(p) })
+}
+
+/// `rwsem_can_spin_on_owner()`
+fn rwsem_can_spin_on_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    let ok = !need_resched(cpu) && {
+        let owner = sem.owner.load(Relaxed);
+        // A reader's name may be an old one: not asked whether it runs.
+        owner & RWSEM_NONSPINNABLE == 0
+            && (owner & RWSEM_READER_OWNED != 0 || owner_task::<A>(owner).is_none_or(|t| owner_on_cpu(&t)))
+    };
+    if !ok {
+        cpu.count(LockEvent::RwsemOptFail);
+    }
+    ok
+}
+
+/// `rwsem_spin_on_owner()`: as long as one and the same running writer has it.
+#[inline(never)]
+fn rwsem_spin_on_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> OwnerState {
+    let owner = sem.owner.load(Relaxed);
+    let state = rwsem_owner_state(owner);
+    if state != OwnerState::Writer {
+        return state;
+    }
+    let Some(task) = owner_task::<A>(owner) else {
+        return OwnerState::Null;
+    };
+    // Two words are watched, so that smp_cond_load_relaxed() does not fit here.
+    loop {
+        let new = sem.owner.load(Relaxed);
+        if new != owner {
+            return rwsem_owner_state(new);
+        }
+        barrier();
+        if need_resched(cpu) || !owner_on_cpu(&task) {
+            return OwnerState::Nonspinnable;
+        }
+        A::cpu_relax();
+    }
+}
+
+/// `rwsem_rspin_threshold()`: until when to spin on readers: 10 us and half a us for each, at most 25 us.
+fn rwsem_rspin_threshold<A: Arch>(sem: &RwSemaphore<A>) -> u64 {
+    let readers = (sem.count.load(Relaxed) >> RWSEM_READER_SHIFT).clamp(0, 30) as u64;
+    A::now() + (20 + readers) * 1000 / 2
+}
+
+/// `rwsem_try_write_lock_unqueued()`: past the queue, unless a handoff is under way.
+fn rwsem_try_write_lock_unqueued<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    let mut count = sem.count.load(Relaxed);
+    while count & (RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF) == 0 {
+        // ORDER: acquire; meets up_read() and up_write().
+        if sem.count.try_cmpxchg(count | RWSEM_WRITER_LOCKED, &mut count, Acquire) {
+            rwsem_set_owner(cpu, sem);
+            cpu.count(LockEvent::RwsemOptLock);
+            return true;
+        }
+    }
+    false
+}
+
+/// `rwsem_optimistic_spin()`: whether it got the lock.
+fn rwsem_optimistic_spin<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    let mut taken = false;
+    if osq_lock(cpu, &sem.osq) {
+        taken = spin(cpu, sem);
+        osq_unlock(cpu, &sem.osq);
+    }
+    if !taken {
+        cpu.count(LockEvent::RwsemOptFail);
+    }
+    taken
+}
+
+fn spin<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    let mut prev = OwnerState::Null;
+    let mut turns = 0_u32;
+    let mut threshold = 0;
+    loop {
+        let state = rwsem_spin_on_owner(cpu, sem);
+        if state == OwnerState::Nonspinnable {
+            return false;
+        }
+        if rwsem_try_write_lock_unqueued(cpu, sem) {
+            return true;
+        }
+        if state == OwnerState::Reader {
+            if prev != OwnerState::Reader {
+                // A new phase of readers has a new limit.
+                if sem.owner.load(Relaxed) & RWSEM_NONSPINNABLE != 0 {
+                    return false;
+                }
+                threshold = rwsem_rspin_threshold(sem);
+                turns = 0;
+            } else {
+                // The clock is looked at every 16th turn: looking takes time in which the lock may come free.
+                turns = turns.wrapping_add(1);
+                if turns & 0xf == 0 && A::now() > threshold {
+                    rwsem_set_nonspinnable(sem);
+                    cpu.count(LockEvent::RwsemOptNospin);
+                    return false;
+                }
+            }
+        }
+        if state != OwnerState::Writer && need_resched(cpu) {
+            return false;
+        }
+        prev = state;
+        A::cpu_relax();
+    }
+}
+
+#[cfg(test)]
+impl<A: Arch> RwSemaphore<A> {
+    /// How many hold it for reading, and whether one holds it for writing.
+    pub(crate) fn holders(&self) -> (i64, bool) {
+        let c = self.count.load(Relaxed);
+        (c >> RWSEM_READER_SHIFT, c & RWSEM_WRITER_LOCKED != 0)
+    }
+
+    /// L1: what must be so after all have left.
+    pub(crate) fn assert_quiet(&self) {
+        assert_eq!(self.count.load(Relaxed), 0, "count");
+        assert!(self.wait_list.is_empty() && self.wait_list.last.get().is_null(), "somebody is queued");
+        assert_eq!(self.owner.load(Relaxed) & RWSEM_NONSPINNABLE, 0, "nonspinnable");
+        assert!(!self.osq.is_locked(), "somebody spins");
+        assert!(!self.wait_lock.is_locked(), "wait_lock");
+    }
 }
