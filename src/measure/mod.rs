@@ -2,6 +2,7 @@
 //! Floor 8: the timed loop, the plan, the worlds' runners, counters and statistics.
 
 pub mod kernel;
+pub mod perf;
 pub mod plan;
 pub mod run;
 pub mod stat;
