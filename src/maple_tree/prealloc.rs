@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Where nodes come from and where they go [lib/maple_tree.c, 6.12: mas_alloc_nodes, mas_pop_node, mas_destroy,
+//! ma_free_rcu, mt_free_rcu, mt_free_walk, mas_mat_destroy, __mt_destroy].
+//!
+//! A store asks for its worst case before it starts and gives back at once what it did not need. A replaced node is
+//! marked dead and, in RCU mode, freed by one `call_rcu` of its own; a subtree whose whole content was overwritten, or
+//! a destroyed tree, by one `call_rcu` in all.
+//!
+//! custom: supplied nodes hang in a chain through their first word (the kernel packs their addresses into the first
+//! node; its bulk calls to the allocator are single calls here). stub: the maple_alloc request words.
+//!
+//! INVARIANT: maple_node_alloc = maple_node_free + live nodes + dead nodes waiting for RCU + supplied nodes.
+
+use super::node::{Enode, MapleNode, MapleType, is_child, mte_node_type, mte_safe_root, mte_to_node, xa_is_node};
+use super::state::{MaState, MapleEvent, MapleState, MapleTree};
+use crate::arch::arena::KRef;
+use crate::arch::{Hardware, Relaxed, Release};
+use crate::cpu::{Cpu, Errno};
+use crate::rcu::{RcuHead, call_rcu};
+use crate::slab::{kmem_cache_alloc, kmem_cache_free};
+use std::ptr::{NonNull, null_mut};
+
+/// `mas_alloc_nodes()`: supplies the cursor with at least `n` nodes.
+///
+/// # Errors
+/// `ENOMEM`; what was supplied stays.
+#[inline]
+pub(crate) fn mas_alloc_nodes<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, n: usize) -> Result<(), Errno> {
+    while mas.alloc_count < n {
+        let p = kmem_cache_alloc(cpu, &mas.state.node_cache);
+        if p.is_null() {
+            return Err(Errno::ENOMEM);
+        }
+        cpu.count(MapleEvent::NodeAlloc);
+        let node = MapleNode::<A>::from_object(p);
+        node.link().store(mas.alloc, Relaxed);
+        mas.alloc = p.cast();
+        mas.alloc_count += 1;
+    }
+    Ok(())
+}
+
+/// `mas_pop_node()`: a zeroed node out of the supply.
+///
+/// # Panics
+/// When the store needs more nodes than its kind's worst case: a bug.
+#[inline]
+pub(crate) fn mas_pop_node<A: Hardware>(mas: &mut MaState<'_, A>) -> MapleNode<A> {
+    assert!(mas.alloc_count > 0, "BUG: store needs more nodes than were preallocated");
+    let node = MapleNode::<A>::from_object(mas.alloc.cast());
+    mas.alloc = node.link().load(Relaxed);
+    mas.alloc_count -= 1;
+    node.clear();
+    node
+}
+
+/// `mas_destroy()`: gives unused nodes back.
+#[inline]
+pub fn mas_destroy<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) {
+    while mas.alloc_count > 0 {
+        let node = MapleNode::<A>::from_object(mas.alloc.cast());
+        mas.alloc = node.link().load(Relaxed);
+        mas.alloc_count -= 1;
+        free_node(cpu, &mas.state, node);
+    }
+    mas.alloc = null_mut();
+}
+
+#[inline(always)]
+fn free_node<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>) {
+    cpu.count(MapleEvent::NodeFree);
+    // SAFETY: taken from this cache, out of every tree, and no reader is left (unshared, or after a grace period).
+    unsafe { kmem_cache_free(cpu, &state.node_cache, node.as_ptr()) }
+}
+
+/// `mas_free()`: releases one node that was replaced and is marked dead.
+#[inline]
+pub(crate) fn mas_free<A: Hardware>(cpu: &Cpu<A>, mas: &MaState<'_, A>, node: MapleNode<A>) {
+    cpu.count(MapleEvent::NodeDead);
+    if mas.tree.in_rcu() {
+        cpu.count(MapleEvent::CallRcu);
+        node.set_dead_info(MapleType::Leaf64, mas.state.as_ptr().cast());
+        // SAFETY: no slot names the node any more, and only this callback frees it.
+        unsafe { call_rcu(cpu, &mas.state.rcu, node.rcu_head(), mt_free_rcu) }
+    } else {
+        free_node(cpu, &mas.state, node);
+    }
+}
+
+/// State behind a dead node.
+fn dead_state<A: Hardware>(p: *mut ()) -> KRef<MapleState<A>> {
+    let p = NonNull::new(p.cast::<MapleState<A>>()).expect("set_dead_info() stored it");
+    // SAFETY: it was a KRef of this kernel, and callbacks run while the kernel lives.
+    unsafe { KRef::new(p) }
+}
+
+/// `mt_free_rcu()`: the callback of one dead node.
+unsafe fn mt_free_rcu<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
+    let node = MapleNode::<A>::from_rcu_head(head);
+    free_node(cpu, &dead_state(node.dead_info().1), node);
+}
+
+/// `mt_free_walk()`: the callback of a dead subtree.
+unsafe fn mt_free_walk<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
+    let node = MapleNode::<A>::from_rcu_head(head);
+    let (kind, state) = node.dead_info();
+    free_subtree(cpu, &dead_state(state), node, kind);
+}
+
+/// Frees `node` and all below it; nobody looks any more. Slots are intact in a dead node, pivots are not.
+fn free_subtree<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>, kind: MapleType) {
+    if !kind.is_leaf() {
+        for i in 0..kind.slots() {
+            let child = node.slot(kind, i).load(Relaxed);
+            if !is_child(child) {
+                break;
+            }
+            free_subtree(cpu, state, mte_to_node(child), mte_node_type(child));
+        }
+    }
+    free_node(cpu, state, node);
+}
+
+/// Marks `enode` and all below it dead; returns how many nodes that were.
+fn set_subtree_dead<A: Hardware>(enode: Enode) -> u64 {
+    let (node, kind) = (mte_to_node::<A>(enode), mte_node_type(enode));
+    node.set_dead();
+    let mut n = 1;
+    if !kind.is_leaf() {
+        for i in 0..kind.slots() {
+            let child = node.slot(kind, i).load(Relaxed);
+            if !is_child(child) {
+                break;
+            }
+            n += set_subtree_dead::<A>(child);
+        }
+    }
+    n
+}
+
+/// `mte_destroy_walk()`: releases a subtree whose whole content was overwritten.
+#[cold]
+#[inline(never)]
+pub(crate) fn mte_destroy_walk<A: Hardware>(cpu: &Cpu<A>, state: KRef<MapleState<A>>, in_rcu: bool, enode: Enode) {
+    let (node, kind) = (mte_to_node::<A>(enode), mte_node_type(enode));
+    let n = set_subtree_dead::<A>(enode);
+    cpu.counters.add(MapleEvent::NodeDead, n);
+    if in_rcu {
+        cpu.count(MapleEvent::CallRcu);
+        node.set_dead_info(kind, state.as_ptr().cast());
+        // SAFETY: no slot outside the subtree names a node of it; only this callback frees them.
+        unsafe { call_rcu(cpu, &state.rcu, node.rcu_head(), mt_free_walk) }
+    } else {
+        free_subtree(cpu, &state, node, kind);
+    }
+}
+
+/// `__mt_destroy()`: frees all nodes, at once outside RCU mode, else after a grace period. Entries are the caller's.
+pub fn mt_destroy<A: Hardware>(cpu: &Cpu<A>, state: KRef<MapleState<A>>, mt: &MapleTree<A>) {
+    let root = mt.ma_root.load(Relaxed);
+    // ORDER: release as everywhere on the root word; nothing new is published.
+    mt.ma_root.store(null_mut(), Release);
+    if xa_is_node(root) {
+        mte_destroy_walk(cpu, state, mt.in_rcu(), mte_safe_root(root));
+    }
+    mt.set_height(0);
+}
