@@ -42,7 +42,7 @@ impl Counters {
     }
 }
 
-/// Declares an enum of counters in the slots from `$base` on. Ranges: sync 0..32, rcu 32..64, vm 64..112,
+/// Declares an enum of counters in the slots from `$base` on. Ranges: sync 0..32, rcu 32..64, maple tree 64..80, vm 80..112,
 /// workload 112..128. `NAMES` pairs each name with its slot, for the runner.
 #[macro_export]
 macro_rules! counters {
