@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What stands beside the figures: retries under mmap_lock, counters that moved, cache effects.
+//!
+//! Cache effects counted by a PMU and those of the simulator are different things in different units and never share a
+//! table. A figure that was not counted is absent with its reason, never zero.
+//!
+//! A counter "moved" when its mean changed by more than the floor and either the test says so (Mann-Whitney, adjusted by
+//! Benjamini and Hochberg over the block's counters: these are lists to look through, not claims) or, where fewer than
+//! four samples leave the test mute, the ranges do not touch.
+
+use crate::measure::stat::descriptive::{amean, range};
+use crate::measure::stat::many::benjamini_hochberg;
+use crate::measure::stat::nothing::mann_whitney;
+use crate::report::compare::Options;
+use crate::report::metric::{Metric, lock_path_faults, scaled};
+use crate::report::record::Sample;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Ways in which a fault leaves the lock path: the counter, and the heading of its column.
+pub const CAUSES: [(&str, &str); 9] = [
+    ("vma_lock_retry", "retry"),
+    ("vma_lock_abort", "abort"),
+    ("vma_abort_none", "none"),
+    ("vma_abort_seq_early", "seq-early"),
+    ("vma_abort_writer", "writer"),
+    ("vma_abort_seq_late", "seq-late"),
+    ("vma_abort_other_mm", "other-mm"),
+    ("vma_abort_range", "range"),
+    ("vma_lock_miss", "miss"),
+];
+
+/// Retries of one variant in one row.
+#[derive(Clone, Debug, Serialize)]
+pub struct RetryRow {
+    /// Workload.
+    pub workload: String,
+    /// Threads.
+    pub threads: u32,
+    /// Variant.
+    pub variant: String,
+    /// Samples.
+    pub n: usize,
+    /// Faults that ended under mmap_lock, per million; absent where not counted.
+    pub under_mmap_lock: Option<f64>,
+    /// Per million faults, in the order of [`CAUSES`]; absent where not counted.
+    pub causes: Vec<Option<f64>>,
+}
+
+/// A counter of several variants in one row, per thousand operations, mean over samples.
+#[derive(Clone, Debug, Serialize)]
+pub struct CounterRow {
+    /// Workload.
+    pub workload: String,
+    /// Threads.
+    pub threads: u32,
+    /// Counter.
+    pub name: String,
+    /// By the block's variants; absent where not counted.
+    pub values: Vec<Option<f64>>,
+}
+
+/// An event of several variants in one row, per operation, mean over samples.
+#[derive(Clone, Debug, Serialize)]
+pub struct PmuRow {
+    /// Workload.
+    pub workload: String,
+    /// Threads.
+    pub threads: u32,
+    /// Event.
+    pub event: String,
+    /// By the block's variants; absent where not counted.
+    pub values: Vec<Option<f64>>,
+    /// Smallest share of the time that the event was counting.
+    pub running_share: f64,
+}
+
+/// Line transfers of one struct of several variants in one row, per operation, mean over samples.
+#[derive(Clone, Debug, Serialize)]
+pub struct LineRow {
+    /// Workload.
+    pub workload: String,
+    /// Threads.
+    pub threads: u32,
+    /// Struct.
+    pub name: String,
+    /// By the block's variants; absent where it has no samples.
+    pub values: Vec<Option<Lines>>,
+}
+
+/// Transfers per operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Lines {
+    /// Lines that came from another CPU, near or far.
+    pub moved: f64,
+    /// Those from another node.
+    pub far: f64,
+    /// Shared lines taken from the others for a store.
+    pub upgrades: f64,
+}
+
+type Cells<'a> = BTreeMap<(&'a str, u32), Vec<Vec<&'a Sample>>>;
+
+/// Samples by row, then by variant in the order given.
+fn cells<'a>(samples: &[&'a Sample], variants: &[String]) -> Cells<'a> {
+    let mut cells = Cells::new();
+    for s in samples {
+        let Some(at) = variants.iter().position(|v| *v == s.variant) else { continue };
+        cells.entry((&s.workload, s.threads)).or_insert_with(|| vec![Vec::new(); variants.len()])[at].push(s);
+    }
+    cells
+}
+
+/// Mean over the samples that have a value.
+fn mean_of(samples: &[&Sample], value: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
+    let values: Vec<f64> = samples.iter().filter_map(|s| value(s)).collect();
+    (!values.is_empty()).then(|| amean(&values))
+}
+
+/// Retries of every row in which a fault was taken and the lock path counted.
+pub fn retries(samples: &[&Sample], variants: &[String]) -> Vec<RetryRow> {
+    let mut rows = Vec::new();
+    for ((workload, threads), by_variant) in cells(samples, variants) {
+        for (variant, mine) in variants.iter().zip(&by_variant) {
+            let counted = |s: &Sample| CAUSES.iter().any(|(c, _)| s.counters.contains_key(*c));
+            if !mine.iter().any(|s| counted(s) && lock_path_faults(s).is_ok()) {
+                continue;
+            }
+            let of = |name: &str| mean_of(mine, |s| Metric::Counter(name.into()).value(s).ok());
+            rows.push(RetryRow {
+                workload: workload.into(),
+                threads,
+                variant: variant.clone(),
+                n: mine.len(),
+                under_mmap_lock: mean_of(mine, |s| Metric::Retries.value(s).ok()),
+                causes: CAUSES.iter().map(|(name, _)| of(name)).collect(),
+            });
+        }
+    }
+    rows
+}
+
+/// Whether a counter speaks of RCU or of the slab allocator, by its kernel name.
+fn is_rcu_or_slab(name: &str) -> bool {
+    const HEADS: [&str; 19] = [
+        "rcu",
+        "call_rcu",
+        "kfree_rcu",
+        "kvfree",
+        "gp_",
+        "softirq",
+        "alloc_",
+        "free_",
+        "slab",
+        "cpuslab",
+        "cpu_partial",
+        "deactivate",
+        "order_fallback",
+        "cmpxchg_double",
+        "sheaf",
+        "barn",
+        "kmem",
+        "partial",
+        "page",
+    ];
+    HEADS.iter().any(|head| name.starts_with(head))
+}
+
+/// Counters that moved between the baseline and any other variant: those of RCU and slab, then the rest but the lock
+/// path's, which have a table of their own.
+pub fn counters(samples: &[&Sample], variants: &[String], options: &Options) -> (Vec<CounterRow>, Vec<CounterRow>) {
+    if variants.first() != Some(&options.baseline) {
+        return (Vec::new(), Vec::new());
+    }
+    struct Candidate {
+        row: CounterRow,
+        /// Per other variant: change beyond the floor, test, too few for it but apart.
+        pairs: Vec<(bool, f64, bool)>,
+    }
+    let mut found = Vec::new();
+    for ((workload, threads), by_variant) in cells(samples, variants) {
+        let names: BTreeSet<&String> = by_variant.iter().flatten().flat_map(|s| s.counters.keys()).collect();
+        for name in names.into_iter().filter(|n| !n.starts_with("vma_lock_") && !n.starts_with("vma_abort_")) {
+            let metric = Metric::Counter(name.clone());
+            let values: Vec<Vec<f64>> =
+                by_variant.iter().map(|mine| mine.iter().filter_map(|s| metric.value(s).ok()).collect()).collect();
+            let base = &values[0];
+            let pairs = values[1..].iter().map(|new| moved(base, new, options.floor)).collect();
+            let mean = |v: &Vec<f64>| (!v.is_empty()).then(|| amean(v));
+            let row = CounterRow {
+                workload: workload.into(),
+                threads,
+                name: name.clone(),
+                values: values.iter().map(mean).collect(),
+            };
+            found.push(Candidate { row, pairs });
+        }
+    }
+    let p: Vec<f64> = found.iter().flat_map(|c| c.pairs.iter().map(|(_, p, _)| *p)).collect();
+    let mut adjusted = benjamini_hochberg(&p).into_iter();
+    let mut out = (Vec::new(), Vec::new());
+    for c in found {
+        let mut keep = false;
+        for (beyond, _, apart) in &c.pairs {
+            let p = adjusted.next().unwrap_or(f64::NAN);
+            keep |= *beyond && (p < options.alpha || *apart);
+        }
+        match (keep, is_rcu_or_slab(&c.row.name)) {
+            (true, true) => out.0.push(c.row),
+            (true, false) => out.1.push(c.row),
+            (false, _) => {}
+        }
+    }
+    out
+}
+
+fn moved(base: &[f64], new: &[f64], floor: f64) -> (bool, f64, bool) {
+    let Some(test) = mann_whitney(base, new) else { return (false, f64::NAN, false) };
+    let (a, b) = (amean(base), amean(new));
+    let beyond = (b - a).abs() > floor * a.abs();
+    let (low, high) = (range(base), range(new));
+    let apart = base.len().min(new.len()) < 4 && (low.1 < high.0 || high.1 < low.0);
+    (beyond, test.p, apart)
+}
+
+/// Events counted by hardware or kernel, per operation; and the reasons of those that were not.
+pub fn pmu(samples: &[&Sample], variants: &[String]) -> (Vec<PmuRow>, Vec<String>) {
+    use crate::report::record::PerfCell;
+    let mut rows = Vec::new();
+    let mut absent: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for s in samples {
+        for (event, cell) in &s.perf {
+            if let Err(why) = scaled(cell) {
+                absent.entry(why).or_default().insert(event);
+            }
+        }
+    }
+    for ((workload, threads), by_variant) in cells(samples, variants) {
+        let events: BTreeSet<&String> = by_variant.iter().flatten().flat_map(|s| s.perf.keys()).collect();
+        for event in events {
+            let per_op =
+                |s: &Sample| Some(scaled(s.perf.get(event)?).ok()? / s.operations as f64).filter(|v| v.is_finite());
+            let values: Vec<Option<f64>> = by_variant.iter().map(|mine| mean_of(mine, per_op)).collect();
+            if values.iter().all(Option::is_none) {
+                continue;
+            }
+            let share = |s: &&Sample| match s.perf.get(event) {
+                Some(PerfCell::Counted { enabled, running, .. }) => *running as f64 / *enabled as f64,
+                _ => f64::INFINITY,
+            };
+            let running_share = by_variant.iter().flatten().map(share).fold(f64::INFINITY, f64::min);
+            rows.push(PmuRow { workload: workload.into(), threads, event: event.clone(), values, running_share });
+        }
+    }
+    let sentence = |(why, events): (String, BTreeSet<&str>)| {
+        format!("{}: {why}", events.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    (rows, absent.into_iter().map(sentence).collect())
+}
+
+/// Lines moved per operation by struct, most moved first within a row.
+pub fn lines(samples: &[&Sample], variants: &[String]) -> Vec<LineRow> {
+    let mut rows = Vec::new();
+    for ((workload, threads), by_variant) in cells(samples, variants) {
+        let names: BTreeSet<&String> = by_variant.iter().flatten().flat_map(|s| s.lines.keys()).collect();
+        let mut here: Vec<LineRow> = names
+            .into_iter()
+            .map(|name| LineRow {
+                workload: workload.into(),
+                threads,
+                name: name.clone(),
+                values: by_variant.iter().map(|mine| per_operation(mine, name)).collect(),
+            })
+            .collect();
+        let most = |r: &LineRow| r.values.iter().flatten().map(|l| l.moved).fold(0.0, f64::max);
+        here.sort_by(|a, b| most(b).total_cmp(&most(a)).then_with(|| a.name.cmp(&b.name)));
+        rows.extend(here);
+    }
+    rows
+}
+
+/// Transfers of the struct `name` per operation, mean over samples; a struct that a sample does not name moved nothing.
+pub fn per_operation(samples: &[&Sample], name: &str) -> Option<Lines> {
+    let of = |pick: fn(&crate::report::record::LineMoves) -> u64| {
+        mean_of(samples, |s| {
+            let moves = s.lines.get(name).map_or(0, pick);
+            (!s.lines.is_empty() && s.operations > 0).then(|| moves as f64 / s.operations as f64)
+        })
+    };
+    Some(Lines { moved: of(|m| m.moved_near + m.moved_far)?, far: of(|m| m.moved_far)?, upgrades: of(|m| m.upgrades)? })
+}
