@@ -297,6 +297,7 @@ fn kernel_names_split_at_the_first_dash_but_for_candidates() {
     assert_eq!(split("6.14-rc3-typesafe-v2"), ("6.14-rc3".into(), "typesafe-v2".into()));
     assert_eq!(split("6.14-rc3"), ("6.14-rc3".into(), String::new()));
     assert_eq!(split("6.14-rcu-fix"), ("6.14".into(), "rcu-fix".into()));
+    assert_eq!(split("refcnt+typesafe@slub"), ("refcnt".into(), "+typesafe@slub".into()));
     assert_eq!(split("v6.12"), ("v6.12".into(), String::new()));
 }
 

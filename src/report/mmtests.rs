@@ -3,7 +3,8 @@
 //!
 //! Layout, percents and stars follow that tool's rules (`measure::stat::mmtests`); its star is no test of significance,
 //! and the verdicts of the text format do not use it. Departures: a row that a variant lacks leaves its cell empty
-//! instead of ending the report; numbers too wide for a column widen all columns; "(busted)" stands under the name of a
+//! instead of ending the report; numbers and names too wide for a column widen all columns; a name without a dash splits
+//! before its plus sign; "(busted)" stands under the name of a
 //! protocol that does not hold.
 
 use crate::measure::stat::descriptive::range;
@@ -43,7 +44,8 @@ pub fn split_name(name: &str) -> (String, String) {
     let from = from.filter(|at| !name[..*at].contains('-')).map_or(0, |at| at + 1);
     match name[from..].find('-') {
         Some(at) => (name[..from + at].into(), name[from + at + 1..].into()),
-        None => (name.into(), String::new()),
+        // A variant's slug has no dash; PROTOCOL+CACHE@ALLOCATOR would not fit one column.
+        None => name.find('+').map_or((name.into(), String::new()), |at| (name[..at].into(), name[at..].into())),
     }
 }
 
@@ -81,6 +83,10 @@ fn table(out: &mut String, c: &Comparison, block: &Block) {
     let rows: Vec<&Row> = block.rows.iter().filter(|r| r.sides.iter().any(|s| !s.values.is_empty())).collect();
     let widest = rows.iter().flat_map(|r| &r.sides).map(|s| format!("{:.places$}", range(&s.values).1).len()).max();
     field = field.max(widest.unwrap_or(0) + 1);
+    let heads: Vec<[String; 2]> = block.variants.iter().map(|v| heads(v, block.busted.contains(v))).collect();
+    let longest = heads.iter().flatten().map(String::len).max().unwrap_or(0);
+    // One blank between names: a cell is the field and eleven more.
+    field = field.max((longest + 1).saturating_sub(11));
     let statistics = statistics(better);
     let w1 = statistics.iter().map(|s| s.0.len()).max().unwrap_or(0);
     let operations: Vec<String> = rows.iter().map(|r| operation(c, block, r)).collect();
@@ -88,12 +94,8 @@ fn table(out: &mut String, c: &Comparison, block: &Block) {
 
     for line in [0, 1] {
         let mut head = " ".repeat(w1 + 1 + w2);
-        for variant in &block.variants {
-            let (first, mut second) = split_name(variant);
-            if block.busted.contains(variant) {
-                second = if second.is_empty() { "(busted)".into() } else { format!("{second} (busted)") };
-            }
-            let _ = write!(head, "{:>width$}", if line == 0 { first } else { second }, width = field + 11);
+        for parts in &heads {
+            let _ = write!(head, "{:>width$}", parts[line], width = field + 11);
         }
         let _ = writeln!(out, "{}", head.trim_end());
     }
@@ -110,6 +112,15 @@ fn table(out: &mut String, c: &Comparison, block: &Block) {
             let _ = writeln!(out, "{}", line.trim_end());
         }
     }
+}
+
+/// Both header rows of a variant.
+fn heads(variant: &str, busted: bool) -> [String; 2] {
+    let (first, mut second) = split_name(variant);
+    if busted {
+        second = if second.is_empty() { "(busted)".into() } else { format!("{second} (busted)") };
+    }
+    [first, second]
 }
 
 fn is_mean(name: &str) -> bool {
