@@ -262,8 +262,32 @@ impl Directory {
         p
     }
 
-    /// CPU `me` accesses the line of arena offset `off` at `now`.
+    /// Whether CPU `me` has the line of arena offset `off` in a state that allows the access, and nobody sleeps on it:
+    /// then the access is counted. Otherwise nothing happened.
     #[inline(always)]
+    pub(super) fn hit(&mut self, me: u32, off: usize, kind: Kind) -> bool {
+        let w = self.table[off >> PAGE_SHIFT];
+        if w == 0 || w & 1 == 1 {
+            return false;
+        }
+        let li = off >> LINE_SHIFT & (LINES - 1);
+        // SAFETY: a live page; see page().
+        let p = unsafe { &*(w as *const Page) };
+        let l = &p.lines[li];
+        let here = match l.state {
+            // The owner still has it unless it fetched a whole cache of lines since.
+            State::Owned => l.owner == me as u16 && !self.price.fell_out(l.fill, self.fills[me as usize]),
+            State::Shared => kind == Kind::Load && p.sharers[li * self.words + me as usize / 64] >> (me % 64) & 1 == 1,
+            State::Invalid => false,
+        };
+        if !here || (l.waiter != NOBODY && kind != Kind::Load) {
+            return false;
+        }
+        self.labels.counts[l.label as usize].accesses += 1;
+        true
+    }
+
+    /// CPU `me` accesses the line of arena offset `off` at `now`, which [`Directory::hit`] has refused.
     pub(super) fn access(&mut self, me: u32, now: u64, off: usize, kind: Kind) -> Done {
         let page = self.page(off >> PAGE_SHIFT);
         let li = off >> LINE_SHIFT & (LINES - 1);
@@ -271,24 +295,21 @@ impl Directory {
         // SAFETY: pages live until reset(), and this is the only reference into this one.
         let (l, sharers) = unsafe {
             let p = &mut *page;
-            (p.lines.get_unchecked_mut(li), p.sharers.get_unchecked_mut(li * words..(li + 1) * words))
+            (&mut p.lines[li], &mut p.sharers[li * words..(li + 1) * words])
         };
-        let (w, bit) = (me as usize / 64, 1u64 << (me % 64));
         self.labels.counts[l.label as usize].accesses += 1;
-        let extra = if kind == Kind::Rmw { self.price.rmw } else { 0 };
-        let here = match l.state {
-            // The owner still has it unless it fetched a whole cache of lines since.
-            State::Owned => l.owner == me as u16 && !self.price.fell_out(l.fill, self.fills[me as usize]),
-            State::Shared => kind == Kind::Load && sharers[w] & bit != 0,
-            State::Invalid => false,
+        let mine = l.state == State::Owned && l.owner == me as u16;
+        let at = if mine && !self.price.fell_out(l.fill, self.fills[me as usize]) {
+            // Its page was cleared as a whole, or somebody sleeps on the line.
+            now + self.price.hit
+        } else {
+            self.miss(me, now, off, kind, l, sharers)
         };
-        let at = if here { now + self.price.hit + extra } else { self.miss(me, now, off, kind, l, sharers) + extra };
         let woken = if kind == Kind::Load { NOBODY } else { std::mem::replace(&mut l.waiter, NOBODY) };
-        Done { at, woken }
+        Done { at: at + self.price.extra(kind), woken }
     }
 
     /// The line is not here, or not in the state that the access needs. Returns when it is.
-    #[cold]
     #[inline(never)]
     fn miss(&mut self, me: u32, now: u64, off: usize, kind: Kind, l: &mut Line, sharers: &mut [u64]) -> u64 {
         let start = now.max(l.busy);
@@ -470,6 +491,11 @@ impl Directory {
         std::mem::replace(&mut self.next_waiter[cpu as usize], NOBODY)
     }
 
+    /// The shortest time in which a line can change its place, ps.
+    pub(super) fn shortest_move(&self) -> u64 {
+        self.cache_ps.iter().copied().min().unwrap_or(0)
+    }
+
     /// Offset of `addr` in the arena, if it lies there.
     #[inline(always)]
     pub(super) fn offset(&self, addr: usize) -> Option<usize> {
@@ -485,6 +511,12 @@ pub(super) fn is_cpu(cpu: u16) -> bool {
 }
 
 impl Price {
+    /// What `kind` costs besides having the line.
+    #[inline(always)]
+    pub(super) fn extra(&self, kind: Kind) -> u64 {
+        if kind == Kind::Rmw { self.rmw } else { 0 }
+    }
+
     #[inline(always)]
     fn fell_out(&self, fill: u32, fills: u32) -> bool {
         self.cache_lines != 0 && fills.wrapping_sub(fill) >= self.cache_lines

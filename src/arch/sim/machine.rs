@@ -3,8 +3,10 @@
 //!
 //! Every CPU is a coroutine with a clock of its own; the earliest clock runs next, ties go to the lower CPU number. A
 //! running CPU goes on until its clock passes that of the earliest other CPU that could run, so most accesses cost no
-//! switch. An access takes effect when it is issued and is paid for afterwards: the order of effects is the order of
-//! issue times, which is one interleaving of all CPUs (sequential consistency).
+//! switch. Accesses to lines that the CPU already has go further: up to the shortest time in which a line can travel,
+//! since what another CPU asks for in the meantime could not have arrived earlier. An access takes effect when it is
+//! issued and is paid for afterwards; the order of issue is one interleaving of all CPUs (sequential consistency), and
+//! whatever misses, waits or wakes is issued in the order of the clocks.
 //!
 //! INVARIANT: nothing a run decides depends on a host address, on host time or on the order of a hash table: lines are
 //! named by their distance from the arena's base, memory outside the arena has one flat price, and queues are kept in
@@ -135,6 +137,8 @@ pub(super) struct Core {
     clock: u64,
     /// It goes on while `clock < limit`.
     limit: u64,
+    /// How far beyond `limit` it may go on what it has, ps.
+    lookahead: u64,
     dir: Directory,
     price: Price,
     cpus: Vec<VirtualCpu>,
@@ -175,10 +179,10 @@ pub(super) fn running() -> *mut Core {
 pub(super) unsafe fn access(core: *mut Core, addr: usize, kind: Kind) {
     // SAFETY: the machine outlives the run; references do not live across the hand-over.
     unsafe {
-        if (*core).clock >= (*core).limit {
-            hand_over(core);
+        if !(&mut *core).private_access(addr, kind) {
+            sync_point(core);
+            (&mut *core).access(addr, kind);
         }
-        (*core).access(addr, kind);
     }
 }
 
@@ -347,8 +351,39 @@ pub(super) fn now() -> u64 {
 }
 
 impl Core {
+    /// Does the access if no other CPU can tell when: the CPU has the line, and is not too far ahead.
     #[inline(always)]
+    fn private_access(&mut self, addr: usize, kind: Kind) -> bool {
+        if self.clock >= self.limit.saturating_add(self.lookahead) {
+            return false;
+        }
+        let ps = match self.dir.offset(addr) {
+            Some(off) => {
+                if !self.dir.hit(self.me, off, kind) {
+                    return false;
+                }
+                self.mix(off as u64 | (kind as u64) << 60);
+                self.price.hit + self.price.extra(kind)
+            }
+            None => {
+                if kind != Kind::Load && !self.unmapped_waiters.is_empty() {
+                    return false;
+                }
+                self.dir.count_unmapped();
+                self.mix((kind as u64) << 60 | 1 << 59);
+                self.price.unmapped
+            }
+        };
+        self.stats.accesses += 1;
+        self.clock += ps;
+        true
+    }
+
+    /// Any access, at this CPU's turn.
     fn access(&mut self, addr: usize, kind: Kind) {
+        if self.private_access(addr, kind) {
+            return;
+        }
         self.stats.accesses += 1;
         match self.dir.offset(addr) {
             Some(off) => {
@@ -363,9 +398,7 @@ impl Core {
                 self.mix((kind as u64) << 60 | 1 << 59);
                 self.dir.count_unmapped();
                 self.clock += self.price.unmapped;
-                if kind != Kind::Load && !self.unmapped_waiters.is_empty() {
-                    self.wake_unmapped(addr);
-                }
+                self.wake_unmapped(addr);
             }
         }
     }
@@ -498,6 +531,7 @@ impl SimMachine {
             me: 0,
             clock: 0,
             limit: 0,
+            lookahead: dir.shortest_move(),
             dir,
             price: cfg.price.clone(),
             cpus: cpu_node.iter().map(|_| idle()).collect(),
