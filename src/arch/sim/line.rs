@@ -8,6 +8,9 @@
 //! Pages get an entry when first touched. A page cleared as a whole (`clear_page`) is held by one CPU in one word; it
 //! gets its 64 entries when somebody touches a single line.
 //!
+//! Misses are also counted per word of an object where the size of the objects of a label is known
+//! ([`Directory::layout`]): a label then names an array of such objects that starts where the labelled range starts.
+//!
 //! Simplifications: a private cache evicts first in, first out, counted in lines fetched, and only lines held by one
 //! CPU alone ever fall out of it (`price.rs`, `cache_lines`); the last-level cache has no bound; a shared line comes
 //! from the nearest CPU that has it; there is no false sharing wider than a line (adjacent-line prefetch).
@@ -21,6 +24,8 @@ use std::collections::BTreeMap;
 const LINE_SHIFT: u32 = 6;
 /// Lines of a page.
 const LINES: usize = PAGE_SIZE >> LINE_SHIFT;
+/// Bytes of a word in counts per field.
+const WORD: usize = 8;
 /// No CPU.
 const NOBODY: u16 = u16::MAX;
 
@@ -130,6 +135,8 @@ pub(super) struct Directory {
     price: Price,
     fills: Vec<u32>,
     next_waiter: Vec<u16>,
+    /// Per page: how far back the labelled range starts that the page lies in, in pages.
+    run_start: Box<[u8]>,
     labels: Labels,
 }
 
@@ -138,6 +145,10 @@ struct Labels {
     ids: BTreeMap<&'static str, u16>,
     names: Vec<&'static str>,
     counts: Vec<LineCounts>,
+    /// Per label: misses by word of the object, empty where the size is not known.
+    words: Vec<Vec<LineCounts>>,
+    /// Object sizes by name; they outlive a reset.
+    layouts: BTreeMap<&'static str, usize>,
 }
 
 /// What nobody has labelled.
@@ -147,10 +158,10 @@ pub const UNMAPPED: &str = "unmapped";
 const UNMAPPED_ID: usize = 1;
 
 impl Labels {
-    fn new() -> Labels {
-        let names = vec![UNLABELLED, UNMAPPED];
-        let ids = names.iter().enumerate().map(|(i, n)| (*n, i as u16)).collect();
-        Labels { ids, names, counts: vec![LineCounts::default(); 2] }
+    fn new(layouts: BTreeMap<&'static str, usize>) -> Labels {
+        let mut l = Labels { ids: BTreeMap::new(), names: Vec::new(), counts: Vec::new(), words: Vec::new(), layouts };
+        (l.id(UNLABELLED), l.id(UNMAPPED));
+        l
     }
     fn id(&mut self, what: &'static str) -> u16 {
         if let Some(&id) = self.ids.get(what) {
@@ -160,6 +171,8 @@ impl Labels {
         assert!(id < 0x7fff, "too many labels");
         self.names.push(what);
         self.counts.push(LineCounts::default());
+        let words = self.layouts.get(what).map_or(0, |size| size / WORD);
+        self.words.push(vec![LineCounts::default(); words]);
         self.ids.insert(what, id);
         id
     }
@@ -189,7 +202,8 @@ impl Directory {
             price: price.clone(),
             fills: vec![0; cpu_node.len()],
             next_waiter: vec![NOBODY; cpu_node.len()],
-            labels: Labels::new(),
+            run_start: vec![0; ARENA_SIZE >> PAGE_SHIFT].into(),
+            labels: Labels::new(BTreeMap::new()),
         }
     }
 
@@ -201,12 +215,44 @@ impl Directory {
         }
         self.fills.fill(0);
         self.next_waiter.fill(NOBODY);
-        self.labels = Labels::new();
+        let layouts = std::mem::take(&mut self.labels.layouts);
+        self.labels = Labels::new(layouts);
     }
 
     /// Zeroes the counts.
     pub(super) fn reset_counts(&mut self) {
         self.labels.counts.fill(LineCounts::default());
+        self.labels.words.iter_mut().for_each(|w| w.fill(LineCounts::default()));
+    }
+
+    /// Says that `what` labels arrays of objects of `size` bytes: misses are counted per word from now on.
+    pub(super) fn layout(&mut self, what: &'static str, size: usize) {
+        self.labels.layouts.insert(what, size);
+        let id = self.labels.id(what);
+        self.labels.words[id as usize] = vec![LineCounts::default(); size / WORD];
+    }
+
+    /// Misses of the objects labelled `what` by offset of the word that was accessed; `accesses` counts misses only.
+    pub(super) fn fields(&self, what: &str) -> BTreeMap<usize, LineCounts> {
+        let words = self.labels.ids.get(what).map_or(&[][..], |&id| &self.labels.words[id as usize]);
+        words.iter().enumerate().filter(|(_, c)| c.accesses != 0).map(|(i, c)| (i * WORD, *c)).collect()
+    }
+
+    /// Adds what a miss at `off` did to the counts of its word.
+    fn count_word(&mut self, label: u16, off: usize, before: LineCounts) {
+        let words = &mut self.labels.words[label as usize];
+        if words.is_empty() {
+            return;
+        }
+        let page = off >> PAGE_SHIFT;
+        let in_run = off - ((page - self.run_start[page] as usize) << PAGE_SHIFT);
+        let (after, n) = (self.labels.counts[label as usize], words.len());
+        let w = &mut words[in_run / WORD % n];
+        w.accesses += 1;
+        w.moved_near += after.moved_near - before.moved_near;
+        w.moved_far += after.moved_far - before.moved_far;
+        w.upgrades += after.upgrades - before.upgrades;
+        w.memory += after.memory - before.memory;
     }
 
     /// The counts by label; labels without an access are left out.
@@ -303,7 +349,10 @@ impl Directory {
             // Its page was cleared as a whole, or somebody sleeps on the line.
             now + self.price.hit
         } else {
-            self.miss(me, now, off, kind, l, sharers)
+            let (label, before) = (l.label, self.labels.counts[l.label as usize]);
+            let at = self.miss(me, now, off, kind, l, sharers);
+            self.count_word(label, off, before);
+            at
         };
         let woken = if kind == Kind::Load { NOBODY } else { std::mem::replace(&mut l.waiter, NOBODY) };
         Done { at: at + self.price.extra(kind), woken }
@@ -445,10 +494,15 @@ impl Directory {
     pub(super) fn label(&mut self, off: usize, len: usize, what: &'static str) {
         let id = self.labels.id(what);
         let (mut at, end) = (off, (off + len).min(ARENA_SIZE));
+        // Longer ranges than a page's word can tell start afresh: no array of objects is that long.
+        let start = off >> PAGE_SHIFT;
         while at < end {
             let (index, next) = (at >> PAGE_SHIFT, ((at >> PAGE_SHIFT) + 1) << PAGE_SHIFT);
             let w = self.table[index];
             let whole = at & (PAGE_SIZE - 1) == 0 && end >= next;
+            if whole {
+                self.run_start[index] = ((index - start) % 256) as u8;
+            }
             if whole && (w == 0 || w & 1 == 1) {
                 if w == 0 {
                     self.touched.push(index as u32);

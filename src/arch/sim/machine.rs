@@ -45,8 +45,21 @@ pub struct SimConfig {
     pub price: Price,
     /// Where the arena should lie; any place where that is taken. Results do not depend on it.
     pub at: usize,
+    /// Random delays, for other interleavings than the one that the prices give; `None` for measurements.
+    pub jitter: Option<Jitter>,
     /// A CPU whose clock passes this ends the run with a panic: a run that makes no progress. ns.
     pub limit_ns: u64,
+}
+
+/// Delays before random accesses: each seed is another interleaving, the same each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Jitter {
+    /// Which interleaving.
+    pub seed: u64,
+    /// Accesses between two delays, on average.
+    pub every: u32,
+    /// Longest delay, ns.
+    pub max_ns: u64,
 }
 
 impl SimConfig {
@@ -59,6 +72,7 @@ impl SimConfig {
             kernel_threads: 8,
             price: Price::default(),
             at: ARENA_AT,
+            jitter: None,
             limit_ns: 3_600_000_000_000,
         }
     }
@@ -92,6 +106,7 @@ enum Waits {
 
 struct VirtualCpu {
     clock: u64,
+    until_delay: u32,
     waits: Waits,
     handle: Handle,
 }
@@ -139,6 +154,10 @@ pub(super) struct Core {
     limit: u64,
     /// How far beyond `limit` it may go on what it has, ps.
     lookahead: u64,
+    /// Its accesses until its next delay of [`Jitter`].
+    until_delay: u32,
+    jitter: Option<Jitter>,
+    rng: u64,
     dir: Directory,
     price: Price,
     cpus: Vec<VirtualCpu>,
@@ -180,6 +199,9 @@ pub(super) unsafe fn access(core: *mut Core, addr: usize, kind: Kind) {
     // SAFETY: the machine outlives the run; references do not live across the hand-over.
     unsafe {
         if !(&mut *core).private_access(addr, kind) {
+            if (*core).until_delay == 0 {
+                (&mut *core).delay();
+            }
             sync_point(core);
             (&mut *core).access(addr, kind);
         }
@@ -354,9 +376,12 @@ impl Core {
     /// Does the access if no other CPU can tell when: the CPU has the line, and is not too far ahead.
     #[inline(always)]
     fn private_access(&mut self, addr: usize, kind: Kind) -> bool {
-        if self.clock >= self.limit.saturating_add(self.lookahead) {
-            return false;
-        }
+        self.clock < self.limit.saturating_add(self.lookahead) && self.until_delay != 0 && self.held_access(addr, kind)
+    }
+
+    /// Does the access if the CPU has the line.
+    #[inline(always)]
+    fn held_access(&mut self, addr: usize, kind: Kind) -> bool {
         let ps = match self.dir.offset(addr) {
             Some(off) => {
                 if !self.dir.hit(self.me, off, kind) {
@@ -375,16 +400,48 @@ impl Core {
             }
         };
         self.stats.accesses += 1;
+        self.until_delay = self.until_delay.saturating_sub(1);
         self.clock += ps;
         true
     }
 
+    /// Next number below `below` of the jitter's sequence (xorshift64).
+    fn draw(&mut self, below: u64) -> u64 {
+        self.rng ^= self.rng << 13;
+        self.rng ^= self.rng >> 7;
+        self.rng ^= self.rng << 17;
+        ((u128::from(self.rng) * u128::from(below)) >> 64) as u64
+    }
+
+    /// A delay is due: takes it and draws when the next one is.
+    #[cold]
+    #[inline(never)]
+    fn delay(&mut self) {
+        self.until_delay = u32::MAX;
+        if let Some(j) = self.jitter {
+            self.clock += self.draw(j.max_ns.saturating_mul(PS_PER_NS));
+            self.until_delay = 1 + self.draw(2 * u64::from(j.every)) as u32;
+        }
+    }
+
+    /// Starts the sequence of delays of a run.
+    fn start_jitter(&mut self) {
+        // Spreads the seed; the generator must not start at 0.
+        let seed = self.jitter.map_or(0, |j| j.seed);
+        self.rng = (seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1;
+        for cpu in 0..self.cpus.len() {
+            let first = self.jitter.map_or(u64::from(u32::MAX), |j| self.draw(2 * u64::from(j.every)));
+            self.cpus[cpu].until_delay = first as u32;
+        }
+    }
+
     /// Any access, at this CPU's turn.
     fn access(&mut self, addr: usize, kind: Kind) {
-        if self.private_access(addr, kind) {
+        if self.held_access(addr, kind) {
             return;
         }
         self.stats.accesses += 1;
+        self.until_delay = self.until_delay.saturating_sub(1);
         match self.dir.offset(addr) {
             Some(off) => {
                 self.mix(off as u64 | (kind as u64) << 60);
@@ -449,6 +506,7 @@ impl Core {
         self.stats.switches += 1;
         let v = &mut self.cpus[self.me as usize];
         v.clock = self.clock;
+        v.until_delay = self.until_delay;
         v.handle
     }
 
@@ -464,6 +522,7 @@ impl Core {
         let v = &mut self.cpus[cpu as usize];
         v.waits = Waits::Turn;
         self.clock = v.clock.max(at);
+        self.until_delay = v.until_delay;
         self.limit = other_at.saturating_add(u64::from(cpu < other));
         true
     }
@@ -526,12 +585,15 @@ impl SimMachine {
         let mut cpu_node = cfg.cpus.clone();
         cpu_node.resize(cfg.cpus.len() + cfg.kernel_threads as usize, 0);
         let dir = Directory::new(&arena, &cpu_node, &cfg.distance, &cfg.price);
-        let idle = || VirtualCpu { clock: 0, waits: Waits::Nothing, handle: std::ptr::null() };
+        let idle = || VirtualCpu { clock: 0, until_delay: 0, waits: Waits::Nothing, handle: std::ptr::null() };
         let core = Core {
             me: 0,
             clock: 0,
             limit: 0,
             lookahead: dir.shortest_move(),
+            until_delay: 0,
+            jitter: cfg.jitter,
+            rng: 0,
             dir,
             price: cfg.price.clone(),
             cpus: cpu_node.iter().map(|_| idle()).collect(),
@@ -571,9 +633,26 @@ impl SimMachine {
         self.with(|c| c.dir.reset_counts())
     }
 
+    /// Says that `what` labels pages full of objects of `size` bytes (a slab cache and its object size, padding
+    /// included), so that [`SimMachine::fields`] can tell their words apart. Outlives a reset.
+    pub fn layout(&self, what: &'static str, size: usize) {
+        self.with(|c| c.dir.layout(what, size))
+    }
+
+    /// Misses of the objects labelled `what`, by the offset (bytes) of the word whose access missed; `accesses` counts
+    /// misses only. Empty without a [`SimMachine::layout`].
+    pub fn fields(&self, what: &str) -> BTreeMap<usize, LineCounts> {
+        self.with(|c| c.dir.fields(what))
+    }
+
     /// What the last run did.
     pub fn stats(&self) -> RunStats {
         self.with(|c| c.stats.clone())
+    }
+
+    /// Other delays from the next run on: another interleaving on the same machine.
+    pub fn set_jitter(&self, jitter: Option<Jitter>) {
+        self.with(|c| c.jitter = jitter)
     }
 
     /// What the machine was built from.
@@ -658,6 +737,7 @@ impl Machine for SimMachine {
             }
             c.take_labels();
             c.stats = RunStats::default();
+            c.start_jitter();
             coros.resize_with(c.cpus.len(), || None);
             let mut kthread = self.nr_cpus();
             for j in jobs {

@@ -6,7 +6,7 @@
 //! tell: **reordering** - every run is one sequentially consistent interleaving, so of the litmus outcomes only those
 //! that interleaving alone explains ever show (never the weak ones of SB, MP, LB, WRC, IRIW), and a missing barrier is
 //! invisible; **absolute time** - the price table is not calibrated (`price.rs`); bandwidth, prefetch, store buffers,
-//! instruction cost; more than one interleaving per set of inputs.
+//! instruction cost; more than one interleaving per set of inputs ([`Jitter`] makes the seed one of them).
 //!
 //! Every word of the port is a std atomic of its own size, so layouts are the kernel's; every access first goes through
 //! `machine.rs`, which finds the running CPU through one thread-local pointer, asks `line.rs` where the line is,
@@ -25,7 +25,7 @@ mod price;
 mod tests;
 
 pub use line::{Kind, LineCounts, UNLABELLED, UNMAPPED};
-pub use machine::{ARENA_AT, RunStats, SimConfig, SimMachine};
+pub use machine::{ARENA_AT, Jitter, RunStats, SimConfig, SimMachine};
 pub use price::Price;
 
 use super::prim::{IntOps, WordOps};

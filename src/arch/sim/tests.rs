@@ -443,3 +443,98 @@ fn five_hundred_cpus_run() {
     let m = SimMachine::new(SimConfig { bytes_per_node: 4 << 20, ..SimConfig::nodes(8, 64) }).unwrap();
     assert_eq!(contend(&m, 4), 512 * 4);
 }
+
+#[test]
+fn misses_are_told_apart_by_word_of_the_object() {
+    let m = machine(1, 2);
+    const SIZE: usize = 192;
+    let run = m.arena().boot_alloc(0, Layout::from_size_align(2 * 4096, 4096).unwrap()).as_ptr() as usize;
+    // SAFETY: as above.
+    let word = move |obj: usize, off: usize| unsafe { &*((run + obj * SIZE + off) as *const Atomic<Sim, u64>) };
+    m.layout("object", SIZE);
+    m.reset();
+    Sim::label(run as *const u8, 2 * 4096, "object");
+    let step = Atomic::<Sim, u32>::new(0);
+    // Object 30 begins in the second page.
+    m.run(vec![
+        worker(0, || {
+            [1, 30].into_iter().for_each(|o| word(o, 64 + 24).store(1, Rlx));
+            word(1, 64 + 32).store(1, Rlx);
+            step.store(1, Release);
+        }),
+        worker(1, || {
+            smp_cond_load_acquire(&step, |v| v == 1);
+            [1, 30].into_iter().for_each(|o| _ = word(o, 64 + 8).load(Rlx));
+        }),
+    ]);
+    let f = m.fields("object");
+    assert_eq!(f.keys().copied().collect::<Vec<_>>(), [64 + 8, 64 + 24], "{f:?}");
+    assert_eq!((f[&72].moved_near, f[&72].accesses, f[&88].memory), (2, 2, 2));
+    assert!(m.fields("nothing").is_empty());
+}
+
+#[test]
+fn each_seed_of_the_jitter_is_an_interleaving_of_its_own() {
+    let run = |seed| {
+        let jitter = Some(Jitter { seed, every: 50, max_ns: 500 });
+        let m = SimMachine::new(SimConfig { bytes_per_node: 4 << 20, jitter, ..SimConfig::nodes(2, 4) }).unwrap();
+        assert_eq!(contend(&m, 50), 8 * 50);
+        m.stats()
+    };
+    let seeds: Vec<_> = (0..8).map(run).collect();
+    let mut traces: Vec<u64> = seeds.iter().map(|s| s.trace).collect();
+    traces.sort_unstable();
+    traces.dedup();
+    assert_eq!(traces.len(), 8);
+    assert_eq!(run(3), seeds[3]);
+}
+
+/// Two threads of two accesses each; which of the four outcomes of (r0, r1) were seen.
+fn litmus(first: fn(&Shared, bool) -> u32) -> Vec<(u32, u32)> {
+    let mut seen = Vec::new();
+    let m = machine(1, 2);
+    for seed in 0..300 {
+        m.reset();
+        m.set_jitter(Some(Jitter { seed, every: 2, max_ns: 400 }));
+        let s = shared(&m, 0);
+        let r = [std::sync::atomic::AtomicU32::new(9), std::sync::atomic::AtomicU32::new(9)];
+        m.run(vec![
+            worker(0, || r[0].store(first(&s, true), Ordering::Relaxed)),
+            worker(1, || r[1].store(first(&s, false), Ordering::Relaxed)),
+        ]);
+        seen.push((r[0].load(Ordering::Relaxed), r[1].load(Ordering::Relaxed)));
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    seen
+}
+
+#[test]
+fn litmus_shows_every_interleaving_and_nothing_weaker() {
+    // SB: each stores one word and loads the other. All but (0, 0).
+    let sb = litmus(|s, zero| {
+        let (mine, other) = if zero { (&s.a.0, &s.b.0) } else { (&s.b.0, &s.a.0) };
+        mine.store(1, Rlx);
+        other.load(Rlx)
+    });
+    assert_eq!(sb, [(0, 1), (1, 0), (1, 1)]);
+    // LB: each loads one word and stores the other. All but (1, 1).
+    let lb = litmus(|s, zero| {
+        let (mine, other) = if zero { (&s.a.0, &s.b.0) } else { (&s.b.0, &s.a.0) };
+        let r = mine.load(Rlx);
+        other.store(1, Rlx);
+        r
+    });
+    assert_eq!(lb, [(0, 0), (0, 1), (1, 0)]);
+    // MP: the writer stores data, then flag; the reader loads flag (tens), then data. All but flag without data.
+    let mp = litmus(|s, writer| {
+        if writer {
+            s.a.0.store(1, Rlx);
+            s.b.0.store(1, Rlx);
+            0
+        } else {
+            s.b.0.load(Rlx) * 10 + s.a.0.load(Rlx)
+        }
+    });
+    assert_eq!(mp, [(0, 0), (0, 1), (0, 11)]);
+}
