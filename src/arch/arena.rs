@@ -161,7 +161,7 @@ pub fn page_record(addr: usize) -> *mut u8 {
 #[inline(always)]
 pub fn record_page(record: usize) -> usize {
     let base = record & !(ARENA_SIZE - 1);
-    base + ((record - base) / RECORD_SIZE << PAGE_SHIFT)
+    base + (((record - base) / RECORD_SIZE) << PAGE_SHIFT)
 }
 
 impl Drop for Arena {

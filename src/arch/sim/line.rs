@@ -160,7 +160,9 @@ const UNMAPPED_ID: usize = 1;
 impl Labels {
     fn new(layouts: BTreeMap<&'static str, usize>) -> Labels {
         let mut l = Labels { ids: BTreeMap::new(), names: Vec::new(), counts: Vec::new(), words: Vec::new(), layouts };
-        (l.id(UNLABELLED), l.id(UNMAPPED));
+        for what in [UNLABELLED, UNMAPPED] {
+            l.id(what);
+        }
         l
     }
     fn id(&mut self, what: &'static str) -> u16 {
