@@ -40,6 +40,8 @@ pub struct Hooks<A: Arch> {
     pub sched_clock_irq: unsafe fn(*const (), &Cpu<A>, user: bool),
     /// `rcu_core()`, the RCU softirq; returns whether callbacks are still ready.
     pub rcu_core: unsafe fn(*const (), &Cpu<A>) -> bool,
+    /// `rcu_note_context_switch()`, and `rcu_softirq_qs()` of ksoftirqd.
+    pub note_context_switch: unsafe fn(*const (), &Cpu<A>),
     /// `rcu_note_context_switch()` and entry of the extended quiescent state, before a sleep.
     pub idle_enter: unsafe fn(*const (), &Cpu<A>),
     /// Leaves the extended quiescent state, after a sleep.

@@ -81,15 +81,15 @@ pub fn schedule<A: Arch>(cpu: &Cpu<A>, deadline: Option<u64>) {
     super::tick::idle_enter(cpu);
     // ORDER: release; meets rwsem_spin_on_owner(), which then stops spinning on a sleeper.
     t.on_cpu.store(0, Release);
-    while t.state.load(Acquire) == TASK_SLEEPING {
-        let d = super::tick::idle_deadline(cpu, deadline);
-        A::futex_wait(t.state.raw(), TASK_SLEEPING, d);
-        if t.state.load(Acquire) != TASK_SLEEPING {
-            break;
-        }
+    loop {
         let now = A::now();
         super::tick::idle_tick(cpu, now);
-        if deadline.is_some_and(|d| now >= d) {
+        // ORDER: acquire; meets the release half of wake_up_process(): what the waker stored is visible to the task.
+        if t.state.load(Acquire) != TASK_SLEEPING || deadline.is_some_and(|d| now >= d) {
+            break;
+        }
+        A::futex_wait(t.state.raw(), TASK_SLEEPING, super::tick::idle_deadline(cpu, deadline));
+        if t.state.load(Acquire) != TASK_SLEEPING {
             break;
         }
     }

@@ -8,6 +8,9 @@ use crate::arch::arena::KRef;
 use crate::arch::{Arch, Atomic, Full, Relaxed};
 use crate::cpu::{Task, sched};
 
+/// Request bit: `rcu_barrier_handler()`.
+pub const CALL_RCU_BARRIER: u32 = 1;
+
 /// Words of a CPU that other CPUs write, on lines of their own.
 #[repr(C, align(128))]
 pub struct CpuRemote<A: Arch> {
@@ -23,6 +26,8 @@ impl<A: Arch> CpuRemote<A> {
 
     /// `smp_call_function_single()`: sets `bit` and wakes the CPU's task if it sleeps.
     pub fn request(&self, bit: u32, task: KRef<Task<A>>) {
+        // ORDER: full; store-buffer shape with schedule(): a task going to sleep (full barrier in
+        // set_current_state_sleeping()) sees the bit, or wake_up_process() sees it sleeping.
         self.call.fetch_or(bit, Full);
         sched::wake_up_process(task);
     }
@@ -30,6 +35,7 @@ impl<A: Arch> CpuRemote<A> {
     /// Takes all requests; 0 if there were none.
     #[inline(always)]
     pub fn take(&self) -> u32 {
+        // ORDER: full; what the requester stored before asking is visible to the function.
         if self.call.load(Relaxed) == 0 { 0 } else { self.call.swap(0, Full) }
     }
 }

@@ -1,10 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The scheduling-clock tick, and where "user mode" is entered [kernel/time/tick-sched.c, 6.12].
+//! The scheduling-clock tick, where "user mode" is entered, and the idle loop [kernel/time/tick-sched.c,
+//! kernel/sched/idle.c, 6.12].
 //!
-//! custom: no interrupt: a due tick is noticed at the operation boundary (rcu.md 14).
+//! custom: no interrupt: a due tick is noticed at the operation boundary, when the clock is looked at (each boundary
+//! where that is free, each eighth natively), so it comes up to that many operations late, never inside an operation,
+//! and softirqs never lengthen a lock hold (rcu.md 14). Ticks that were missed coalesce, as when interrupts are off.
+//! All CPUs' ticks fall on multiples of the period since the clock's start, as without `skew_tick`.
+//!
+//! custom: a sleeping CPU keeps its tick only while RCU needs it. stub: time keeping, timers, load accounting.
+//!
+//! INVARIANT: at a boundary no lock is held and no reader is open. Requests of other CPUs (smp.rs) are served at
+//! boundaries and by sleepers.
 
-use super::Cpu;
-use crate::arch::Arch;
+use super::softirq::{SoftirqCounter, invoke_softirq, run_ksoftirqd};
+use super::{Cpu, Hooks, sched};
+use crate::arch::{Arch, Relaxed};
 use std::cell::Cell;
 
 /// A CPU's tick.
@@ -25,14 +35,34 @@ impl TickDevice {
     pub fn off() -> Self {
         TickDevice { next_tick: Cell::new(u64::MAX), period: u64::MAX, countdown: Cell::new(u32::MAX), every: u32::MAX }
     }
+
+    /// A tick of `hz`, not yet running: [`TickDevice::start`] sets it going. The clock is read each `every`-th
+    /// boundary.
+    pub fn new(hz: u32, every: u32) -> Self {
+        TickDevice { period: 1_000_000_000 / u64::from(hz.max(1)), every: every.max(1), ..TickDevice::off() }
+    }
+
+    /// `tick_setup_sched_timer()`: the first tick is the first multiple of the period after `now`.
+    pub fn start(&self, now: u64) {
+        if self.period != u64::MAX {
+            self.next_tick.set((now / self.period + 1) * self.period);
+            self.countdown.set(1);
+        }
+    }
+
+    /// `hrtimer_forward()`: to the first multiple of the period after `now`.
+    fn forward(&self, now: u64) {
+        let k = 1 + (now - self.next_tick.get()) / self.period;
+        self.next_tick.set(self.next_tick.get() + k * self.period);
+    }
 }
 
 /// The operation boundary: return to user mode. Serves requests of other CPUs, runs a due tick and its softirqs.
-/// Returns whether the clock was read, and then what it said.
+/// Returns whether the clock was read, and then what it said last.
 #[inline(always)]
 pub fn exit_to_user_mode<A: Arch>(cpu: &Cpu<A>) -> Option<u64> {
     let c = cpu.tick.countdown.get();
-    if c > 1 {
+    if c > 1 && cpu.remote.call.load(Relaxed) == 0 {
         cpu.tick.countdown.set(c - 1);
         return None;
     }
@@ -42,17 +72,160 @@ pub fn exit_to_user_mode<A: Arch>(cpu: &Cpu<A>) -> Option<u64> {
 #[cold]
 #[inline(never)]
 fn boundary<A: Arch>(cpu: &Cpu<A>) -> u64 {
-    cpu.tick.countdown.set(cpu.tick.every);
-    A::now()
+    debug_assert_eq!(cpu.rcu_nesting.get(), 0, "an operation ends inside rcu_read_lock()");
+    debug_assert_eq!(cpu.qnode_index.get(), 0, "an operation ends with a spinlock held");
+    let now = A::now();
+    let now = match cpu.hooks.get() {
+        Some(h) => {
+            serve_requests(cpu, &h);
+            let s = &cpu.softirq;
+            if now < cpu.tick.next_tick.get() && !s.ksoftirqd.get() && !s.need_resched.get() {
+                now
+            } else {
+                if s.ksoftirqd.get() {
+                    run_ksoftirqd(cpu, &h);
+                }
+                if now >= cpu.tick.next_tick.get() {
+                    tick_and_softirqs(cpu, &h, now, false);
+                }
+                resched(cpu, &h);
+                let end = A::now();
+                s.time_ns.set(s.time_ns.get() + (end - now));
+                end
+            }
+        }
+        None => now,
+    };
+    cpu.tick.countdown.set(if cpu.softirq.ksoftirqd.get() { 1 } else { cpu.tick.every });
+    now
 }
 
-/// Before a sleep.
-pub fn idle_enter<A: Arch>(_cpu: &Cpu<A>) {}
+/// `cond_resched()` of a long operation (rcu.md 14: a bulk unmap) at a point where it holds no lock and no reader.
+#[inline]
+pub fn cond_resched<A: Arch>(cpu: &Cpu<A>) {
+    exit_to_user_mode(cpu);
+}
+
+/// The timer interrupt in the middle of an operation, inside a reader too. The port has no interrupts; tests and
+/// models that want one call this.
+pub fn sysvec_apic_timer_interrupt<A: Arch>(cpu: &Cpu<A>) {
+    let now = A::now();
+    if let Some(h) = cpu.hooks.get()
+        && now >= cpu.tick.next_tick.get()
+    {
+        tick_and_softirqs(cpu, &h, now, false);
+    }
+}
+
+/// The tick at `now`, and what it raised. `user`: it found the CPU idle or in user mode.
+fn tick_and_softirqs<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>, now: u64, user: bool) {
+    cpu.tick.forward(now);
+    cpu.count(SoftirqCounter::TimerTicks);
+    // SAFETY: the hooks' contract: called on their CPU with their context.
+    unsafe { (h.sched_clock_irq)(h.ctx, cpu, user) };
+    invoke_softirq(cpu, h);
+}
+
+/// `exit_to_user_mode_loop()`, its scheduling part: nothing else is runnable, so the task goes on after the switch.
+fn resched<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>) {
+    if cpu.softirq.need_resched.replace(false) {
+        // SAFETY: as above.
+        unsafe { (h.note_context_switch)(h.ctx, cpu) };
+    }
+}
+
+/// Runs what other CPUs asked for.
+pub(super) fn serve_requests<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>) {
+    let bits = cpu.remote.take();
+    if bits != 0 {
+        // SAFETY: as above.
+        unsafe { (h.call_function)(h.ctx, cpu, bits) };
+    }
+}
+
+/// Before a sleep: ksoftirqd gets the CPU first, then it is idle.
+pub(super) fn idle_enter<A: Arch>(cpu: &Cpu<A>) {
+    if let Some(h) = cpu.hooks.get() {
+        idle_ksoftirqd(cpu, &h);
+        cpu.softirq.need_resched.set(false);
+        cpu.softirq.idle.set(true);
+        // SAFETY: as above.
+        unsafe { (h.idle_enter)(h.ctx, cpu) };
+    }
+}
+
 /// After a sleep.
-pub fn idle_exit<A: Arch>(_cpu: &Cpu<A>) {}
+pub(super) fn idle_exit<A: Arch>(cpu: &Cpu<A>) {
+    if let Some(h) = cpu.hooks.get() {
+        // SAFETY: as above.
+        unsafe { (h.idle_exit)(h.ctx, cpu) };
+        cpu.softirq.idle.set(false);
+        serve_requests(cpu, &h);
+        // SAFETY: as above.
+        if cpu.tick.next_tick.get() != u64::MAX && !unsafe { (h.needs_cpu)(h.ctx, cpu) } {
+            // `tick_nohz_idle_exit()`: ticks while it was stopped did not happen.
+            let now = A::now();
+            if now >= cpu.tick.next_tick.get() {
+                cpu.tick.forward(now);
+            }
+        }
+        cpu.tick.countdown.set(1);
+    }
+}
+
 /// Until when a sleeping CPU may sleep.
-pub fn idle_deadline<A: Arch>(_cpu: &Cpu<A>, deadline: Option<u64>) -> Option<u64> {
+pub(super) fn idle_deadline<A: Arch>(cpu: &Cpu<A>, deadline: Option<u64>) -> Option<u64> {
+    if let Some(h) = cpu.hooks.get()
+        // SAFETY: as above.
+        && unsafe { (h.needs_cpu)(h.ctx, cpu) }
+    {
+        let tick = cpu.tick.next_tick.get();
+        return Some(deadline.map_or(tick, |d| d.min(tick)));
+    }
     deadline
 }
-/// A turn of the idle loop.
-pub fn idle_tick<A: Arch>(_cpu: &Cpu<A>, _now: u64) {}
+
+/// A turn of the idle loop: requests of other CPUs, and the tick if it was kept and is due.
+pub(super) fn idle_tick<A: Arch>(cpu: &Cpu<A>, now: u64) {
+    let Some(h) = cpu.hooks.get() else { return };
+    // SAFETY: as above.
+    let due = now >= cpu.tick.next_tick.get() && unsafe { (h.needs_cpu)(h.ctx, cpu) };
+    if !due && cpu.remote.call.load(Relaxed) == 0 {
+        return;
+    }
+    // SAFETY: as above. An interrupt makes RCU watch the CPU again while it lasts.
+    unsafe { (h.idle_exit)(h.ctx, cpu) };
+    serve_requests(cpu, &h);
+    if due {
+        tick_and_softirqs(cpu, &h, now, true);
+        idle_ksoftirqd(cpu, &h);
+        let s = &cpu.softirq;
+        s.time_ns.set(s.time_ns.get() + (A::now() - now));
+    }
+    // SAFETY: as above.
+    unsafe { (h.idle_enter)(h.ctx, cpu) };
+}
+
+/// ksoftirqd on a CPU that has nothing else to run: to the end, as an ordinary task.
+fn idle_ksoftirqd<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>) {
+    let idle = cpu.softirq.idle.replace(false);
+    while cpu.softirq.ksoftirqd.get() {
+        run_ksoftirqd(cpu, h);
+    }
+    cpu.softirq.idle.set(idle);
+}
+
+/// What a worker does after its measured loop: it sleeps as an idle CPU (extended quiescent state, ticks while it has
+/// callbacks, requests served) until `until` holds, which is looked at once a tick period and at every wake-up of its
+/// task. A worker that has callbacks must stay here until `rcu_barrier()` of the shutdown is over.
+pub fn idle_loop<A: Arch>(cpu: &Cpu<A>, until: impl Fn() -> bool) {
+    let poll = if cpu.tick.period == u64::MAX { 1_000_000 } else { cpu.tick.period };
+    loop {
+        sched::set_current_state_sleeping(cpu);
+        if until() {
+            break;
+        }
+        sched::schedule(cpu, Some((A::now() / poll + 1) * poll));
+    }
+    sched::set_current_state_running(cpu);
+}
