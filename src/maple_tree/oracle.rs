@@ -6,7 +6,7 @@ use super::*;
 use crate::arch::arena::KRef;
 use crate::arch::{Arena, Native};
 use crate::cpu::Cpu;
-use crate::rcu::{RcuState, rcu_barrier};
+use crate::rcu::{RcuConfig, RcuState, rcu_barrier};
 use crate::slab::{SlabState, page_alloc_init};
 use std::collections::BTreeMap;
 use std::ptr::{null_mut, without_provenance_mut};
@@ -18,7 +18,7 @@ pub(super) struct Kernel {
 }
 pub(super) fn boot(nr_cpus: u32) -> Kernel {
     let arena = Arena::new(1, 64 << 20, None, None).expect("64 MiB");
-    let rcu = RcuState::<Native>::new(&arena, nr_cpus, |_| 0);
+    let rcu = RcuState::<Native>::new(&arena, nr_cpus, |_| 0, &RcuConfig::default());
     let pages = page_alloc_init(&arena, nr_cpus, &|_| 0);
     let slab = arena.boot_new(0, SlabState { pages, rcu });
     let state = maple_tree_init(&arena, slab);

@@ -6,13 +6,15 @@
 //!
 //! custom: the handler runs at the CPU's next operation boundary or idle turn instead of in an interrupt, and the
 //! asker sleeps a jiffy at a time meanwhile, serving requests itself, where the kernel spins. A CPU that is not up
-//! cannot be asked: the asker waits for it to come back. `synchronize_rcu()` is 6.12's default, a callback and a
+//! cannot be asked: the asker waits for it to come back. While no CPU is up and no grace-period thread runs (boot,
+//! small tests), nobody can be a reader, and `rcu_barrier()` calls what is queued at once. `synchronize_rcu()` is 6.12's default, a callback and a
 //! completion; its callback lives in `rcu_data`, as one task a CPU can wait for one at a time.
 
 use super::RcuCounter;
 use super::RcuHead;
+use super::rcu_segcblist::RcuCblist;
 use super::rcu_seq::{rcu_seq_ctr, rcu_seq_done, rcu_seq_end, rcu_seq_snap, rcu_seq_start, rcu_seq_state};
-use super::tree::{RcuState, call_rcu};
+use super::tree::{RcuState, call_rcu, rcu_call};
 use super::tree_init::RcuData;
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Full, Relaxed, Release, smp_mb};
@@ -81,6 +83,12 @@ fn rcu_barrier_handler<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
 /// `rcu_barrier()`: returns when every callback queued before the call was called. From a worker or a kernel thread,
 /// at a place where it may sleep.
 pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
+    if rcu_scheduler_inactive(rcu) {
+        for rdp in rcu.rda.iter() {
+            rcu_call_all(cpu, rdp);
+        }
+        return;
+    }
     let s = rcu_seq_snap(&rcu.barrier_sequence);
     down_write(cpu, &rcu.barrier_mutex);
     if rcu_seq_done(rcu.barrier_sequence.load(Relaxed), s) {
@@ -111,6 +119,41 @@ pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
         rdp.remote.barrier_seq_snap.store(gseq, Relaxed);
     }
     up_write(cpu, &rcu.barrier_mutex);
+}
+
+/// `rcu_scheduler_active == RCU_SCHEDULER_INACTIVE`: one thread, so that every moment is a grace period.
+fn rcu_scheduler_inactive<A: Arch>(rcu: &RcuState<A>) -> bool {
+    rcu.gp_kthread.load(Acquire).is_null() && rcu.rda.iter().all(|r| !r.remote.watching.rcu_is_watching())
+}
+
+/// Calls all that is queued on a CPU that is not up.
+fn rcu_call_all<A: Arch>(cpu: &Cpu<A>, rdp: &RcuData<A>) {
+    while rdp.cblist.n_cbs() != 0 {
+        let mut rcl = RcuCblist::new();
+        rdp.cblist.extract_all(&mut rcl);
+        // SAFETY: call_rcu()'s contract.
+        let n = unsafe { rcu_invoke(cpu, &mut rcl) };
+        rdp.cblist.add_len(-n);
+        cpu.counters.add(RcuCounter::CallbacksInvoked, n as u64);
+    }
+}
+
+/// Calls the callbacks of `rcl`; how many.
+///
+/// # Safety
+/// They are alive and were queued by `call_rcu()`.
+unsafe fn rcu_invoke<A: Arch>(cpu: &Cpu<A>, rcl: &mut RcuCblist<A>) -> i64 {
+    let mut n = 0;
+    loop {
+        // SAFETY: the caller's.
+        let rhp = unsafe { rcl.dequeue() };
+        if rhp.is_null() {
+            return n;
+        }
+        n += 1;
+        // SAFETY: the caller's.
+        unsafe { rcu_call(cpu, rhp) };
+    }
 }
 
 /// Sees to it that `rdp`'s CPU has a callback for this barrier, or needs none.

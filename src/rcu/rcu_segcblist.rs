@@ -264,6 +264,16 @@ impl<A: Arch> RcuSegcblist<A> {
         self.seglen[RCU_DONE_TAIL].set(0);
     }
 
+    /// Cuts everything off, ready or not; `len` stays.
+    pub fn extract_all(&self, rclp: &mut RcuCblist<A>) {
+        let last = self.tails[RCU_NEXT_TAIL].get();
+        for (i, t) in self.tails.iter().enumerate() {
+            t.set(last);
+            self.move_seglen(i, RCU_DONE_TAIL);
+        }
+        self.extract_done_cbs(rclp);
+    }
+
     /// `rcu_segcblist_insert_done_cbs()`: puts what a batch left back to the front.
     pub fn insert_done_cbs(&self, rclp: &mut RcuCblist<A>) {
         if rclp.head.is_null() {

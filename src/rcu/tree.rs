@@ -455,6 +455,22 @@ fn rcu_check_quiescent_state<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &Rcu
     }
 }
 
+/// Calls one callback.
+///
+/// # Safety
+/// `rhp` is alive and was queued by [`call_rcu`], which stored `func` from an [`RcuCallback`].
+#[inline(always)]
+pub(super) unsafe fn rcu_call<A: Arch>(cpu: &Cpu<A>, rhp: *mut RcuHead<A>) {
+    // SAFETY: the caller's.
+    unsafe {
+        let func = (*rhp).func.load(Relaxed);
+        (*rhp).func.store(0, Relaxed);
+        let func = std::ptr::with_exposed_provenance::<()>(func);
+        let func = std::mem::transmute::<*const (), RcuCallback<A>>(func);
+        func(cpu, rhp);
+    }
+}
+
 /// `rcu_do_batch()`: calls ready callbacks, within the limits. Always in softirq context here.
 fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     let cfg = &rcu.config;
@@ -471,14 +487,8 @@ fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
             break;
         }
         count += 1;
-        // SAFETY: as above; `func` was stored by call_rcu() from an RcuCallback.
-        unsafe {
-            let func = (*rhp).func.load(Relaxed);
-            (*rhp).func.store(0, Relaxed);
-            let func = std::ptr::with_exposed_provenance::<()>(func);
-            let func = std::mem::transmute::<*const (), RcuCallback<A>>(func);
-            func(cpu, rhp);
-        }
+        // SAFETY: as above.
+        unsafe { rcu_call(cpu, rhp) };
         if count >= bl && (cpu.softirq.need_resched.get() || !cpu.softirq.idle.get()) {
             break;
         }
