@@ -9,11 +9,14 @@
 //! `rebalance.rs` stores beyond one; `gap.rs` holes; `prealloc.rs` where nodes come from and go; `validate.rs` what
 //! must hold.
 //!
-//! stub: duplication of a tree (`__mt_dup`), dense nodes, the internal lock and its mtree_* calls, erase, insert,
+//! `dup.rs` copies a tree for fork.
+//!
+//! stub: dense nodes, the internal lock and its mtree_* calls, erase, insert,
 //! bulk insertion, value entries, the retry loop of an allocation under a dropped lock.
 //!
 //! Lock order: none of its own. Nodes are freed through RCU whatever the caller does with its entries.
 
+mod dup;
 mod gap;
 mod node;
 mod prealloc;
@@ -28,6 +31,7 @@ mod oracle;
 #[cfg(test)]
 mod test;
 
+pub use dup::__mt_dup;
 pub use gap::{mas_empty_area, mas_empty_area_rev};
 pub use node::{MAPLE_ARANGE64_SLOTS, MAPLE_NODE_SIZE, MAPLE_RANGE64_SLOTS, MapleType};
 pub use prealloc::{mas_destroy, mt_destroy};

@@ -108,7 +108,7 @@ unsafe fn mt_free_walk<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
 }
 
 /// Frees `node` and all below it; nobody looks any more. Slots are intact in a dead node, pivots are not.
-fn free_subtree<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>, kind: MapleType) {
+pub(super) fn free_subtree<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>, kind: MapleType) {
     if !kind.is_leaf() {
         for i in 0..kind.slots() {
             let child = node.slot(kind, i).load(Relaxed);
