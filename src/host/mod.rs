@@ -19,6 +19,7 @@ pub mod fingerprint;
 #[cfg(feature = "hwloc")]
 mod hwloc;
 pub mod plan;
+pub mod ready;
 mod show;
 pub mod sysfs;
 pub mod topology;
