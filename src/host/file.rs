@@ -108,7 +108,10 @@ impl HostFile {
             let line = e.span().map(|s| text[..s.start.min(text.len())].lines().count().max(1));
             // Errors about a value name no field: it is the key of that line.
             let key = line.and_then(|l| text.lines().nth(l - 1)?.split_once('=').map(|(k, _)| k.trim().to_string()));
-            let field = e.message().split('`').nth(1).map(str::to_string).or(key).unwrap_or_default();
+            let message = e.message();
+            let named =
+                ["missing field `", "unknown field `"].iter().find_map(|m| message.strip_prefix(m)?.split('`').next());
+            let field = named.map(str::to_string).or(key).unwrap_or_default();
             let place = line.map_or_else(|| place.to_string(), |l| format!("{place}:{l}"));
             HostError::field(place, field, e.message(), HELP)
         })?;
