@@ -11,8 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 // From floors above, which only tests may use (floors.rs reads the attribute).
 #[cfg(test)]
 use crate::{
-    cpu::Cpu,
-    sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock},
+    cpu::{Cpu, testing::for_test_set},
+    sync::{RawSpinLock, RwSemaphore, down_read, down_write, raw_spin_lock, raw_spin_unlock, up_read, up_write},
 };
 
 #[repr(C, align(64))]
@@ -59,12 +59,14 @@ fn message(r: std::thread::Result<()>) -> String {
     e.downcast_ref::<String>().cloned().or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string())).unwrap()
 }
 
-/// `n` CPUs, each `turns` critical sections.
+/// All CPUs, each `turns` critical sections.
 fn contend(m: &SimMachine, turns: u32) -> u64 {
     let s = shared(m, 0);
+    let set = for_test_set::<Sim>(m.nr_cpus());
     let jobs = (0..m.nr_cpus()).map(|i| {
+        let set = set.clone();
         worker(i, move || {
-            let cpu = Cpu::<Sim>::for_test(i);
+            let cpu: Cpu<Sim> = set.cpu(i);
             for _ in 0..turns {
                 raw_spin_lock(&cpu, &s.lock.0);
                 s.count.0.set(s.count.0.get() + 1);
@@ -150,6 +152,34 @@ fn readers_share_a_line_and_each_fetches_it_once() {
     m.run(vec![worker(0, move || (0..10).for_each(|i| s.a.0.store(i, Rlx)))]);
     let c = m.lines()["a"];
     assert_eq!((c.accesses, c.upgrades, c.moved_near + c.moved_far), (10, 1, 0));
+}
+
+#[test]
+fn the_lower_cpu_goes_first_on_a_tie_and_a_woken_cpu_before_later_work_of_its_waker() {
+    let m = machine(1, 5);
+    let s = shared(&m, 0);
+    let order = std::sync::Mutex::new(Vec::new());
+    let jobs = (0..5).rev().map(|i| {
+        let order = &order;
+        worker(i, move || {
+            s.b.0.load(Rlx);
+            order.lock().unwrap().push(i);
+        })
+    });
+    m.run(jobs.collect());
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4]);
+    m.run(vec![
+        worker(0, || {
+            smp_cond_load_acquire(&s.a.0, |v| v == 1);
+            s.b.0.store(1, Release);
+        }),
+        worker(1, || {
+            (0..100).for_each(|_| Sim::cpu_relax());
+            s.a.0.store(1, Release);
+            (0..100).for_each(|_| Sim::cpu_relax());
+            assert_eq!(s.b.0.load(Acquire), 1);
+        }),
+    ]);
 }
 
 #[test]
@@ -537,4 +567,40 @@ fn litmus_shows_every_interleaving_and_nothing_weaker() {
         }
     });
     assert_eq!(mp, [(0, 0), (0, 1), (0, 11)]);
+}
+
+#[test]
+fn sleeping_readers_and_writers_lose_no_wake_up_in_many_interleavings() {
+    let m = machine(2, 4);
+    let mut slept = 0;
+    for seed in 0..40 {
+        m.reset();
+        m.set_jitter(Some(Jitter { seed, every: 40, max_ns: 20_000 }));
+        let s = shared(&m, 0);
+        let sem = m.arena().boot_new(0, RwSemaphore::<Sim>::new());
+        let set = for_test_set::<Sim>(8);
+        let jobs = (0..8).map(|i| {
+            let set = set.clone();
+            worker(i, move || {
+                let cpu = set.cpu(i);
+                for _ in 0..30 {
+                    if cpu.random().is_multiple_of(3) {
+                        down_write(&cpu, &sem);
+                        s.count.0.set(s.count.0.get() + 1);
+                        s.a.0.store(s.a.0.load(Rlx) + 1, Rlx);
+                        s.b.0.store(s.b.0.load(Rlx) + 1, Rlx);
+                        up_write(&cpu, &sem);
+                    } else {
+                        down_read(&cpu, &sem);
+                        assert_eq!(s.a.0.load(Rlx), s.b.0.load(Rlx));
+                        up_read(&cpu, &sem);
+                    }
+                }
+            })
+        });
+        m.run(jobs.collect());
+        assert_eq!(s.count.0.get(), u64::from(s.a.0.load(Rlx)));
+        slept += u32::from(m.stats().clocks.iter().any(|c| c.1 > m.config().price.wake_latency / 1000));
+    }
+    assert!(slept > 0, "nobody ever slept");
 }
