@@ -214,11 +214,11 @@ impl Hardware for Native {
     #[inline(always)]
     unsafe fn cmpxchg_double(pair: *mut u64, old: [u64; 2], new: [u64; 2]) -> bool {
         let ok: u8;
-        // SAFETY: the caller gives a 16-aligned pair; rbx belongs to the compiler and is swapped in and out, the flag
-        // is taken before nothing disturbs it (moves keep flags).
+        // SAFETY: the caller gives a 16-aligned pair; rbx belongs to the compiler and is swapped in and out. Every operand
+        // is in a register named here: `reg` may pick rbx itself, which holds another value while the exchange runs.
         unsafe {
-            std::arch::asm!("xchg {b}, rbx", "lock cmpxchg16b [{p}]", "sete {ok}", "mov rbx, {b}",
-                p = in(reg) pair, b = inout(reg) new[0] => _, ok = out(reg_byte) ok,
+            std::arch::asm!("xchg rsi, rbx", "lock cmpxchg16b [rdi]", "sete r8b", "mov rbx, rsi",
+                in("rdi") pair, inout("rsi") new[0] => _, out("r8b") ok,
                 in("rcx") new[1], inout("rax") old[0] => _, inout("rdx") old[1] => _, options(nostack));
         }
         ok != 0
@@ -230,8 +230,8 @@ impl Hardware for Native {
         let ok: u8;
         // SAFETY: as above; without the lock prefix, as the kernel's per-CPU form: atomic against this CPU only.
         unsafe {
-            std::arch::asm!("xchg {b}, rbx", "cmpxchg16b [{p}]", "sete {ok}", "mov rbx, {b}",
-                p = in(reg) pair, b = inout(reg) new[0] => _, ok = out(reg_byte) ok,
+            std::arch::asm!("xchg rsi, rbx", "cmpxchg16b [rdi]", "sete r8b", "mov rbx, rsi",
+                in("rdi") pair, inout("rsi") new[0] => _, out("r8b") ok,
                 in("rcx") new[1], inout("rax") old[0] => _, inout("rdx") old[1] => _, options(nostack));
         }
         ok != 0
