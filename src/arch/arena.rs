@@ -45,6 +45,31 @@ struct NodeRange {
     brk: Cell<usize>,
 }
 
+impl NodeRange {
+    fn take_rest(&self) -> (usize, usize) {
+        let start = self.brk.get().next_multiple_of(PAGE_SIZE);
+        self.brk.set(self.end);
+        (start, self.end)
+    }
+}
+
+/// What boot will leave of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeRest(NonNull<NodeRange>);
+
+impl NodeRest {
+    /// Ends boot allocation: where the node starts, where its rest starts, where it ends.
+    ///
+    /// # Safety
+    /// The arena is alive, and no boot allocation runs at the same time.
+    pub unsafe fn take(self) -> (usize, usize, usize) {
+        // SAFETY: the caller's; the ranges are on the heap and do not move with the arena.
+        let n = unsafe { self.0.as_ref() };
+        let (start, end) = n.take_rest();
+        (n.start, start, end)
+    }
+}
+
 // SAFETY: boot allocation (`brk`) happens on one thread while a kernel starts, before its CPUs run.
 unsafe impl Sync for Arena {}
 // SAFETY: the arena is plain memory.
@@ -127,10 +152,17 @@ impl Arena {
 
     /// Ends boot allocation on `node` and returns the page-aligned range left for the page allocator.
     pub fn take_rest(&self, node: u32) -> (usize, usize) {
-        let n = &self.nodes[node as usize];
-        let start = n.brk.get().next_multiple_of(PAGE_SIZE);
-        n.brk.set(n.end);
-        (start, n.end)
+        self.nodes[node as usize].take_rest()
+    }
+
+    /// As [`Arena::take_rest`] for later: keeps its meaning when the arena's owner moves.
+    pub fn rest(&self, node: u32) -> NodeRest {
+        NodeRest(NonNull::from(&self.nodes[node as usize]))
+    }
+
+    /// Nodes there are.
+    pub fn nr_nodes(&self) -> u32 {
+        self.nodes.len() as u32
     }
 
     /// First and last address of `node`, boot memory included.

@@ -7,7 +7,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Arena, Native};
 use crate::cpu::Cpu;
 use crate::rcu::{RcuConfig, RcuState, rcu_barrier};
-use crate::slab::{SlabState, page_alloc_init};
+use crate::slab::{SlabOptions, kmem_cache_init, page_alloc_init};
 use std::collections::BTreeMap;
 use std::ptr::{null_mut, without_provenance_mut};
 
@@ -20,7 +20,7 @@ pub(super) fn boot(nr_cpus: u32) -> Kernel {
     let arena = Arena::new(1, 64 << 20, None, None).expect("64 MiB");
     let rcu = RcuState::<Native>::new(&arena, nr_cpus, |_| 0, &RcuConfig::default());
     let pages = page_alloc_init(&arena, nr_cpus, &|_| 0);
-    let slab = arena.boot_new(0, SlabState { pages, rcu });
+    let slab = kmem_cache_init(&arena, pages, rcu, nr_cpus, SlabOptions::default());
     let state = maple_tree_init(&arena, slab);
     Kernel { state, _arena: arena }
 }

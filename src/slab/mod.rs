@@ -1,91 +1,90 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Floor 4: pages and slabs. Placeholder with the final interface: objects come from the heap.
+//! Floor 4: pages and slabs.
+//!
+//! [`page_alloc`] hands out pages by node; [`slub`] cuts them into objects the way Linux 6.12 does (per-CPU slabs, CPU
+//! partial stacks, node lists); [`slab_common`] creates, shrinks and destroys caches; [`stat`] counts under the names
+//! of CONFIG_SLUB_STATS.
+//!
+//! Boot order: [`page_alloc_init`], [`kmem_cache_init`], any number of [`kmem_cache_create`] and other boot memory, then
+//! [`memblock_free_all`]. What is static in the kernel lives in [`SlabState`].
+//!
+//! The allocator calls RCU only through `call_rcu` (one callback per emptied slab of a type-stable cache) and
+//! `rcu_barrier`; RCU calls the allocator only from callbacks at quiescent points. So nothing interrupts an allocator
+//! call, local locks vanish and the transaction number never mismatches, but its exchange is paid for all the same.
+//!
+//! Lock order: a node's `list_lock`, then nothing: pages are taken and given back with no lock of this floor held.
 
-use crate::arch::arena::{KRef, PAGE_SIZE};
-use crate::arch::{Arena, Hardware};
-use crate::cpu::Cpu;
+pub mod page_alloc;
+pub mod slab_common;
+pub mod slub;
+pub mod stat;
+#[cfg(test)]
+mod tests;
+
+pub use page_alloc::{
+    NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
+    drain_all_pages, free_page, free_pages, memblock_free_all, page_alloc_init,
+};
+pub use slab_common::{
+    KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU, kmalloc_cache_create,
+    kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
+};
+pub use slub::{
+    KmemCache, Slab, flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_bulk,
+    kmem_cache_alloc_node, kmem_cache_free, kmem_cache_free_bulk,
+};
+pub use stat::StatItem;
+
+use crate::arch::arena::KRef;
+use crate::arch::{Arena, Hardware, Native, Plain};
 use crate::rcu::RcuState;
-use std::alloc::{Layout, alloc, dealloc};
+use std::ptr::null_mut;
 
-/// The page allocator of a kernel.
-pub struct PageAllocator<A: Hardware> {
-    _a: std::marker::PhantomData<A>,
+/// How caches are built; recorded with every result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabOptions {
+    /// CONFIG_SLAB_FREELIST_HARDENED: free pointers are stored mangled, frees are checked.
+    pub hardened: bool,
+    /// CONFIG_SLAB_FREELIST_RANDOM: new slabs hand out their objects in a random order.
+    pub randomized: bool,
+    /// CONFIG_INIT_ON_ALLOC_DEFAULT_ON: objects are cleared when allocated, but for type-stable caches and those with
+    /// a constructor.
+    pub init_on_alloc: bool,
+    /// Bytes of a cache line, for `SLAB_HWCACHE_ALIGN`.
+    pub cache_line: usize,
+    /// Start of the secrets and permutations.
+    pub seed: u64,
 }
+
+impl Default for SlabOptions {
+    /// As distributions build the kernel.
+    fn default() -> Self {
+        SlabOptions { hardened: true, randomized: true, init_on_alloc: false, cache_line: 64, seed: 1 }
+    }
+}
+
 /// What all caches share: where pages come from, which RCU delays them, for how many CPUs the geometry is.
 pub struct SlabState<A: Hardware> {
     /// Pages.
     pub pages: KRef<PageAllocator<A>>,
     /// RCU.
     pub rcu: KRef<RcuState<A>>,
+    /// The modelled number of CPUs, from which slab orders follow.
+    pub nr_cpus: u32,
+    /// `slab_caches`: latest first. Changed at boot and shutdown only; the host's own word, never priced.
+    caches: Plain<Native, *mut KmemCache<A>>,
+    /// How caches are built.
+    pub options: SlabOptions,
 }
-/// `SLAB_HWCACHE_ALIGN`
-pub const SLAB_HWCACHE_ALIGN: u32 = 1;
-/// `SLAB_TYPESAFE_BY_RCU`
-pub const SLAB_TYPESAFE_BY_RCU: u32 = 2;
-/// `SLAB_PANIC`
-pub const SLAB_PANIC: u32 = 4;
-/// `SLAB_ACCOUNT`
-pub const SLAB_ACCOUNT: u32 = 8;
 
-/// Arguments of `kmem_cache_create()`.
-#[derive(Clone, Copy, Debug)]
-pub struct KmemCacheArgs {
-    /// Name, as in slabinfo; also the simulator's label.
-    pub name: &'static str,
-    /// Bytes of an object.
-    pub size: usize,
-    /// Alignment wanted (0 or 8: natural).
-    pub align: usize,
-    /// `SLAB_*`.
-    pub flags: u32,
-    /// Custom free-pointer offset.
-    pub freeptr_offset: Option<usize>,
-    /// Constructor, once per object when a slab is built.
-    pub ctor: Option<unsafe fn(*mut u8)>,
-}
-/// `struct kmem_cache`
-pub struct KmemCache<A: Hardware> {
-    size: usize,
-    align: usize,
-    _a: std::marker::PhantomData<A>,
-}
-/// `mm_init()`: takes what boot left of every node.
-pub fn page_alloc_init<A: Hardware>(
+/// `kmem_cache_init()`. `nr_cpus`: the number of CPUs whose geometry is modelled, at least 1; it need not be the
+/// number of workers.
+pub fn kmem_cache_init<A: Hardware>(
     arena: &Arena,
-    _nr_cpus: u32,
-    _node_of: &dyn Fn(u32) -> u32,
-) -> KRef<PageAllocator<A>> {
-    arena.boot_new(0, PageAllocator { _a: std::marker::PhantomData })
-}
-/// `alloc_pages()`: 2^order pages near the CPU's node; null when there are none.
-pub fn alloc_pages<A: Hardware>(_cpu: &Cpu<A>, _pa: &PageAllocator<A>, order: u32) -> *mut u8 {
-    // SAFETY: nonzero size.
-    unsafe { alloc(Layout::from_size_align(PAGE_SIZE << order, PAGE_SIZE).expect("small")) }
-}
-/// `free_pages()`
-///
-/// # Safety
-/// `p` came from [`alloc_pages`] with `order`.
-pub unsafe fn free_pages<A: Hardware>(_cpu: &Cpu<A>, _pa: &PageAllocator<A>, p: *mut u8, order: u32) {
-    // SAFETY: the caller's.
-    unsafe { dealloc(p, Layout::from_size_align(PAGE_SIZE << order, PAGE_SIZE).expect("small")) }
-}
-/// `kmem_cache_create()`, at boot.
-pub fn kmem_cache_create<A: Hardware>(arena: &Arena, _s: KRef<SlabState<A>>, a: KmemCacheArgs) -> KRef<KmemCache<A>> {
-    arena.boot_new(0, KmemCache { size: a.size, align: a.align.max(64), _a: std::marker::PhantomData })
-}
-/// `kmem_cache_alloc()`: null when out of memory. The object's bytes are arbitrary.
-#[inline]
-pub fn kmem_cache_alloc<A: Hardware>(_cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut u8 {
-    // SAFETY: nonzero size.
-    unsafe { alloc(Layout::from_size_align(s.size, s.align).expect("small")) }
-}
-/// `kmem_cache_free()`
-///
-/// # Safety
-/// `p` is an allocated object of `s` that nobody else will free.
-#[inline]
-pub unsafe fn kmem_cache_free<A: Hardware>(_cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) {
-    // SAFETY: the caller's.
-    unsafe { dealloc(p, Layout::from_size_align(s.size, s.align).expect("small")) }
+    pages: KRef<PageAllocator<A>>,
+    rcu: KRef<RcuState<A>>,
+    nr_cpus: u32,
+    options: SlabOptions,
+) -> KRef<SlabState<A>> {
+    arena.boot_new(0, SlabState { pages, rcu, nr_cpus: nr_cpus.max(1), options, caches: Plain::new(null_mut()) })
 }

@@ -1,0 +1,832 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Pages by node: per-CPU lists in front of a buddy allocator [mm/page_alloc.c, include/linux/mmzone.h, 6.12].
+//!
+//! dup: one zone a node; a buddy per order up to [`MAX_PAGE_ORDER`]; per CPU and node a list of each order up to 3,
+//! refilled and emptied in batches of 63 pages at most, its lock only ever tried; other nodes by distance when the wanted one
+//! is out; a record of 64 bytes a page ([`Page`]) with the node's number and a type tag; compound heads.
+//!
+//! custom: fixed high mark (the kernel tunes it between two marks; equal marks switch that off), batches do not grow
+//! with use, no migrate types. Boot memory reaches the buddy by [`memblock_free_all`]; should nobody call it, the first
+//! allocation that finds a node empty does. stub: reclaim, compaction, watermarks, hotplug: an allocation that no node
+//! can serve empties all per-CPU lists, tries once more and returns null.
+//!
+//! INVARIANT: a page is in exactly one place: a buddy list (tag [`PG_BUDDY`] on the block's first page), a per-CPU list
+//! ([`PG_PCP`]), or handed out. Lock order: per-CPU list, then node. Between allocation and free the words at 8..48 and
+//! 56..64 of the record belong to the owner.
+
+use crate::arch::arena::{
+    ARENA_SHIFT, ARENA_SIZE, KRef, NodeRest, PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record, record_page,
+};
+use crate::arch::{Arena, Atomic, Hardware, Native, Plain, Relaxed, Work};
+use crate::cpu::{Cpu, PerCpu};
+use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
+use std::alloc::Layout;
+use std::ptr::{null_mut, slice_from_raw_parts_mut};
+
+/// Largest order of a block.
+pub const MAX_PAGE_ORDER: u32 = 10;
+/// Largest order that per-CPU lists hold (`PAGE_ALLOC_COSTLY_ORDER`).
+pub const PAGE_ALLOC_COSTLY_ORDER: u32 = 3;
+/// No wish for a node.
+pub const NUMA_NO_NODE: u32 = u32::MAX;
+/// CPU numbers above the workers' that get per-CPU blocks too: kernel threads.
+pub const NR_KTHREADS: u32 = 4;
+/// Pages that move between a per-CPU list and its node at once, at most.
+pub const PCP_BATCH: u32 = 63;
+/// Default high mark of a per-CPU list, pages: four batches, the kernel's lowest.
+pub const PCP_HIGH: u32 = 4 * PCP_BATCH;
+
+/// Type tag: handed out, no type.
+pub const PG_NONE: u32 = 0;
+/// Type tag: first page of a free block.
+pub const PG_BUDDY: u32 = 0xf000_0001;
+/// Type tag: first page of a run on a per-CPU list.
+pub const PG_PCP: u32 = 0xf000_0002;
+/// Type tag: first page of a slab.
+pub const PG_SLAB: u32 = 0xf000_0004;
+
+const NODES_SHIFT: u32 = 58;
+const LISTS: usize = PAGE_ALLOC_COSTLY_ORDER as usize + 1;
+const ORDERS: usize = MAX_PAGE_ORDER as usize + 1;
+
+/// `struct page`: 64 bytes of record a page.
+#[repr(C, align(64))]
+pub struct Page<A: Hardware> {
+    /// Node number in the six highest bits; flags of the owner below.
+    pub flags: Atomic<A, u64>,
+    /// In a tail page of a compound block: its head's record, bit 0 set. Else the owner's.
+    pub compound_head: Atomic<A, usize>,
+    next: Atomic<A, *mut Page<A>>,
+    prev: Atomic<A, *mut Page<A>>,
+    _mapping: Atomic<A, u64>,
+    /// Order of a free block; else the owner's.
+    private: Atomic<A, u64>,
+    /// `PG_*`
+    pub page_type: Atomic<A, u32>,
+    _refcount: Atomic<A, u32>,
+    _memcg_data: Atomic<A, u64>,
+}
+const _: () = {
+    assert!(size_of::<Page<Native>>() == RECORD_SIZE);
+    assert!(std::mem::offset_of!(Page<Native>, compound_head) == 8);
+    assert!(std::mem::offset_of!(Page<Native>, private) == 40);
+    assert!(std::mem::offset_of!(Page<Native>, page_type) == 48);
+};
+
+/// `virt_to_page()`
+#[inline(always)]
+pub fn virt_to_page<A: Hardware>(p: *const u8) -> *mut Page<A> {
+    page_record(p as usize).cast()
+}
+
+/// `compound_head()` of the page that `p` lies in.
+///
+/// # Safety
+/// `p` is arena memory.
+#[inline(always)]
+pub unsafe fn virt_to_head_page<A: Hardware>(p: *const u8) -> *mut Page<A> {
+    let page = virt_to_page::<A>(p);
+    // SAFETY: every page of the arena has a record.
+    let head = unsafe { &*page }.compound_head.load(Relaxed);
+    if head & 1 != 0 { (head - 1) as *mut Page<A> } else { page }
+}
+
+/// `page_to_nid()`
+#[inline(always)]
+pub fn page_to_nid<A: Hardware>(page: &Page<A>) -> u32 {
+    (page.flags.load(Relaxed) >> NODES_SHIFT) as u32
+}
+
+/// A list through `next` and `prev`.
+#[repr(C)]
+struct PageList<A: Hardware> {
+    first: Plain<A, *mut Page<A>>,
+    last: Plain<A, *mut Page<A>>,
+}
+
+impl<A: Hardware> PageList<A> {
+    fn new() -> Self {
+        PageList { first: Plain::new(null_mut()), last: Plain::new(null_mut()) }
+    }
+
+    /// # Safety
+    /// `page` is on no list; the list's lock is held.
+    #[inline(always)]
+    unsafe fn push(&self, page: *mut Page<A>) {
+        let old = self.first.get();
+        // SAFETY: records live as long as the arena.
+        unsafe {
+            (*page).next.store(old, Relaxed);
+            (*page).prev.store(null_mut(), Relaxed);
+            if old.is_null() {
+                self.last.set(page);
+            } else {
+                (*old).prev.store(page, Relaxed);
+            }
+        }
+        self.first.set(page);
+    }
+
+    /// # Safety
+    /// `page` is on this list; the list's lock is held.
+    #[inline(always)]
+    unsafe fn del(&self, page: *mut Page<A>) {
+        // SAFETY: records live as long as the arena.
+        let (next, prev) = unsafe { ((*page).next.load(Relaxed), (*page).prev.load(Relaxed)) };
+        if prev.is_null() {
+            self.first.set(next);
+        } else {
+            // SAFETY: as above.
+            unsafe { (*prev).next.store(next, Relaxed) };
+        }
+        if next.is_null() {
+            self.last.set(prev);
+        } else {
+            // SAFETY: as above.
+            unsafe { (*next).prev.store(prev, Relaxed) };
+        }
+    }
+}
+
+/// `struct per_cpu_pages`: pages of one node that one CPU holds ready.
+#[repr(C)]
+struct PerCpuPages<A: Hardware> {
+    lock: RawSpinLock<A>,
+    /// Pages on all lists.
+    count: Plain<A, u32>,
+    lists: [PageList<A>; LISTS],
+}
+
+/// `struct zone`: the free blocks of one node.
+#[repr(C, align(128))]
+struct Zone<A: Hardware> {
+    lock: RawSpinLock<A>,
+    /// Whether the node's rest was taken over.
+    populated: Plain<A, u32>,
+    free_pages: Plain<A, u64>,
+    managed: Plain<A, u64>,
+    start: Plain<A, usize>,
+    end: Plain<A, usize>,
+    free_area: [PageList<A>; ORDERS],
+    pcp: PerCpu<A, PerCpuPages<A>>,
+    /// All nodes, this one first, then by distance.
+    zonelist: KRef<[Plain<A, u32>]>,
+}
+
+/// The page allocator of a kernel.
+pub struct PageAllocator<A: Hardware> {
+    zones: KRef<[KRef<Zone<A>>]>,
+    rest: KRef<[NodeRest]>,
+    cpu_to_node: KRef<[u32]>,
+    /// High mark of the per-CPU lists, pages; written at boot.
+    high: Plain<A, u32>,
+}
+// SAFETY: a node's rest is taken under its zone's lock; all else is arena memory made of words.
+unsafe impl<A: Hardware> Sync for PageAllocator<A> {}
+// SAFETY: as above.
+unsafe impl<A: Hardware> Send for PageAllocator<A> {}
+
+/// Boot memory for a slice filled by `init`.
+pub(super) fn boot_slice<T>(arena: &Arena, node: u32, n: usize, mut init: impl FnMut(usize) -> T) -> KRef<[T]> {
+    let p = arena.boot_alloc(node, Layout::array::<T>(n).expect("a small table")).cast::<T>();
+    for i in 0..n {
+        // SAFETY: fresh boot memory for n elements.
+        unsafe { p.as_ptr().add(i).write(init(i)) };
+    }
+    // SAFETY: filled above; boot memory lives as long as the kernel.
+    unsafe { KRef::new(std::ptr::NonNull::new_unchecked(slice_from_raw_parts_mut(p.as_ptr(), n))) }
+}
+
+/// `mm_init()`, first half: makes the zones and the per-CPU lists. Pages come with [`memblock_free_all`], after the
+/// last piece of boot memory was taken. Nodes are tried in the order of their numbers until [`build_zonelists`].
+pub fn page_alloc_init<A: Hardware>(
+    arena: &Arena,
+    nr_cpus: u32,
+    node_of: &dyn Fn(u32) -> u32,
+) -> KRef<PageAllocator<A>> {
+    let nr_nodes = arena.nr_nodes();
+    let nr_cpu_ids = nr_cpus + NR_KTHREADS;
+    let node = |c| if c < nr_cpus { node_of(c) } else { 0 };
+    let zones = boot_slice(arena, 0, nr_nodes as usize, |nid| {
+        let nid = nid as u32;
+        let pcp = PerCpu::new(arena, nr_cpu_ids, node, "per_cpu_pages", |_| PerCpuPages {
+            lock: RawSpinLock::new(),
+            count: Plain::new(0),
+            lists: std::array::from_fn(|_| PageList::new()),
+        });
+        let zonelist = boot_slice(arena, nid, nr_nodes as usize, |i| {
+            Plain::new(match i as u32 {
+                0 => nid,
+                i if i <= nid => i - 1,
+                i => i,
+            })
+        });
+        let z = arena.boot_new(
+            nid,
+            Zone {
+                lock: RawSpinLock::new(),
+                populated: Plain::new(0),
+                free_pages: Plain::new(0),
+                managed: Plain::new(0),
+                start: Plain::new(0),
+                end: Plain::new(0),
+                free_area: std::array::from_fn(|_| PageList::new()),
+                pcp,
+                zonelist,
+            },
+        );
+        A::label(z.as_ptr().cast(), size_of::<Zone<A>>(), "zone");
+        z
+    });
+    let rest = boot_slice(arena, 0, nr_nodes as usize, |nid| arena.rest(nid as u32));
+    let cpu_to_node = boot_slice(arena, 0, nr_cpu_ids as usize, |c| node(c as u32));
+    arena.boot_new(0, PageAllocator { zones, rest, cpu_to_node, high: Plain::new(PCP_HIGH) })
+}
+
+/// `build_all_zonelists()`: nearest nodes first, by `distance(from, to)`. At boot.
+pub fn build_zonelists<A: Hardware>(pa: &PageAllocator<A>, distance: &dyn Fn(u32, u32) -> u32) {
+    for from in 0..pa.nr_nodes() {
+        let mut order: Vec<u32> = (0..pa.nr_nodes()).collect();
+        order.sort_by_key(|&to| (to != from, distance(from, to), to));
+        for (slot, to) in pa.zones[from as usize].zonelist.iter().zip(order) {
+            slot.set(to);
+        }
+    }
+}
+
+/// `memblock_free_all()`: ends boot allocation; what is left of every node becomes free pages.
+pub fn memblock_free_all<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>) {
+    for nid in 0..pa.nr_nodes() {
+        populate(cpu, pa, nid);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn populate<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, nid: u32) {
+    let z = &*pa.zones[nid as usize];
+    raw_spin_lock(cpu, &z.lock);
+    if z.populated.get() == 0 {
+        z.populated.set(1);
+        // SAFETY: a machine's arena outlives the kernels booted on it, and boot is over once pages are asked for.
+        let (node_start, start, end) = unsafe { pa.rest[nid as usize].take() };
+        let records = page_record(node_start);
+        let bytes = page_record(end) as usize - records as usize;
+        A::label(records, bytes, "struct page");
+        // SAFETY: the records of this node's pages; no page was handed out yet. An earlier kernel's tags go away.
+        unsafe { A::clear(records, bytes) };
+        if nid != 0 {
+            for r in (records as usize..records as usize + bytes).step_by(RECORD_SIZE) {
+                // SAFETY: a record of this node.
+                unsafe { (*(r as *mut Page<A>)).flags.store(u64::from(nid) << NODES_SHIFT, Relaxed) };
+            }
+        }
+        z.start.set(start);
+        z.end.set(end);
+        z.managed.set(((end - start) >> PAGE_SHIFT) as u64);
+        let mut at = start;
+        while at < end {
+            let mut order = MAX_PAGE_ORDER.min((at >> PAGE_SHIFT).trailing_zeros());
+            while at + (PAGE_SIZE << order) > end {
+                order -= 1;
+            }
+            // SAFETY: the block lies in the rest of the node and was never handed out.
+            unsafe { free_one_page(z, virt_to_page(at as *const u8), order) };
+            at += PAGE_SIZE << order;
+        }
+    }
+    raw_spin_unlock(cpu, &z.lock);
+}
+
+/// `__free_one_page()`: puts a block back and joins it with its free neighbours.
+///
+/// # Safety
+/// The block is this zone's, nobody uses it; the zone's lock is held.
+unsafe fn free_one_page<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32) {
+    let (mut page, mut order) = (page, order);
+    z.free_pages.set(z.free_pages.get() + (1 << order));
+    let base = page as usize & !(ARENA_SIZE - 1);
+    while order < MAX_PAGE_ORDER {
+        // Records are laid out as pages are, so the buddy's record is found like the buddy's page number.
+        let index = (page as usize - base) / RECORD_SIZE;
+        let buddy_index = index ^ (1 << order);
+        let addr = base + (buddy_index << PAGE_SHIFT);
+        if addr < z.start.get() || addr + (PAGE_SIZE << order) > z.end.get() {
+            break;
+        }
+        let buddy = (base + buddy_index * RECORD_SIZE) as *mut Page<A>;
+        // SAFETY: a record of this zone.
+        let b = unsafe { &*buddy };
+        if b.page_type.load(Relaxed) != PG_BUDDY || b.private.load(Relaxed) != u64::from(order) {
+            break;
+        }
+        // SAFETY: tagged as free at this order, hence on that list.
+        unsafe { z.free_area[order as usize].del(buddy) };
+        b.page_type.store(PG_NONE, Relaxed);
+        page = page.min(buddy);
+        order += 1;
+    }
+    // SAFETY: the block is free and on no list.
+    unsafe {
+        (*page).page_type.store(PG_BUDDY, Relaxed);
+        (*page).private.store(u64::from(order), Relaxed);
+        z.free_area[order as usize].push(page);
+    }
+}
+
+/// `__rmqueue_smallest()`: takes a block, splitting a larger one if need be; null when there is none. The zone's lock
+/// is held.
+fn rmqueue_smallest<A: Hardware>(z: &Zone<A>, order: u32) -> *mut Page<A> {
+    for have in order..=MAX_PAGE_ORDER {
+        let page = z.free_area[have as usize].first.get();
+        if page.is_null() {
+            continue;
+        }
+        // SAFETY: on that list; the upper halves belong to the block and are on no list.
+        unsafe {
+            z.free_area[have as usize].del(page);
+            (*page).page_type.store(PG_NONE, Relaxed);
+            for half in (order..have).rev() {
+                let upper = page.add(1 << half);
+                (*upper).page_type.store(PG_BUDDY, Relaxed);
+                (*upper).private.store(u64::from(half), Relaxed);
+                z.free_area[half as usize].push(upper);
+            }
+        }
+        z.free_pages.set(z.free_pages.get() - (1 << order));
+        return page;
+    }
+    null_mut()
+}
+
+/// `rmqueue_pcplist()`: from this CPU's list, refilled in a batch. Null also when the list's lock is taken.
+#[inline]
+fn rmqueue_pcplist<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, order: u32) -> *mut Page<A> {
+    let pcp = z.pcp.this(cpu);
+    if !raw_spin_trylock(cpu, &pcp.lock) {
+        return null_mut();
+    }
+    let list = &pcp.lists[order as usize];
+    if list.first.get().is_null() {
+        rmqueue_bulk(cpu, z, pcp, order);
+    }
+    let page = list.first.get();
+    if !page.is_null() {
+        // SAFETY: on that list, under its lock.
+        unsafe {
+            list.del(page);
+            (*page).page_type.store(PG_NONE, Relaxed);
+        }
+        pcp.count.set(pcp.count.get() - (1 << order));
+    }
+    raw_spin_unlock(cpu, &pcp.lock);
+    page
+}
+
+#[cold]
+#[inline(never)]
+fn rmqueue_bulk<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<A>, order: u32) {
+    let list = &pcp.lists[order as usize];
+    raw_spin_lock(cpu, &z.lock);
+    // In the order in which the zone gave them, so that a run of pages is handed out ascending.
+    let mut last: *mut Page<A> = null_mut();
+    for _ in 0..(PCP_BATCH >> order).max(2) {
+        let page = rmqueue_smallest(z, order);
+        if page.is_null() {
+            break;
+        }
+        // SAFETY: just taken, on no list; the pcp lock is held.
+        unsafe {
+            (*page).page_type.store(PG_PCP, Relaxed);
+            (*page).next.store(null_mut(), Relaxed);
+            (*page).prev.store(last, Relaxed);
+            if last.is_null() {
+                list.first.set(page);
+            } else {
+                (*last).next.store(page, Relaxed);
+            }
+        }
+        last = page;
+        pcp.count.set(pcp.count.get() + (1 << order));
+    }
+    list.last.set(last);
+    raw_spin_unlock(cpu, &z.lock);
+}
+
+/// `free_pcppages_bulk()`: gives `count` pages back, the coldest of each list first. The list's lock is held.
+#[cold]
+#[inline(never)]
+fn free_pcppages_bulk<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<A>, count: u32, first_order: u32) {
+    let stop = pcp.count.get().saturating_sub(count);
+    raw_spin_lock(cpu, &z.lock);
+    let mut order = first_order;
+    while pcp.count.get() > stop {
+        let list = &pcp.lists[order as usize];
+        let page = list.last.get();
+        if page.is_null() {
+            order = (order + 1) % LISTS as u32;
+            continue;
+        }
+        // SAFETY: on that list, under its lock; then free, under the zone's.
+        unsafe {
+            list.del(page);
+            free_one_page(z, page, order);
+        }
+        pcp.count.set(pcp.count.get() - (1 << order));
+    }
+    raw_spin_unlock(cpu, &z.lock);
+}
+
+/// `drain_all_pages()`: every per-CPU list back to its zone.
+pub fn drain_all_pages<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>) {
+    for z in pa.zones.iter() {
+        for pcp in z.pcp.iter() {
+            raw_spin_lock(cpu, &pcp.lock);
+            if pcp.count.get() != 0 {
+                free_pcppages_bulk(cpu, z, pcp, pcp.count.get(), 0);
+            }
+            raw_spin_unlock(cpu, &pcp.lock);
+        }
+    }
+}
+
+#[inline]
+fn rmqueue<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, order: u32) -> *mut Page<A> {
+    if order <= PAGE_ALLOC_COSTLY_ORDER {
+        let page = rmqueue_pcplist(cpu, z, order);
+        if !page.is_null() {
+            return page;
+        }
+    }
+    raw_spin_lock(cpu, &z.lock);
+    let page = rmqueue_smallest(z, order);
+    raw_spin_unlock(cpu, &z.lock);
+    page
+}
+
+/// `alloc_pages()`: 2^order pages near the CPU's node, naturally aligned; null when there are none. The bytes are
+/// arbitrary.
+#[inline]
+pub fn alloc_pages<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, order: u32) -> *mut u8 {
+    alloc_pages_node(cpu, pa, cpu.node, order, false)
+}
+
+/// `__alloc_pages_node()`: as [`alloc_pages`] near `nid`, or (`thisnode`, for `__GFP_THISNODE`) from there alone.
+#[inline]
+pub fn alloc_pages_node<A: Hardware>(
+    cpu: &Cpu<A>,
+    pa: &PageAllocator<A>,
+    nid: u32,
+    order: u32,
+    thisnode: bool,
+) -> *mut u8 {
+    let page = rmqueue(cpu, &pa.zones[nid as usize], order);
+    if page.is_null() {
+        return alloc_pages_slowpath(cpu, pa, nid, order, thisnode);
+    }
+    record_page(page as usize) as *mut u8
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_pages_slowpath<A: Hardware>(
+    cpu: &Cpu<A>,
+    pa: &PageAllocator<A>,
+    nid: u32,
+    order: u32,
+    thisnode: bool,
+) -> *mut u8 {
+    if order > MAX_PAGE_ORDER {
+        return null_mut();
+    }
+    let zonelist = &pa.zones[nid as usize].zonelist;
+    let zonelist = if thisnode { &zonelist[..1] } else { &zonelist[..] };
+    for drained in [false, true] {
+        if drained {
+            drain_all_pages(cpu, pa);
+        }
+        for n in zonelist {
+            let z = &*pa.zones[n.get() as usize];
+            if z.populated.get() == 0 {
+                populate(cpu, pa, n.get());
+            }
+            let page = rmqueue(cpu, z, order);
+            if !page.is_null() {
+                return record_page(page as usize) as *mut u8;
+            }
+        }
+    }
+    null_mut()
+}
+
+/// `free_pages()`
+///
+/// # Safety
+/// `p` came from [`alloc_pages`] with `order`, and nobody uses it.
+///
+/// # Panics
+/// When the page is free already or still a slab.
+#[inline]
+pub unsafe fn free_pages<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, p: *mut u8, order: u32) {
+    let page = virt_to_page::<A>(p);
+    // SAFETY: every page has a record.
+    let pg = unsafe { &*page };
+    assert_eq!(pg.page_type.load(Relaxed), PG_NONE, "bad page state: {p:p} freed at order {order}");
+    let z = &*pa.zones[page_to_nid(pg) as usize];
+    if order <= PAGE_ALLOC_COSTLY_ORDER {
+        let pcp = z.pcp.this(cpu);
+        if raw_spin_trylock(cpu, &pcp.lock) {
+            pg.page_type.store(PG_PCP, Relaxed);
+            // SAFETY: on no list; under the list's lock.
+            unsafe { pcp.lists[order as usize].push(page) };
+            let count = pcp.count.get() + (1 << order);
+            pcp.count.set(count);
+            if count >= pa.high.get() {
+                free_pcppages_bulk(cpu, z, pcp, PCP_BATCH, order);
+            }
+            raw_spin_unlock(cpu, &pcp.lock);
+            return;
+        }
+    }
+    raw_spin_lock(cpu, &z.lock);
+    // SAFETY: the caller's.
+    unsafe { free_one_page(z, page, order) };
+    raw_spin_unlock(cpu, &z.lock);
+}
+
+/// `alloc_page()`
+#[inline]
+pub fn alloc_page<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>) -> *mut u8 {
+    alloc_pages(cpu, pa, 0)
+}
+
+/// `free_page()`
+///
+/// # Safety
+/// As [`free_pages`] with order 0.
+#[inline]
+pub unsafe fn free_page<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, p: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe { free_pages(cpu, pa, p, 0) }
+}
+
+/// `clear_page()`
+///
+/// # Safety
+/// `p` is a page that no other CPU can see.
+#[inline(always)]
+pub unsafe fn clear_page<A: Hardware>(p: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe { A::clear(p, PAGE_SIZE) };
+    A::charge(Work::ClearPage);
+}
+
+/// `prep_compound_page()`: makes the tail pages' records point to the head's.
+///
+/// # Safety
+/// The block was just allocated with `order`.
+pub(super) unsafe fn prep_compound_page<A: Hardware>(head: *mut Page<A>, order: u32) {
+    for i in 1..1usize << order {
+        // SAFETY: records of the block.
+        unsafe { (*head.add(i)).compound_head.store(head as usize | 1, Relaxed) };
+    }
+}
+
+/// Undoes [`prep_compound_page`], before the block is freed.
+///
+/// # Safety
+/// The block is a compound of `order` that is about to be freed.
+pub(super) unsafe fn destroy_compound_page<A: Hardware>(head: *mut Page<A>, order: u32) {
+    for i in 0..1usize << order {
+        // SAFETY: records of the block.
+        unsafe { (*head.add(i)).compound_head.store(0, Relaxed) };
+    }
+}
+
+impl<A: Hardware> PageAllocator<A> {
+    /// CPU numbers that have per-CPU blocks: the workers' and [`NR_KTHREADS`] more.
+    pub fn nr_cpu_ids(&self) -> u32 {
+        self.cpu_to_node.len() as u32
+    }
+
+    /// `cpu_to_node()`; kernel threads count as node 0's.
+    pub fn cpu_to_node(&self, cpu: u32) -> u32 {
+        self.cpu_to_node[cpu as usize]
+    }
+
+    /// NUMA nodes.
+    pub fn nr_nodes(&self) -> u32 {
+        self.zones.len() as u32
+    }
+
+    /// Nodes from `nid` outwards, itself first.
+    pub fn zonelist(&self, nid: u32) -> impl Iterator<Item = u32> + '_ {
+        self.zones[nid as usize].zonelist.iter().map(|n| n.get())
+    }
+
+    /// Sets the high mark of the per-CPU lists, pages (sysctl `percpu_pagelist_high_fraction`). At boot.
+    pub fn set_pageset_high(&self, pages: u32) {
+        self.high.set(pages.max(PCP_BATCH));
+    }
+
+    /// Pages handed out and not given back. Exact while nobody allocates; 0 after a clean shutdown.
+    pub fn outstanding(&self) -> u64 {
+        (0..self.nr_nodes()).map(|n| self.node_outstanding(n)).sum()
+    }
+
+    /// As [`PageAllocator::outstanding`], of one node's memory.
+    pub fn node_outstanding(&self, nid: u32) -> u64 {
+        let z = &self.zones[nid as usize];
+        let pcp: u64 = z.pcp.iter().map(|p| u64::from(p.count.get())).sum();
+        z.managed.get() - z.free_pages.get() - pcp
+    }
+
+    /// Pages there are, of all nodes; 0 before [`memblock_free_all`].
+    pub fn managed(&self) -> u64 {
+        self.zones.iter().map(|z| z.managed.get()).sum()
+    }
+}
+
+const _: () = assert!(ARENA_SHIFT > PAGE_SHIFT + MAX_PAGE_ORDER);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::for_test_set;
+
+    fn boot(arena: &Arena, nr_cpus: u32) -> (Cpu<Native>, KRef<PageAllocator<Native>>) {
+        let cpu = Cpu::for_test(0);
+        let pa = page_alloc_init(arena, nr_cpus, &|c| c % arena.nr_nodes());
+        memblock_free_all(&cpu, &pa);
+        (cpu, pa)
+    }
+
+    #[test]
+    fn every_page_can_be_had_once_and_comes_back_whole() {
+        let arena = Arena::new(1, 4 << 20, None, None).unwrap();
+        let (cpu, pa) = boot(&arena, 1);
+        let blocks = |z: &Zone<Native>| -> Vec<usize> {
+            z.free_area
+                .iter()
+                .map(|l| {
+                    let (mut n, mut p) = (0, l.first.get());
+                    while !p.is_null() {
+                        n += 1;
+                        // SAFETY: a record.
+                        p = unsafe { (*p).next.load(Relaxed) };
+                    }
+                    n
+                })
+                .collect()
+        };
+        let before = blocks(&pa.zones[0]);
+        let mut seen = std::collections::BTreeSet::new();
+        let mut got = Vec::new();
+        for order in (0..=MAX_PAGE_ORDER).rev().cycle() {
+            let p = alloc_pages(&cpu, &pa, order);
+            if p.is_null() {
+                if order == 0 {
+                    break;
+                }
+                continue;
+            }
+            assert_eq!(p as usize % (PAGE_SIZE << order), 0);
+            for i in 0..1 << order {
+                assert!(seen.insert(p as usize + i * PAGE_SIZE));
+            }
+            got.push((p, order));
+        }
+        assert_eq!(seen.len() as u64, pa.managed());
+        assert_eq!(pa.outstanding(), pa.managed());
+        for (p, order) in got {
+            // SAFETY: allocated above with that order.
+            unsafe { free_pages(&cpu, &pa, p, order) };
+        }
+        assert_eq!(pa.outstanding(), 0);
+        drain_all_pages(&cpu, &pa);
+        assert_eq!(blocks(&pa.zones[0]), before);
+    }
+
+    #[test]
+    fn pages_return_to_their_node_and_neighbours_help_out() {
+        let arena = Arena::new(3, 2 << 20, None, None).unwrap();
+        let (cpu, pa) = boot(&arena, 2);
+        build_zonelists(&pa, &|a, b| {
+            if a == b { 10 } else { [[0, 30, 20], [30, 0, 40], [20, 40, 0]][a as usize][b as usize] }
+        });
+        assert_eq!(pa.zonelist(0).collect::<Vec<_>>(), [0, 2, 1]);
+        assert_eq!(pa.zonelist(1).collect::<Vec<_>>(), [1, 0, 2]);
+        let mut got = Vec::new();
+        let mut nodes = Vec::new();
+        loop {
+            let p = alloc_page(&cpu, &pa);
+            if p.is_null() {
+                break;
+            }
+            // SAFETY: a page.
+            let nid = page_to_nid(unsafe { &*virt_to_page::<Native>(p) });
+            let (s, e) = arena.node_range(nid);
+            assert!((s..e).contains(&(p as usize)));
+            if nodes.last() != Some(&nid) {
+                nodes.push(nid);
+            }
+            got.push(p);
+        }
+        assert_eq!(nodes, [0, 2, 1]);
+        assert_eq!(alloc_pages_node(&cpu, &pa, 1, 0, true), null_mut());
+        let one = for_test_set::<Native>(2);
+        let one = one.cpu(1);
+        for (i, p) in got.into_iter().enumerate() {
+            // SAFETY: allocated above.
+            unsafe { free_page(if i % 2 == 0 { &cpu } else { &one }, &pa, p) };
+        }
+        for n in 0..3 {
+            assert_eq!(pa.node_outstanding(n), 0);
+        }
+    }
+
+    #[test]
+    fn a_second_kernel_on_the_same_arena_starts_clean_and_first_use_populates() {
+        let arena = Arena::new(1, 2 << 20, None, None).unwrap();
+        let (cpu, pa) = boot(&arena, 1);
+        let n = pa.managed();
+        while !alloc_page(&cpu, &pa).is_null() {}
+        arena.reset();
+        let pa = page_alloc_init::<Native>(&arena, 1, &|_| 0);
+        assert!(!alloc_page(&cpu, &pa).is_null());
+        assert_eq!((pa.managed(), pa.outstanding()), (n, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "bad page state")]
+    fn freeing_twice_is_caught() {
+        let arena = Arena::new(1, 2 << 20, None, None).unwrap();
+        let (cpu, pa) = boot(&arena, 1);
+        let p = alloc_page(&cpu, &pa);
+        // SAFETY: deliberately wrong the second time; the check comes before any damage.
+        unsafe {
+            free_page(&cpu, &pa, p);
+            free_page(&cpu, &pa, p);
+        }
+    }
+
+    #[test]
+    fn per_cpu_lists_keep_to_their_mark() {
+        let arena = Arena::new(1, 8 << 20, None, None).unwrap();
+        let (cpu, pa) = boot(&arena, 1);
+        let got: Vec<_> = (0..1000).map(|_| alloc_page(&cpu, &pa)).collect();
+        // Ascending, as the zone gave them.
+        assert!(got.windows(2).take(60).all(|w| w[1] as usize == w[0] as usize + PAGE_SIZE));
+        for &p in &got {
+            // SAFETY: allocated above.
+            unsafe { free_page(&cpu, &pa, p) };
+            assert!(pa.zones[0].pcp.of(0).count.get() < PCP_HIGH);
+        }
+        assert_eq!(pa.outstanding(), 0);
+        // Last in, first out.
+        assert_eq!(alloc_page(&cpu, &pa), got[999]);
+    }
+
+    #[test]
+    fn four_cpus_never_share_a_page() {
+        let arena = Arena::new(1, 8 << 20, None, None).unwrap();
+        let (_, pa) = boot(&arena, 4);
+        let set = for_test_set::<Native>(4);
+        std::thread::scope(|s| {
+            for id in 0..4u32 {
+                let (pa, set) = (pa, set.clone());
+                s.spawn(move || {
+                    let cpu = set.cpu(id);
+                    let mut mine: Vec<(*mut u8, u32)> = Vec::new();
+                    for _ in 0..20_000 {
+                        let r = cpu.random() ^ u64::from(id) << 32;
+                        if mine.len() < 80 && r % 2 == 0 {
+                            let order = (r >> 8) as u32 % 5;
+                            let p = alloc_pages(&cpu, &pa, order);
+                            if !p.is_null() {
+                                for i in 0..1 << order {
+                                    // SAFETY: ours until freed.
+                                    unsafe { p.add(i * PAGE_SIZE).cast::<u32>().write_volatile(id + 1) };
+                                }
+                                mine.push((p, order));
+                            }
+                        } else if !mine.is_empty() {
+                            let (p, order) = mine.swap_remove((r >> 16) as usize % mine.len());
+                            for i in 0..1 << order {
+                                // SAFETY: ours until freed.
+                                assert_eq!(unsafe { p.add(i * PAGE_SIZE).cast::<u32>().read_volatile() }, id + 1);
+                            }
+                            // SAFETY: allocated above with that order.
+                            unsafe { free_pages(&cpu, &pa, p, order) };
+                        }
+                    }
+                    for (p, order) in mine {
+                        // SAFETY: as above.
+                        unsafe { free_pages(&cpu, &pa, p, order) };
+                    }
+                });
+            }
+        });
+        assert_eq!(pa.outstanding(), 0);
+    }
+}

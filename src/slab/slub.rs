@@ -1,0 +1,1172 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! SLUB: allocating and freeing objects [mm/slub.c, mm/slab.h, 6.12].
+//!
+//! dup: per-CPU slabs with the (freelist, tid) exchange, slab records with the (freelist, counters) exchange, CPU
+//! partial stacks, node lists, freezing, remote frees, NUMA rules with their defect (an allocation without a wish takes
+//! a remote slab from the CPU stack unseen), type-stable freeing, bulk calls, hardened and shuffled freelists.
+//!
+//! custom: nothing interrupts an allocator call (module above), so loops that restart after preemption are straight
+//! code; a node refuses foreign visitors by the CPU's own random number in place of the cycle counter. stub: debugging,
+//! merging, memcg, KASAN and KFENCE, page reserves, list of full slabs.
+//!
+//! ```text
+//! state         on node list  frozen  where
+//! cpu slab      no            yes     one CPU's `slab`; objects on the CPU's freelist count as in use
+//! cpu partial   no            no      one CPU's `partial` stack, linked by `next`; the head's `slabs` is the length
+//! node partial  yes           no      the list of the slab's own node, flag SL_PARTIAL set
+//! full          no            no      nowhere; freelist empty
+//! ```
+//! INVARIANT: objects minus the length of the slab's freelist = `inuse`. Only pushes and take-all happen to a slab's
+//! freelist at the same time, so its exchange has no ABA. The freelist and counters of a record, and the pair of a CPU,
+//! are written by 16-byte exchanges and read as two words: a torn pair makes the exchange fail.
+//!
+//! The link word inside a free object is an atomic for every access, since readers of a type-stable object may look at
+//! it long after the free. Cannot tell: the cost of disabling interrupts on the slow path, which 6.12 pays and the port
+//! does not.
+
+use super::page_alloc::{
+    NUMA_NO_NODE, PG_NONE, PG_SLAB, Page, alloc_pages_node, destroy_compound_page, free_pages, page_to_nid,
+    prep_compound_page, virt_to_head_page, virt_to_page,
+};
+use super::stat::{StatItem, Stats, Unpriced};
+use super::{SLAB_TYPESAFE_BY_RCU, SlabState};
+use crate::arch::arena::{KRef, PAGE_SIZE, RECORD_SIZE, record_page};
+use crate::arch::{Atomic, Hardware, Native, Plain, Relaxed, barrier};
+use crate::cpu::{Cpu, PerCpu};
+use crate::rcu::{RcuHead, call_rcu};
+use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
+use std::ptr::{from_ref, null_mut};
+
+/// Step of the transaction number: a power of two not below the configured maximum of CPUs (distributions: 8192).
+pub const TID_STEP: u64 = 8192;
+/// Flag of a record: on its node's list (`PG_workingset`).
+const SL_PARTIAL: u64 = 1 << 9;
+
+/// `struct kmem_cache_cpu`
+#[repr(C, align(64))]
+pub struct KmemCacheCpu<A: Hardware> {
+    /// First free object, 0 at the end. With `tid` one 16-byte unit.
+    pub(super) freelist: Atomic<A, usize>,
+    /// Transaction number.
+    pub(super) tid: Atomic<A, u64>,
+    /// The slab allocated from.
+    pub(super) slab: Atomic<A, *mut Slab<A>>,
+    /// Stack of partial slabs.
+    pub(super) partial: Atomic<A, *mut Slab<A>>,
+    pub(super) stat: Stats,
+}
+
+impl<A: Hardware> KmemCacheCpu<A> {
+    pub(super) fn new(cpu: u32) -> Self {
+        KmemCacheCpu {
+            freelist: Atomic::new(0),
+            tid: Atomic::new(u64::from(cpu)),
+            slab: Atomic::new(null_mut()),
+            partial: Atomic::new(null_mut()),
+            stat: Stats::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn pair(&self) -> *mut u64 {
+        from_ref(self).cast_mut().cast()
+    }
+
+    /// `next_tid()`, where nothing can compare with the old one.
+    #[inline(always)]
+    fn bump_tid(&self) {
+        self.tid.store(self.tid.load(Relaxed).wrapping_add(TID_STEP), Relaxed);
+    }
+
+    #[inline(always)]
+    fn stat(&self, i: StatItem) {
+        self.stat.add(i, 1);
+    }
+}
+
+/// `struct slab`: the record of a slab's first page, seen as a slab.
+#[repr(C, align(64))]
+pub struct Slab<A: Hardware> {
+    flags: Atomic<A, u64>,
+    slab_cache: Atomic<A, *mut KmemCache<A>>,
+    /// Node list, or next on a CPU's stack; or, with the next word, the `rcu_head` of a dead slab, which is on no list.
+    next: Atomic<A, *mut Slab<A>>,
+    /// Node list, or the length of the CPU's stack from here on (`slabs`).
+    prev: Atomic<A, *mut Slab<A>>,
+    freelist: Atomic<A, usize>,
+    counters: Atomic<A, u64>,
+    page_type: Atomic<A, u32>,
+    _refcount: Atomic<A, u32>,
+    _obj_exts: Atomic<A, u64>,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    type S = Slab<Native>;
+    assert!(size_of::<S>() == RECORD_SIZE && size_of::<Page<Native>>() == RECORD_SIZE);
+    assert!(offset_of!(S, flags) == 0 && offset_of!(S, slab_cache) == 8);
+    assert!(offset_of!(S, next) == 16 && size_of::<RcuHead<Native>>() == 16);
+    assert!(offset_of!(S, freelist) == 32 && offset_of!(S, counters) == 40);
+    assert!(offset_of!(S, page_type) == 48 && offset_of!(S, _obj_exts) == 56);
+    assert!(offset_of!(S, page_type) == offset_of!(Page<Native>, page_type));
+    assert!(offset_of!(S, slab_cache) == offset_of!(Page<Native>, compound_head));
+    type C = KmemCacheCpu<Native>;
+    assert!(offset_of!(C, freelist) == 0 && offset_of!(C, tid) == 8 && offset_of!(C, slab) == 16);
+    assert!(offset_of!(C, partial) == 24 && offset_of!(C, stat) == 32);
+    assert!(size_of::<KmemCacheNode<Native>>() == 64);
+};
+
+/// The counters word of a record: inuse:16, objects:15, frozen:1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlabCounters(u64);
+
+impl SlabCounters {
+    fn new(inuse: u32, objects: u32, frozen: bool) -> Self {
+        SlabCounters(u64::from(inuse) | u64::from(objects) << 16 | u64::from(frozen) << 31)
+    }
+    pub(super) fn inuse(self) -> u32 {
+        (self.0 & 0xffff) as u32
+    }
+    pub(super) fn objects(self) -> u32 {
+        (self.0 >> 16 & 0x7fff) as u32
+    }
+    pub(super) fn frozen(self) -> bool {
+        self.0 >> 31 & 1 != 0
+    }
+    fn with_inuse(self, n: u32) -> Self {
+        SlabCounters(self.0 & !0xffff | u64::from(n))
+    }
+    fn with_frozen(self, f: bool) -> Self {
+        SlabCounters(self.0 & !(1 << 31) | u64::from(f) << 31)
+    }
+}
+
+impl<A: Hardware> Slab<A> {
+    #[inline(always)]
+    pub(super) fn freelist(&self) -> usize {
+        self.freelist.load(Relaxed)
+    }
+    #[inline(always)]
+    pub(super) fn counters(&self) -> SlabCounters {
+        SlabCounters(self.counters.load(Relaxed))
+    }
+    #[inline(always)]
+    pub(super) fn next(&self) -> *mut Slab<A> {
+        self.next.load(Relaxed)
+    }
+    pub(super) fn set_next(&self, p: *mut Slab<A>) {
+        self.next.store(p, Relaxed);
+    }
+    /// `slabs`: length of the CPU stack from here on.
+    #[inline(always)]
+    pub(super) fn slabs(&self) -> usize {
+        self.prev.load(Relaxed) as usize
+    }
+    #[inline(always)]
+    pub(super) fn on_node_partial(&self) -> bool {
+        self.flags.load(Relaxed) & SL_PARTIAL != 0
+    }
+    /// `slab_nid()`
+    #[inline(always)]
+    pub(super) fn nid(&self) -> u32 {
+        // SAFETY: both are views of the same record.
+        page_to_nid(unsafe { &*from_ref(self).cast::<Page<A>>() })
+    }
+    /// `slab_address()`
+    #[inline(always)]
+    pub(super) fn address(&self) -> usize {
+        record_page(from_ref(self) as usize)
+    }
+    #[inline(always)]
+    fn pair(&self) -> *mut u64 {
+        // SAFETY: inside the record.
+        unsafe { from_ref(self).cast_mut().cast::<u64>().add(4) }
+    }
+}
+
+/// `struct kmem_cache_node`
+#[repr(C, align(64))]
+pub struct KmemCacheNode<A: Hardware> {
+    pub(super) list_lock: RawSpinLock<A>,
+    /// Length of the list; looked at without the lock.
+    pub(super) nr_partial: Atomic<A, u64>,
+    pub(super) first: Plain<A, *mut Slab<A>>,
+    pub(super) last: Plain<A, *mut Slab<A>>,
+    pub(super) nr_slabs: Atomic<A, u64>,
+    pub(super) total_objects: Atomic<A, u64>,
+    pub(super) slabs_hw: Unpriced,
+}
+
+impl<A: Hardware> KmemCacheNode<A> {
+    pub(super) fn new() -> Self {
+        KmemCacheNode {
+            list_lock: RawSpinLock::new(),
+            nr_partial: Atomic::new(0),
+            first: Plain::new(null_mut()),
+            last: Plain::new(null_mut()),
+            nr_slabs: Atomic::new(0),
+            total_objects: Atomic::new(0),
+            slabs_hw: Plain::new(0),
+        }
+    }
+
+    /// `add_partial()`. `list_lock` held.
+    pub(super) fn add_partial(&self, slab: &Slab<A>, tail: bool) {
+        self.nr_partial.store(self.nr_partial.load(Relaxed) + 1, Relaxed);
+        self.link(slab, tail);
+        slab.flags.fetch_or(SL_PARTIAL, Relaxed);
+    }
+
+    /// `remove_partial()`. `list_lock` held.
+    pub(super) fn remove_partial(&self, slab: &Slab<A>) {
+        self.unlink(slab);
+        slab.flags.fetch_and(!SL_PARTIAL, Relaxed);
+        self.nr_partial.store(self.nr_partial.load(Relaxed) - 1, Relaxed);
+    }
+
+    pub(super) fn link(&self, slab: &Slab<A>, tail: bool) {
+        let p = from_ref(slab).cast_mut();
+        let (prev, next) = if tail { (self.last.get(), null_mut()) } else { (null_mut(), self.first.get()) };
+        slab.prev.store(prev, Relaxed);
+        slab.next.store(next, Relaxed);
+        if prev.is_null() {
+            self.first.set(p);
+        } else {
+            // SAFETY: on this list, whose lock is held.
+            unsafe { (*prev).next.store(p, Relaxed) };
+        }
+        if next.is_null() {
+            self.last.set(p);
+        } else {
+            // SAFETY: as above.
+            unsafe { (*next).prev.store(p, Relaxed) };
+        }
+    }
+
+    pub(super) fn unlink(&self, slab: &Slab<A>) {
+        let (prev, next) = (slab.prev.load(Relaxed), slab.next.load(Relaxed));
+        if prev.is_null() {
+            self.first.set(next);
+        } else {
+            // SAFETY: on this list, whose lock is held.
+            unsafe { (*prev).next.store(next, Relaxed) };
+        }
+        if next.is_null() {
+            self.last.set(prev);
+        } else {
+            // SAFETY: as above.
+            unsafe { (*next).prev.store(prev, Relaxed) };
+        }
+    }
+}
+
+/// `struct kmem_cache`. Everything but the statistics is constant after creation.
+pub struct KmemCache<A: Hardware> {
+    pub(super) cpu_slab: PerCpu<A, KmemCacheCpu<A>>,
+    /// Offset of the link word in a free object.
+    pub(super) offset: usize,
+    /// Secret of hardened links.
+    pub(super) random: u64,
+    pub(super) hardened: bool,
+    pub(super) init_on_alloc: bool,
+    pub(super) typesafe: bool,
+    /// Bytes from one object to the next.
+    pub(super) size: usize,
+    /// Bytes of an object as asked for.
+    pub(super) object_size: usize,
+    pub(super) cpu_partial_slabs: u32,
+    pub(super) min_partial: u64,
+    /// Order and objects of a slab.
+    pub(super) oo: (u32, u32),
+    /// The same of the smallest slab, for want of better.
+    pub(super) min: (u32, u32),
+    pub(super) remote_node_defrag_ratio: u64,
+    pub(super) flags: u32,
+    pub(super) ctor: Option<unsafe fn(*mut u8)>,
+    pub(super) random_seq: Option<KRef<[u32]>>,
+    pub(super) node: KRef<[KRef<KmemCacheNode<A>>]>,
+    pub(super) state: KRef<SlabState<A>>,
+    /// Next in `slab_caches`.
+    pub(super) list: Plain<Native, *mut KmemCache<A>>,
+    /// Name.
+    pub name: &'static str,
+}
+
+impl<A: Hardware> KmemCache<A> {
+    /// Bytes from one object to the next.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+    /// Objects of a slab.
+    pub fn objects_per_slab(&self) -> u32 {
+        self.oo.1
+    }
+    /// Order of a slab.
+    pub fn order(&self) -> u32 {
+        self.oo.0
+    }
+    /// Bound of a CPU's partial stack, slabs.
+    pub fn cpu_partial_slabs(&self) -> u32 {
+        self.cpu_partial_slabs
+    }
+    /// Offset of the word inside a free object that the allocator uses.
+    pub fn freeptr_offset(&self) -> usize {
+        self.offset
+    }
+    /// `SLAB_*` flags.
+    pub fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    #[inline(always)]
+    fn this_cpu(&self, cpu: &Cpu<A>) -> &KmemCacheCpu<A> {
+        self.cpu_slab.this(cpu)
+    }
+    #[inline(always)]
+    fn stat(&self, cpu: &Cpu<A>, i: StatItem) {
+        self.this_cpu(cpu).stat(i);
+    }
+    #[inline(always)]
+    pub(super) fn stat_add(&self, cpu: &Cpu<A>, i: StatItem, n: u64) {
+        self.this_cpu(cpu).stat.add(i, n);
+    }
+    #[inline(always)]
+    fn get_node(&self, nid: u32) -> &KmemCacheNode<A> {
+        &self.node[nid as usize]
+    }
+    #[inline]
+    pub(super) fn lock_node(&self, cpu: &Cpu<A>, n: &KmemCacheNode<A>) {
+        raw_spin_lock(cpu, &n.list_lock);
+        self.stat(cpu, StatItem::ListLock);
+    }
+
+    /// The link word of a free object.
+    ///
+    /// # Safety
+    /// `object` is an object of this cache.
+    #[inline(always)]
+    unsafe fn link_word(&self, object: usize) -> &Atomic<A, u64> {
+        // SAFETY: the caller's; the word is 8-aligned and inside the slab. Never accessed but as an atomic.
+        unsafe { &*((object + self.offset) as *const Atomic<A, u64>) }
+    }
+
+    /// `freelist_ptr_encode()` and `freelist_ptr_decode()`.
+    #[inline(always)]
+    fn mangle(&self, v: u64, at: usize) -> u64 {
+        if self.hardened { v ^ self.random ^ (at as u64).swap_bytes() } else { v }
+    }
+
+    /// `get_freepointer()`
+    ///
+    /// # Safety
+    /// `object` is a free object of this cache that only the caller can take.
+    #[inline(always)]
+    pub(super) unsafe fn get_freepointer(&self, object: usize) -> usize {
+        // SAFETY: the caller's.
+        let v = unsafe { self.link_word(object) }.load(Relaxed);
+        self.mangle(v, object + self.offset) as usize
+    }
+
+    /// `set_freepointer()`
+    ///
+    /// # Safety
+    /// `object` is a free object of this cache that only the caller can reach.
+    ///
+    /// # Panics
+    /// When a hardened cache would link an object to itself: it was freed twice in a row.
+    #[inline(always)]
+    pub(super) unsafe fn set_freepointer(&self, object: usize, next: usize) {
+        if self.hardened && object == next {
+            double_free(object, self.name);
+        }
+        // SAFETY: the caller's.
+        // ORDER: relaxed; the exchange that publishes the object orders it before (slab record: full; CPU freelist:
+        // same CPU).
+        unsafe { self.link_word(object) }.store(self.mangle(next as u64, object + self.offset), Relaxed);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn double_free(object: usize, name: &str) -> ! {
+    panic!("kernel BUG: object {object:#x} of {name} freed twice");
+}
+
+#[cold]
+#[inline(never)]
+fn wrong_slab(p: usize, name: &str) -> ! {
+    panic!("kernel BUG: {p:#x} is no object of {name}");
+}
+
+/// `virt_to_slab()`: the record of the slab that `p` lies in, through the head link of a tail page.
+///
+/// # Safety
+/// `p` is arena memory.
+///
+/// # Panics
+/// When it lies in no slab.
+#[inline(always)]
+pub unsafe fn virt_to_slab<A: Hardware>(p: *const u8) -> *mut Slab<A> {
+    // SAFETY: the caller's; a slab is a view of a page record.
+    let slab = unsafe { virt_to_head_page::<A>(p) }.cast::<Slab<A>>();
+    // SAFETY: a record.
+    if unsafe { &*slab }.page_type.load(Relaxed) != PG_SLAB {
+        wrong_slab(p as usize, "any cache");
+    }
+    slab
+}
+
+/// `__slab_update_freelist()`, `slab_update_freelist()`: one try to change freelist and counters together.
+///
+/// ORDER: full. As release it publishes the links that the caller wrote (met by get_freelist(), freeze_slab()); as
+/// acquire it lets the taker of a list read links that others wrote (__slab_free(), deactivate_slab()).
+#[inline(always)]
+fn slab_update_freelist<A: Hardware>(
+    cpu: &Cpu<A>,
+    s: &KmemCache<A>,
+    slab: &Slab<A>,
+    old: (usize, SlabCounters),
+    new: (usize, SlabCounters),
+) -> bool {
+    // SAFETY: an aligned pair inside a record, otherwise read and (unshared) written as two atomics.
+    if unsafe { A::cmpxchg_double(slab.pair(), [old.0 as u64, old.1.0], [new.0 as u64, new.1.0]) } {
+        return true;
+    }
+    A::cpu_relax();
+    s.stat(cpu, StatItem::CmpxchgDoubleFail);
+    false
+}
+
+#[inline(always)]
+fn node_match<A: Hardware>(slab: &Slab<A>, node: u32) -> bool {
+    node == NUMA_NO_NODE || slab.nid() == node
+}
+
+/// `kmem_cache_alloc()`: null when out of memory. The object's bytes are arbitrary.
+#[inline(always)]
+pub fn kmem_cache_alloc<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut u8 {
+    slab_alloc_node(cpu, s, NUMA_NO_NODE)
+}
+
+/// `kmem_cache_alloc_node()`: as [`kmem_cache_alloc`], from `node` if it has any memory left.
+#[inline]
+pub fn kmem_cache_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *mut u8 {
+    slab_alloc_node(cpu, s, node)
+}
+
+/// `slab_alloc_node()`, `__slab_alloc_node()`
+#[inline(always)]
+fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *mut u8 {
+    let c = s.this_cpu(cpu);
+    let object = loop {
+        let tid = c.tid.load(Relaxed);
+        // The number first: whatever is read below belongs to this transaction or makes the exchange fail.
+        barrier();
+        let object = c.freelist.load(Relaxed);
+        let slab = c.slab.load(Relaxed);
+        // SAFETY: a cpu slab's record.
+        if object == 0 || slab.is_null() || !node_match(unsafe { &*slab }, node) {
+            break ___slab_alloc(cpu, s, node, c);
+        }
+        // SAFETY: first of this CPU's freelist.
+        let next = unsafe { s.get_freepointer(object) };
+        // SAFETY: this CPU's own aligned pair.
+        if unsafe {
+            A::this_cpu_cmpxchg_double(c.pair(), [object as u64, tid], [next as u64, tid.wrapping_add(TID_STEP)])
+        } {
+            // PORT: not for the end of the list, whose address the kernel prefetches in vain.
+            if next != 0 {
+                A::prefetchw((next + s.offset) as *const u8);
+            }
+            c.stat(StatItem::AllocFastpath);
+            break object;
+        }
+        c.stat(StatItem::CmpxchgDoubleCpuFail);
+    };
+    if s.init_on_alloc && object != 0 {
+        // SAFETY: a fresh object of ours; never in type-stable caches, so nobody else looks at it.
+        unsafe { A::clear(object as *mut u8, s.object_size) };
+    }
+    object as *mut u8
+}
+
+/// `___slab_alloc()`: 0 when out of memory.
+#[cold]
+#[inline(never)]
+fn ___slab_alloc<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, c: &KmemCacheCpu<A>) -> usize {
+    c.stat(StatItem::AllocSlowpath);
+
+    let slab = c.slab.load(Relaxed);
+    if !slab.is_null() {
+        // SAFETY: a cpu slab's record.
+        let slab = unsafe { &*slab };
+        if !node_match(slab, node) {
+            c.stat(StatItem::AllocNodeMismatch);
+            let freelist = c.freelist.load(Relaxed);
+            c.slab.store(null_mut(), Relaxed);
+            c.freelist.store(0, Relaxed);
+            c.bump_tid();
+            deactivate_slab(cpu, s, slab, freelist);
+        } else {
+            let mut freelist = c.freelist.load(Relaxed);
+            if freelist == 0 {
+                freelist = get_freelist(cpu, s, slab);
+                if freelist != 0 {
+                    c.stat(StatItem::AllocRefill);
+                }
+            }
+            if freelist != 0 {
+                return load_freelist(s, c, freelist);
+            }
+            // Full, and nobody's from now on: the next free finds it so.
+            c.slab.store(null_mut(), Relaxed);
+            c.bump_tid();
+            c.stat(StatItem::DeactivateBypass);
+        }
+    }
+
+    loop {
+        let p = c.partial.load(Relaxed);
+        if p.is_null() {
+            break;
+        }
+        // SAFETY: on this CPU's stack.
+        let slab = unsafe { &*p };
+        c.partial.store(slab.next(), Relaxed);
+        if node_match(slab, node) {
+            c.slab.store(p, Relaxed);
+            let freelist = get_freelist(cpu, s, slab);
+            assert!(freelist != 0, "a partial slab of {} has no free object", s.name);
+            c.stat(StatItem::CpuPartialAlloc);
+            return load_freelist(s, c, freelist);
+        }
+        slab.next.store(null_mut(), Relaxed);
+        __put_partials(cpu, s, p);
+    }
+
+    let mut thisnode = node != NUMA_NO_NODE;
+    let (slab, freelist) = loop {
+        let slab = get_partial(cpu, s, node, thisnode);
+        if !slab.is_null() {
+            // SAFETY: just taken off a node list.
+            break (slab, freeze_slab(cpu, s, unsafe { &*slab }));
+        }
+        let slab = new_slab(cpu, s, node, thisnode);
+        if !slab.is_null() {
+            c.stat(StatItem::AllocSlab);
+            // SAFETY: nobody else knows this slab yet, so plain stores do.
+            let sl = unsafe { &*slab };
+            let freelist = sl.freelist();
+            sl.freelist.store(0, Relaxed);
+            let objects = sl.counters().objects();
+            sl.counters.store(SlabCounters::new(objects, objects, true).0, Relaxed);
+            inc_slabs_node(s, sl.nid(), objects);
+            break (slab, freelist);
+        }
+        if !thisnode {
+            c.stat(StatItem::AllocFail);
+            return 0;
+        }
+        thisnode = false;
+    };
+    debug_assert!(c.slab.load(Relaxed).is_null(), "nothing can have installed a slab meanwhile");
+    c.slab.store(slab, Relaxed);
+    load_freelist(s, c, freelist)
+}
+
+/// Takes the first of `freelist`; the rest becomes the CPU's.
+#[inline(always)]
+fn load_freelist<A: Hardware>(s: &KmemCache<A>, c: &KmemCacheCpu<A>, freelist: usize) -> usize {
+    // SAFETY: a list that this CPU has just taken whole.
+    c.freelist.store(unsafe { s.get_freepointer(freelist) }, Relaxed);
+    c.bump_tid();
+    freelist
+}
+
+/// `get_freelist()`: takes all free objects of a cpu slab; with none the slab is full and no longer frozen.
+fn get_freelist<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) -> usize {
+    loop {
+        let (freelist, counters) = (slab.freelist(), slab.counters());
+        let new = counters.with_inuse(counters.objects()).with_frozen(freelist != 0);
+        if slab_update_freelist(cpu, s, slab, (freelist, counters), (0, new)) {
+            return freelist;
+        }
+    }
+}
+
+/// `freeze_slab()`: takes all free objects of a slab that was just taken off its node list.
+fn freeze_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) -> usize {
+    loop {
+        let (freelist, counters) = (slab.freelist(), slab.counters());
+        debug_assert!(!counters.frozen());
+        let new = counters.with_inuse(counters.objects()).with_frozen(true);
+        if slab_update_freelist(cpu, s, slab, (freelist, counters), (0, new)) {
+            return freelist;
+        }
+    }
+}
+
+/// `get_partial()`
+fn get_partial<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bool) -> *mut Slab<A> {
+    let search = if node == NUMA_NO_NODE { cpu.node } else { node };
+    let slab = get_partial_node(cpu, s, s.get_node(search));
+    if !slab.is_null() || thisnode {
+        return slab;
+    }
+    get_any_partial(cpu, s)
+}
+
+/// `get_partial_node()`: the first slab of the list; up to `cpu_partial_slabs / 2 + 1` more go to this CPU's stack.
+fn get_partial_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, n: &KmemCacheNode<A>) -> *mut Slab<A> {
+    // Racy: a slab missed here costs a new one, a slab imagined costs a lock.
+    if n.nr_partial.load(Relaxed) == 0 {
+        return null_mut();
+    }
+    let mut partial: *mut Slab<A> = null_mut();
+    let mut extra = 0;
+    s.lock_node(cpu, n);
+    let mut p = n.first.get();
+    while !p.is_null() {
+        // SAFETY: on the list, whose lock is held.
+        let slab = unsafe { &*p };
+        let next = slab.next();
+        n.remove_partial(slab);
+        if partial.is_null() {
+            partial = p;
+            s.stat(cpu, StatItem::AllocFromPartial);
+            if s.cpu_partial_slabs == 0 {
+                break;
+            }
+        } else {
+            put_cpu_partial(cpu, s, slab, false);
+            s.stat(cpu, StatItem::CpuPartialNode);
+            extra += 1;
+            if extra > s.cpu_partial_slabs / 2 {
+                break;
+            }
+        }
+        p = next;
+    }
+    raw_spin_unlock(cpu, &n.list_lock);
+    partial
+}
+
+/// `get_any_partial()`: from nodes that have more partial slabs than they must keep, nearest first. So a node without
+/// partial slabs takes remote ones before it asks for a page of its own.
+fn get_any_partial<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut Slab<A> {
+    // PORT: the kernel takes the cycle counter, which is not the same in two runs.
+    if s.remote_node_defrag_ratio == 0 || cpu.random() % 1024 > s.remote_node_defrag_ratio {
+        return null_mut();
+    }
+    for nid in s.state.pages.zonelist(cpu.node) {
+        let n = s.get_node(nid);
+        if n.nr_partial.load(Relaxed) > s.min_partial {
+            let slab = get_partial_node(cpu, s, n);
+            if !slab.is_null() {
+                return slab;
+            }
+        }
+    }
+    null_mut()
+}
+
+fn inc_slabs_node<A: Hardware>(s: &KmemCache<A>, nid: u32, objects: u32) {
+    let n = s.get_node(nid);
+    let now = n.nr_slabs.fetch_add(1, Relaxed) + 1;
+    n.total_objects.fetch_add(u64::from(objects), Relaxed);
+    if now > n.slabs_hw.get() {
+        n.slabs_hw.set(now);
+    }
+}
+
+/// `dec_slabs_node()`
+pub(super) fn dec_slabs_node<A: Hardware>(s: &KmemCache<A>, nid: u32, objects: u32) {
+    let n = s.get_node(nid);
+    n.nr_slabs.fetch_sub(1, Relaxed);
+    n.total_objects.fetch_sub(u64::from(objects), Relaxed);
+}
+
+/// `new_slab()`, `allocate_slab()`: pages, a record, a linked freelist; null when out of memory.
+fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bool) -> *mut Slab<A> {
+    let pages = &*s.state.pages;
+    let nid = if node == NUMA_NO_NODE { cpu.node } else { node };
+    let mut oo = s.oo;
+    let mut p = alloc_pages_node(cpu, pages, nid, oo.0, thisnode);
+    if p.is_null() {
+        oo = s.min;
+        p = alloc_pages_node(cpu, pages, nid, oo.0, thisnode);
+        if p.is_null() {
+            return null_mut();
+        }
+        s.stat(cpu, StatItem::OrderFallback);
+    }
+    let (order, objects) = oo;
+    A::label(p, PAGE_SIZE << order, s.name);
+    s.stat_add(cpu, StatItem::PagesTaken, 1 << order);
+    if s.state.options.init_on_alloc {
+        // SAFETY: our fresh pages.
+        unsafe { A::clear(p, PAGE_SIZE << order) };
+    }
+    let page = virt_to_page::<A>(p);
+    // SAFETY: our fresh block.
+    unsafe { prep_compound_page(page, order) };
+    // SAFETY: the record of our block's first page, seen as a slab; nobody else knows it.
+    let slab = unsafe { &*page.cast::<Slab<A>>() };
+    slab.slab_cache.store(from_ref(s).cast_mut(), Relaxed);
+    slab.counters.store(SlabCounters::new(0, objects, false).0, Relaxed);
+
+    let start = p as usize;
+    // PORT: the position is the CPU's own random number, the kernel's one of its generator's.
+    let mut pos = match &s.random_seq {
+        Some(seq) if objects >= 2 => (cpu.random() % seq.len() as u64) as usize,
+        _ => 0,
+    };
+    let mut entry = |idx: usize| -> usize {
+        let Some(seq) = s.random_seq.as_deref().filter(|_| objects >= 2) else {
+            return start + idx * s.size;
+        };
+        loop {
+            let i = seq[pos];
+            pos = (pos + 1) % seq.len();
+            // A slab of a smaller order has fewer objects than the permutation.
+            if i < objects {
+                return start + i as usize * s.size;
+            }
+        }
+    };
+    let mut cur = setup_object(cpu, s, entry(0));
+    slab.freelist.store(cur, Relaxed);
+    for idx in 1..objects as usize {
+        let next = setup_object(cpu, s, entry(idx));
+        // SAFETY: objects of our fresh slab.
+        unsafe { s.set_freepointer(cur, next) };
+        cur = next;
+    }
+    // SAFETY: as above.
+    unsafe { s.set_freepointer(cur, 0) };
+    slab.page_type.store(PG_SLAB, Relaxed);
+    page.cast()
+}
+
+#[inline(always)]
+fn setup_object<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, object: usize) -> usize {
+    if let Some(ctor) = s.ctor {
+        s.stat(cpu, StatItem::CtorCalls);
+        // SAFETY: a fresh object of the constructor's cache.
+        unsafe { ctor(object as *mut u8) };
+    }
+    object
+}
+
+/// `kmem_cache_free()`
+///
+/// # Safety
+/// `p` is an allocated object of `s` that nobody else will free.
+///
+/// # Panics
+/// When `p` lies in no slab; in a hardened cache also when it lies in another cache's or was freed twice in a row.
+#[inline(always)]
+pub unsafe fn kmem_cache_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) {
+    // SAFETY: the caller's: an object is arena memory; a slab with an object in use stays one.
+    unsafe {
+        let slab = &*virt_to_slab::<A>(p);
+        if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
+            wrong_slab(p as usize, s.name);
+        }
+        do_slab_free(cpu, s, slab, p as usize, p as usize, 1);
+    }
+}
+
+/// `kfree()`: the cache is found from the page record.
+///
+/// # Safety
+/// `p` is an allocated object of some cache that nobody else will free.
+///
+/// # Panics
+/// When `p` lies in no slab.
+#[inline]
+pub unsafe fn kfree<A: Hardware>(cpu: &Cpu<A>, p: *mut u8) {
+    // SAFETY: the caller's, as above; the cache outlives its slabs.
+    unsafe {
+        let slab = &*virt_to_slab::<A>(p);
+        do_slab_free(cpu, &*slab.slab_cache.load(Relaxed), slab, p as usize, p as usize, 1);
+    }
+}
+
+/// `do_slab_free()`: frees the chain `head..=tail` of `cnt` objects of one slab.
+///
+/// # Safety
+/// The objects are allocated, of this slab of `s`, linked in order up to `tail`, and nobody else's.
+#[inline(always)]
+unsafe fn do_slab_free<A: Hardware>(
+    cpu: &Cpu<A>,
+    s: &KmemCache<A>,
+    slab: &Slab<A>,
+    head: usize,
+    tail: usize,
+    cnt: u32,
+) {
+    let c = s.this_cpu(cpu);
+    loop {
+        let tid = c.tid.load(Relaxed);
+        // As in slab_alloc_node().
+        barrier();
+        if c.slab.load(Relaxed).cast_const() != from_ref(slab) {
+            // SAFETY: the caller's.
+            return unsafe { __slab_free(cpu, s, slab, head, tail, cnt) };
+        }
+        let freelist = c.freelist.load(Relaxed);
+        // SAFETY: the caller's; then this CPU's own aligned pair.
+        unsafe {
+            s.set_freepointer(tail, freelist);
+            if A::this_cpu_cmpxchg_double(c.pair(), [freelist as u64, tid], [head as u64, tid.wrapping_add(TID_STEP)]) {
+                c.stat.add(StatItem::FreeFastpath, u64::from(cnt));
+                return;
+            }
+        }
+        c.stat(StatItem::CmpxchgDoubleCpuFail);
+    }
+}
+
+/// `__slab_free()`: to a slab that is not this CPU's.
+#[cold]
+#[inline(never)]
+unsafe fn __slab_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, head: usize, tail: usize, cnt: u32) {
+    s.stat(cpu, StatItem::FreeSlowpath);
+    s.stat_add(cpu, StatItem::FreeSlowObjects, u64::from(cnt));
+    let mut n: Option<&KmemCacheNode<A>> = None;
+    let mut on_node_partial = false;
+    let has_cpu_partial = s.cpu_partial_slabs != 0;
+    let (prior, was_frozen, inuse) = loop {
+        if let Some(n) = n.take() {
+            raw_spin_unlock(cpu, &n.list_lock);
+        }
+        let (prior, counters) = (slab.freelist(), slab.counters());
+        // SAFETY: the caller's: nobody else can reach the chain before the exchange.
+        unsafe { s.set_freepointer(tail, prior) };
+        let inuse = counters.inuse().wrapping_sub(cnt) & 0xffff;
+        let new = counters.with_inuse(inuse);
+        if (inuse == 0 || prior == 0) && !counters.frozen() && (!has_cpu_partial || prior != 0) {
+            // It may have to leave a list: the lock comes first, the exchange second.
+            let node = s.get_node(slab.nid());
+            s.lock_node(cpu, node);
+            on_node_partial = slab.on_node_partial();
+            n = Some(node);
+        }
+        if slab_update_freelist(cpu, s, slab, (prior, counters), (head, new)) {
+            break (prior, counters.frozen(), inuse);
+        }
+    };
+
+    let Some(n) = n else {
+        if was_frozen {
+            s.stat(cpu, StatItem::FreeFrozen);
+        } else if has_cpu_partial && prior == 0 {
+            // It was full, hence nowhere, and is now this CPU's to place.
+            put_cpu_partial(cpu, s, slab, true);
+            s.stat(cpu, StatItem::CpuPartialFree);
+        }
+        return;
+    };
+    if prior != 0 && !on_node_partial {
+        // On some CPU's stack: even empty it stays there.
+        raw_spin_unlock(cpu, &n.list_lock);
+        return;
+    }
+    if inuse == 0 && n.nr_partial.load(Relaxed) >= s.min_partial {
+        if prior != 0 {
+            n.remove_partial(slab);
+            s.stat(cpu, StatItem::FreeRemovePartial);
+        }
+        raw_spin_unlock(cpu, &n.list_lock);
+        s.stat(cpu, StatItem::FreeSlab);
+        discard_slab(cpu, s, slab);
+        return;
+    }
+    if !has_cpu_partial && prior == 0 {
+        n.add_partial(slab, true);
+        s.stat(cpu, StatItem::FreeAddPartial);
+    }
+    raw_spin_unlock(cpu, &n.list_lock);
+}
+
+/// `put_cpu_partial()`: onto this CPU's stack; with `drain` a full stack first moves to the node lists.
+fn put_cpu_partial<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, drain: bool) {
+    let c = s.this_cpu(cpu);
+    let mut old = c.partial.load(Relaxed);
+    let mut to_put: *mut Slab<A> = null_mut();
+    let mut slabs = 0;
+    if !old.is_null() {
+        // SAFETY: on this CPU's stack.
+        let n = unsafe { &*old }.slabs();
+        if drain && n >= s.cpu_partial_slabs as usize {
+            to_put = old;
+            old = null_mut();
+        } else {
+            slabs = n;
+        }
+    }
+    slab.prev.store((slabs + 1) as *mut Slab<A>, Relaxed);
+    slab.next.store(old, Relaxed);
+    c.partial.store(from_ref(slab).cast_mut(), Relaxed);
+    if !to_put.is_null() {
+        __put_partials(cpu, s, to_put);
+        c.stat(StatItem::CpuPartialDrain);
+    }
+}
+
+/// `__put_partials()`: a detached stack to the node lists; empty slabs beyond what a node keeps are discarded.
+#[cold]
+#[inline(never)]
+pub(super) fn __put_partials<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, mut partial: *mut Slab<A>) {
+    let mut locked: Option<&KmemCacheNode<A>> = None;
+    let mut discard: *mut Slab<A> = null_mut();
+    while !partial.is_null() {
+        let p = partial;
+        // SAFETY: of a detached stack, which is this CPU's alone.
+        let slab = unsafe { &*p };
+        partial = slab.next();
+        let n = s.get_node(slab.nid());
+        if !locked.is_some_and(|l| std::ptr::eq(l, n)) {
+            if let Some(l) = locked {
+                raw_spin_unlock(cpu, &l.list_lock);
+            }
+            s.lock_node(cpu, n);
+            locked = Some(n);
+        }
+        if slab.counters().inuse() == 0 && n.nr_partial.load(Relaxed) >= s.min_partial {
+            slab.next.store(discard, Relaxed);
+            discard = p;
+        } else {
+            n.add_partial(slab, true);
+            s.stat(cpu, StatItem::FreeAddPartial);
+        }
+    }
+    if let Some(l) = locked {
+        raw_spin_unlock(cpu, &l.list_lock);
+    }
+    while !discard.is_null() {
+        // SAFETY: empty and on no list: nobody else's.
+        let slab = unsafe { &*discard };
+        discard = slab.next();
+        s.stat(cpu, StatItem::DeactivateEmpty);
+        discard_slab(cpu, s, slab);
+        s.stat(cpu, StatItem::FreeSlab);
+    }
+}
+
+/// `deactivate_slab()`: a cpu slab gives its objects back and goes where its state says.
+#[cold]
+#[inline(never)]
+fn deactivate_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, freelist: usize) {
+    let n = s.get_node(slab.nid());
+    let tail = slab.freelist() != 0;
+    if tail {
+        s.stat(cpu, StatItem::DeactivateRemoteFrees);
+    }
+    let (mut free, mut last, mut it) = (0, 0, freelist);
+    while it != 0 {
+        last = it;
+        free += 1;
+        // SAFETY: on the freelist of a CPU that gave it up.
+        it = unsafe { s.get_freepointer(it) };
+    }
+    let (head, inuse) = loop {
+        let (old, counters) = (slab.freelist(), slab.counters());
+        debug_assert!(counters.frozen());
+        let mut new = counters.with_frozen(false);
+        let mut head = old;
+        if last != 0 {
+            new = new.with_inuse(counters.inuse() - free);
+            // SAFETY: as above.
+            unsafe { s.set_freepointer(last, old) };
+            head = freelist;
+        }
+        if slab_update_freelist(cpu, s, slab, (old, counters), (head, new)) {
+            break (head, new.inuse());
+        }
+    };
+    if inuse == 0 && n.nr_partial.load(Relaxed) >= s.min_partial {
+        s.stat(cpu, StatItem::DeactivateEmpty);
+        discard_slab(cpu, s, slab);
+        s.stat(cpu, StatItem::FreeSlab);
+    } else if head != 0 {
+        s.lock_node(cpu, n);
+        n.add_partial(slab, tail);
+        raw_spin_unlock(cpu, &n.list_lock);
+        s.stat(cpu, if tail { StatItem::DeactivateToTail } else { StatItem::DeactivateToHead });
+    } else {
+        s.stat(cpu, StatItem::DeactivateFull);
+    }
+}
+
+/// `discard_slab()`: an empty slab on no list leaves the cache at once; its pages may have to wait.
+pub(super) fn discard_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) {
+    dec_slabs_node(s, slab.nid(), slab.counters().objects());
+    free_slab(cpu, s, slab);
+}
+
+/// `free_slab()`
+pub(super) fn free_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) {
+    if s.typesafe {
+        s.stat(cpu, StatItem::TypesafeQueued);
+        let head = (from_ref(slab) as usize + std::mem::offset_of!(Slab<A>, next)) as *mut RcuHead<A>;
+        // SAFETY: the list words of a slab that is on no list; no new reader finds its objects, and pages are given
+        // back by the callback alone.
+        unsafe { call_rcu(cpu, &s.state.rcu, head, rcu_free_slab::<A>) };
+    } else {
+        __free_slab(cpu, s, slab);
+    }
+}
+
+/// `rcu_free_slab()`
+///
+/// # Safety
+/// A callback of [`free_slab`].
+unsafe fn rcu_free_slab<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
+    let slab = (head as usize - std::mem::offset_of!(Slab<A>, next)) as *mut Slab<A>;
+    // SAFETY: the head lies in the record of a dead slab, which still names its cache; caches wait for their callbacks
+    // before they go.
+    let (slab, s) = unsafe { (&*slab, &*(*slab).slab_cache.load(Relaxed)) };
+    s.stat(cpu, StatItem::TypesafeFreed);
+    __free_slab(cpu, s, slab);
+}
+
+/// `__free_slab()`: the pages go back.
+fn __free_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) {
+    let order = if slab.counters().objects() == s.oo.1 { s.oo.0 } else { s.min.0 };
+    let p = slab.address() as *mut u8;
+    s.stat_add(cpu, StatItem::PagesGiven, 1 << order);
+    slab.page_type.store(PG_NONE, Relaxed);
+    A::label(p, PAGE_SIZE << order, "free page");
+    // SAFETY: our block, of which nobody uses anything any more.
+    unsafe {
+        destroy_compound_page(from_ref(slab).cast_mut().cast::<Page<A>>(), order);
+        free_pages(cpu, &s.state.pages, p, order);
+    }
+}
+
+/// `flush_cpu_slab()` and `__unfreeze_partials` of the calling CPU: its slab and stack go to the node lists.
+pub fn flush_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
+    // SAFETY: the CPU's own.
+    unsafe { flush_slab(cpu, s, s.this_cpu(cpu)) }
+}
+
+/// `flush_all()`: as [`flush_cpu_slab`] for every CPU.
+///
+/// # Safety
+/// No other CPU is inside the allocator: workers were joined, or stand still.
+pub unsafe fn flush_all_cpus<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
+    // PORT: the kernel makes each CPU do its own; here the others have stopped.
+    for c in s.cpu_slab.iter() {
+        // SAFETY: the caller's.
+        unsafe { flush_slab(cpu, s, c) };
+    }
+}
+
+/// `flush_slab()` and `put_partials()`
+///
+/// # Safety
+/// `c` is the calling CPU's, or its CPU is not inside the allocator.
+unsafe fn flush_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheCpu<A>) {
+    let (slab, freelist) = (c.slab.load(Relaxed), c.freelist.load(Relaxed));
+    c.slab.store(null_mut(), Relaxed);
+    c.freelist.store(0, Relaxed);
+    c.bump_tid();
+    if !slab.is_null() {
+        // SAFETY: a cpu slab's record.
+        deactivate_slab(cpu, s, unsafe { &*slab }, freelist);
+        s.stat(cpu, StatItem::CpuslabFlush);
+    }
+    let partial = c.partial.load(Relaxed);
+    c.partial.store(null_mut(), Relaxed);
+    if !partial.is_null() {
+        __put_partials(cpu, s, partial);
+    }
+}
+
+/// `kmem_cache_alloc_bulk()`: fills `p` and returns its length, or frees what it got and returns 0.
+pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
+    let c = s.this_cpu(cpu);
+    for i in 0..p.len() {
+        let object = c.freelist.load(Relaxed);
+        if object != 0 {
+            // SAFETY: first of this CPU's freelist. Plain stores: the kernel disables interrupts here.
+            c.freelist.store(unsafe { s.get_freepointer(object) }, Relaxed);
+            p[i] = object as *mut u8;
+            c.stat(StatItem::AllocFastpath);
+            continue;
+        }
+        c.bump_tid();
+        p[i] = ___slab_alloc(cpu, s, NUMA_NO_NODE, c) as *mut u8;
+        if p[i].is_null() {
+            // SAFETY: allocated just now.
+            unsafe { kmem_cache_free_bulk(cpu, s, &mut p[..i]) };
+            return 0;
+        }
+    }
+    c.bump_tid();
+    if s.init_on_alloc {
+        for &o in p.iter() {
+            // SAFETY: our fresh objects.
+            unsafe { A::clear(o, s.object_size) };
+        }
+    }
+    p.len()
+}
+
+/// `kmem_cache_free_bulk()`: frees all of `p`, objects of one slab with one call where they lie close in the array,
+/// whose order is lost.
+///
+/// # Safety
+/// As [`kmem_cache_free`] for each.
+pub unsafe fn kmem_cache_free_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) {
+    let mut size = p.len();
+    while size != 0 {
+        // SAFETY: the caller's.
+        size = unsafe { build_detached_freelist(cpu, s, &mut p[..size]) };
+    }
+}
+
+/// `build_detached_freelist()` and the free of what it built; returns how many objects are left.
+///
+/// # Safety
+/// As [`kmem_cache_free_bulk`]; `p` is not empty.
+unsafe fn build_detached_freelist<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
+    let mut size = p.len() - 1;
+    let tail = p[size] as usize;
+    // SAFETY: the caller's, here and below.
+    let slab = unsafe { &*virt_to_slab::<A>(p[size]) };
+    if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
+        wrong_slab(tail, s.name);
+    }
+    let (mut head, mut cnt, mut same, mut lookahead) = (tail, 1, size, 3);
+    // SAFETY: as above.
+    unsafe { s.set_freepointer(tail, 0) };
+    while size != 0 {
+        size -= 1;
+        // SAFETY: as above.
+        if std::ptr::eq(unsafe { virt_to_slab::<A>(p[size]) }, slab) {
+            let object = p[size] as usize;
+            // SAFETY: as above.
+            unsafe { s.set_freepointer(object, head) };
+            head = object;
+            cnt += 1;
+            same -= 1;
+            p.swap(size, same);
+            continue;
+        }
+        lookahead -= 1;
+        if lookahead == 0 {
+            break;
+        }
+    }
+    // SAFETY: a chain of this slab, linked above.
+    unsafe { do_slab_free(cpu, s, slab, head, tail, cnt) };
+    same
+}
+
+/// Whether `flags` delay the pages of emptied slabs.
+pub(super) const fn is_typesafe(flags: u32) -> bool {
+    flags & SLAB_TYPESAFE_BY_RCU != 0
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the allocator counts [enum stat_item of mm/slub.c, 6.12].
+//!
+//! One array per cache and CPU, inside the CPU's block as in the kernel: the four counters of the fast and slow paths
+//! share the line of the freelist. The words are the host's own ([`Unpriced`]), so no simulated clock pays for them;
+//! natively they cost one plain add an event, in every variant alike. 64 bits; the kernel's are 32 bits wide.
+//!
+//! custom: items after `cpu_partial_drain` are ours. Readers may run at any time; figures of different CPUs are then
+//! of slightly different moments, and balances hold only while nobody is inside the allocator.
+
+use super::SlabState;
+use super::slub::KmemCache;
+use crate::arch::{Hardware, Native, Plain, Relaxed};
+
+/// A counter that no world prices.
+pub type Unpriced = Plain<Native, u64>;
+
+macro_rules! stat_items {
+    ($($(#[$m:meta])* $v:ident = $text:literal),* $(,)?) => {
+        /// `enum stat_item`, in the kernel's order, and ours.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum StatItem { $($(#[$m])* $v),* }
+        impl StatItem {
+            /// All, in order.
+            pub const ALL: &'static [StatItem] = &[$(StatItem::$v),*];
+            /// Name of the sysfs file.
+            pub const fn name(self) -> &'static str {
+                match self { $(StatItem::$v => $text),* }
+            }
+        }
+    };
+}
+stat_items! {
+    /// Allocation from the cpu slab.
+    AllocFastpath = "alloc_fastpath",
+    /// Allocation that had to look further.
+    AllocSlowpath = "alloc_slowpath",
+    /// Free to the cpu slab, objects.
+    FreeFastpath = "free_fastpath",
+    /// Free to another slab, calls.
+    FreeSlowpath = "free_slowpath",
+    /// Free to a slab that some CPU allocates from.
+    FreeFrozen = "free_frozen",
+    /// Slab moved from a CPU stack to a node list.
+    FreeAddPartial = "free_add_partial",
+    /// Last object of a slab on a node list freed, and the slab taken off.
+    FreeRemovePartial = "free_remove_partial",
+    /// Cpu slab from a node list.
+    AllocFromPartial = "alloc_from_partial",
+    /// Cpu slab from the page allocator.
+    AllocSlab = "alloc_slab",
+    /// Cpu slab refilled with what others freed to it.
+    AllocRefill = "alloc_refill",
+    /// Cpu slab given up because it is on another node than wanted.
+    AllocNodeMismatch = "alloc_node_mismatch",
+    /// Slab given back to the page allocator, perhaps after a grace period.
+    FreeSlab = "free_slab",
+    /// Cpu slab given up on request.
+    CpuslabFlush = "cpuslab_flush",
+    /// Deactivated slab was full.
+    DeactivateFull = "deactivate_full",
+    /// Deactivated or drained slab was empty and discarded.
+    DeactivateEmpty = "deactivate_empty",
+    /// Deactivated slab went to the head of its node list.
+    DeactivateToHead = "deactivate_to_head",
+    /// Deactivated slab went to the tail of its node list.
+    DeactivateToTail = "deactivate_to_tail",
+    /// Deactivated slab held objects freed by others.
+    DeactivateRemoteFrees = "deactivate_remote_frees",
+    /// Cpu slab used up and forgotten.
+    DeactivateBypass = "deactivate_bypass",
+    /// Slab of a smaller order than wanted.
+    OrderFallback = "order_fallback",
+    /// Per-CPU exchanges that failed.
+    CmpxchgDoubleCpuFail = "cmpxchg_double_cpu_fail",
+    /// Slab record exchanges that failed.
+    CmpxchgDoubleFail = "cmpxchg_double_fail",
+    /// Cpu slab from the CPU stack.
+    CpuPartialAlloc = "cpu_partial_alloc",
+    /// Full slab put on the CPU stack by a free.
+    CpuPartialFree = "cpu_partial_free",
+    /// Slab put on the CPU stack from a node list.
+    CpuPartialNode = "cpu_partial_node",
+    /// CPU stack moved to node lists.
+    CpuPartialDrain = "cpu_partial_drain",
+    /// Ours: objects freed by the slow path (a bulk free frees several in one call).
+    FreeSlowObjects = "free_slow_objects",
+    /// Ours: allocations that returned null.
+    AllocFail = "alloc_fail",
+    /// Ours: node list locks taken.
+    ListLock = "list_lock",
+    /// Ours: pages taken for slabs.
+    PagesTaken = "pages_taken",
+    /// Ours: pages of slabs given back.
+    PagesGiven = "pages_given",
+    /// Ours: emptied slabs handed to `call_rcu`.
+    TypesafeQueued = "typesafe_queued",
+    /// Ours: of those, freed after their grace period.
+    TypesafeFreed = "typesafe_freed",
+    /// Ours: constructor calls.
+    CtorCalls = "ctor_calls",
+}
+
+/// Number of items.
+pub const NR_STAT_ITEMS: usize = StatItem::ALL.len();
+
+/// The counters of one cache on one CPU.
+#[repr(transparent)]
+pub struct Stats([Unpriced; NR_STAT_ITEMS]);
+
+impl Default for Stats {
+    fn default() -> Self {
+        Stats(std::array::from_fn(|_| Plain::new(0)))
+    }
+}
+
+impl Stats {
+    /// `stat_add()`
+    #[inline(always)]
+    pub(super) fn add(&self, i: StatItem, n: u64) {
+        let c = &self.0[i as usize];
+        c.set(c.get().wrapping_add(n));
+    }
+    /// Value.
+    pub fn get(&self, i: StatItem) -> u64 {
+        self.0[i as usize].get()
+    }
+}
+
+impl<A: Hardware> KmemCache<A> {
+    /// Sum over all CPUs.
+    pub fn stat_sum(&self, i: StatItem) -> u64 {
+        self.cpu_slab.iter().map(|c| c.stat.get(i)).sum()
+    }
+
+    /// Value on one CPU.
+    pub fn stat_of(&self, cpu: u32, i: StatItem) -> u64 {
+        self.cpu_slab.of(cpu).stat.get(i)
+    }
+
+    /// Objects allocated and not freed.
+    pub fn live_objects(&self) -> i64 {
+        let (mut up, mut down) = (0u64, 0u64);
+        for c in self.cpu_slab.iter() {
+            up += c.stat.get(StatItem::AllocFastpath) + c.stat.get(StatItem::AllocSlowpath);
+            down += c.stat.get(StatItem::AllocFail)
+                + c.stat.get(StatItem::FreeFastpath)
+                + c.stat.get(StatItem::FreeSlowObjects);
+        }
+        up.wrapping_sub(down) as i64
+    }
+
+    /// Slabs in use: neither given back nor waiting for a grace period.
+    pub fn nr_slabs(&self) -> u64 {
+        self.node.iter().map(|n| n.nr_slabs.load(Relaxed)).sum()
+    }
+
+    /// Highest number of slabs in use at once; with several nodes the sum of each node's highest.
+    pub fn slabs_high_water(&self) -> u64 {
+        self.node.iter().map(|n| n.slabs_hw.get()).sum()
+    }
+
+    /// Pages held, those that wait for a grace period included.
+    pub fn slab_pages(&self) -> u64 {
+        self.stat_sum(StatItem::PagesTaken).wrapping_sub(self.stat_sum(StatItem::PagesGiven))
+    }
+
+    /// Emptied slabs whose pages wait for a grace period.
+    pub fn typesafe_pending_slabs(&self) -> u64 {
+        self.stat_sum(StatItem::TypesafeQueued).wrapping_sub(self.stat_sum(StatItem::TypesafeFreed))
+    }
+}
+
+impl<A: Hardware> SlabState<A> {
+    /// Calls `f` with every cache, latest first.
+    pub fn for_each_cache(&self, mut f: impl FnMut(&KmemCache<A>)) {
+        let mut p = self.caches.get();
+        while !p.is_null() {
+            // SAFETY: caches on the list are boot memory.
+            let s = unsafe { &*p };
+            f(s);
+            p = s.list.get();
+        }
+    }
+
+    /// Calls `f` with `cache.item` and its sum, for every cache and item, and with the figures derived from them.
+    pub fn for_each_stat(&self, mut f: impl FnMut(String, u64)) {
+        self.for_each_cache(|s| {
+            for &i in StatItem::ALL {
+                f(format!("{}.{}", s.name, i.name()), s.stat_sum(i));
+            }
+            f(format!("{}.live_objects", s.name), s.live_objects() as u64);
+            f(format!("{}.nr_slabs", s.name), s.nr_slabs());
+            f(format!("{}.slabs_high_water", s.name), s.slabs_high_water());
+            f(format!("{}.slab_pages", s.name), s.slab_pages());
+            f(format!("{}.typesafe_pending_slabs", s.name), s.typesafe_pending_slabs());
+        });
+    }
+
+    /// Pages held by all caches: a cheap sum of unpriced words, exact while nobody is inside the allocator.
+    pub fn slab_pages(&self) -> u64 {
+        let mut n = 0;
+        self.for_each_cache(|s| n += s.slab_pages());
+        n
+    }
+
+    /// Emptied slabs of all caches whose pages wait for a grace period.
+    pub fn typesafe_pending_slabs(&self) -> u64 {
+        let mut n = 0;
+        self.for_each_cache(|s| n += s.typesafe_pending_slabs());
+        n
+    }
+}

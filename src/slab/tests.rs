@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The allocator against what is known of the kernel's: geometry, exact counters of fixed workloads (slab.md 1.7, 6.2,
+//! 7.2), and invariants under random sequences and threads.
+
+use super::slab_common::{calculate_sizes, kmalloc_class};
+use super::*;
+use crate::arch::{Arena, Relaxed};
+use crate::cpu::testing::for_test_set;
+use crate::cpu::{Cpu, Errno};
+use crate::rcu::{RcuConfig, RcuState};
+use StatItem as I;
+use std::collections::BTreeMap;
+
+type Cache = KRef<KmemCache<Native>>;
+
+struct Kernel {
+    slab: KRef<SlabState<Native>>,
+    arena: Box<Arena>,
+}
+
+const EXACT: SlabOptions =
+    SlabOptions { hardened: false, randomized: false, init_on_alloc: false, cache_line: 64, seed: 7 };
+
+fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -> Kernel {
+    let arena = Box::new(Arena::new(nodes, mib << 20, None, None).unwrap());
+    let node_of = |c: u32| c % nodes;
+    let pages = page_alloc_init(&arena, nr_cpus, &node_of);
+    let rcu = RcuState::new(&arena, nr_cpus, node_of, &RcuConfig::default());
+    let slab = kmem_cache_init(&arena, pages, rcu, 4, options);
+    Kernel { slab, arena }
+}
+
+fn vma_args(flags: u32) -> KmemCacheArgs {
+    KmemCacheArgs {
+        name: "vm_area_struct",
+        size: 192,
+        align: 0,
+        flags: flags | SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
+        freeptr_offset: (flags & SLAB_TYPESAFE_BY_RCU != 0).then_some(0),
+        ctor: None,
+    }
+}
+
+impl Kernel {
+    fn cache(&self, a: KmemCacheArgs) -> Cache {
+        kmem_cache_create(&self.arena, self.slab, a)
+    }
+    fn outstanding(&self) -> u64 {
+        self.slab.pages.outstanding()
+    }
+}
+
+fn free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) {
+    assert!(!p.is_null());
+    // SAFETY: tests free what they allocated, once.
+    unsafe { kmem_cache_free(cpu, s, p) }
+}
+
+fn get<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut u8 {
+    let p = kmem_cache_alloc(cpu, s);
+    assert!(!p.is_null());
+    p
+}
+
+/// Compares counters; those not named must be 0 where `all`.
+#[track_caller]
+fn expect_stats(what: &str, s: &KmemCache<Native>, all: bool, want: &[(I, u64)]) {
+    let want: BTreeMap<&str, u64> = want.iter().map(|&(i, v)| (i.name(), v)).collect();
+    let mut bad = Vec::new();
+    for &i in &I::ALL[..=I::CpuPartialDrain as usize] {
+        let got = s.stat_sum(i);
+        match want.get(i.name()) {
+            Some(&w) if w != got => bad.push(format!("{}: {got}, want {w}", i.name())),
+            None if all && got != 0 => bad.push(format!("{}: {got}, want 0", i.name())),
+            _ => {}
+        }
+    }
+    assert!(bad.is_empty(), "{what}: {bad:#?}");
+}
+
+#[test]
+fn geometry_by_cpu_count_is_the_kernels() {
+    // slab.md 1.7: order, objects, cpu_partial_slabs for 4, 8, 16, 32, 64, 128, 256, 512 CPUs; None = as to the left.
+    type Cell = Option<(u32, u32, u32)>;
+    const N: Cell = None;
+    let table: [(usize, [Cell; 8]); 11] = [
+        (40, [Some((0, 102, 3)), N, N, N, N, N, N, N]),
+        (64, [Some((0, 64, 4)), N, N, N, N, N, N, N]),
+        (160, [Some((0, 25, 10)), N, N, Some((1, 51, 5)), N, N, N, N]),
+        (168, [Some((0, 24, 10)), N, N, Some((1, 48, 5)), N, N, N, N]),
+        (176, [Some((0, 23, 11)), N, Some((1, 46, 6)), N, N, N, N, N]),
+        (184, [Some((0, 22, 11)), N, Some((1, 44, 6)), N, N, N, N, N]),
+        (192, [Some((0, 21, 12)), N, Some((1, 42, 6)), N, N, N, N, Some((2, 85, 3))]),
+        (200, [Some((0, 20, 12)), N, Some((1, 40, 6)), N, N, N, N, Some((2, 81, 3))]),
+        (256, [Some((0, 16, 7)), Some((1, 32, 4)), N, N, N, Some((2, 64, 2)), N, N]),
+        (264, [Some((1, 31, 4)), N, N, N, Some((2, 62, 2)), N, N, N]),
+        (320, [Some((1, 25, 5)), N, N, Some((2, 51, 3)), N, N, N, N]),
+    ];
+    let mut wrong = Vec::new();
+    for (size, row) in table {
+        let mut want = (0, 0, 0);
+        for (col, cell) in row.into_iter().enumerate() {
+            want = cell.unwrap_or(want);
+            let first = 4u32 << col;
+            for cpus in [first, 2 * first - 1] {
+                let a = KmemCacheArgs { name: "t", size, align: 0, flags: 0, freeptr_offset: None, ctor: None };
+                let g = calculate_sizes(&a, cpus, 64).unwrap();
+                assert_eq!(g.size, size);
+                if (g.order, g.objects, g.cpu_partial_slabs) != want {
+                    wrong.push((size, cpus, g, want));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn free_pointer_and_alignment_are_the_kernels() {
+    unsafe fn ctor(_: *mut u8) {}
+    let g = |size, align, flags, freeptr_offset, ctor: bool, line| {
+        let ctor = ctor.then_some(ctor_fn as unsafe fn(*mut u8));
+        calculate_sizes(&KmemCacheArgs { name: "t", size, align, flags, freeptr_offset, ctor }, 4, line)
+            .map(|g| (g.size, g.offset))
+    };
+    use ctor as ctor_fn;
+    let (hw, ts) = (SLAB_HWCACHE_ALIGN, SLAB_TYPESAFE_BY_RCU);
+    assert_eq!(g(184, 0, 0, None, false, 64), Ok((184, 88)));
+    assert_eq!(g(176, 8, 0, None, false, 64), Ok((176, 88)));
+    assert_eq!(g(160, 0, 0, None, false, 64), Ok((160, 80)));
+    assert_eq!(g(40, 0, 0, None, false, 64), Ok((40, 16)));
+    assert_eq!(g(256, 256, 0, None, false, 64), Ok((256, 128)));
+    assert_eq!(g(192, 0, hw | ts, Some(0), false, 64), Ok((192, 0)));
+    assert_eq!(g(192, 0, ts, None, false, 64), Ok((200, 192)));
+    assert_eq!(g(192, 0, hw | ts, None, false, 64), Ok((256, 192)));
+    assert_eq!(g(256, 0, ts, None, false, 64), Ok((264, 256)));
+    assert_eq!(g(256, 0, hw | ts, None, false, 64), Ok((320, 256)));
+    assert_eq!(g(176, 0, ts, None, false, 64), Ok((184, 176)));
+    assert_eq!(g(160, 0, hw | ts, None, false, 64), Ok((192, 160)));
+    assert_eq!(g(40, 0, hw, None, false, 64), Ok((64, 16)));
+    assert_eq!(g(24, 0, hw, None, false, 64), Ok((32, 8)));
+    assert_eq!(g(184, 0, hw, None, false, 128), Ok((256, 88)));
+    assert_eq!(g(192, 64, 0, None, false, 64), Ok((192, 96)));
+    assert_eq!(g(64, 0, 0, None, true, 64), Ok((72, 64)));
+    assert_eq!(g(192, 0, 0, Some(0), false, 64), Err(Errno::EINVAL));
+    assert_eq!(g(192, 0, ts, Some(192), false, 64), Err(Errno::EINVAL));
+    assert_eq!(g(192, 0, ts, Some(4), false, 64), Err(Errno::EINVAL));
+    let classes = [40, 64, 65, 96, 97, 128, 129, 160, 184, 192, 193, 512, 513, 8192];
+    let want = [64, 64, 96, 96, 128, 128, 192, 192, 192, 192, 256, 512, 1024, 8192];
+    for (size, class) in classes.into_iter().zip(want) {
+        assert_eq!(kmalloc_class(size), Some(class));
+    }
+    assert_eq!(kmalloc_class(8193), None);
+}
+
+/// Both ways of storing links must give the same counts.
+fn exact(f: impl Fn(&Kernel, &Cpu<Native>, &KmemCache<Native>)) {
+    for hardened in [false, true] {
+        let k = boot(2, 1, 16, SlabOptions { hardened, ..EXACT });
+        let s = k.cache(vma_args(0));
+        assert_eq!((s.size(), s.objects_per_slab(), s.cpu_partial_slabs(), s.min_partial), (192, 21, 12, 5));
+        f(&k, &Cpu::for_test(0), &s);
+    }
+}
+
+#[test]
+fn trace_a_alloc_210_free_fifo_flush_shrink() {
+    exact(|k, cpu, s| {
+        let p: Vec<_> = (0..210).map(|_| get(cpu, s)).collect();
+        let alloc = [(I::AllocFastpath, 200), (I::AllocSlowpath, 10), (I::AllocSlab, 10), (I::DeactivateBypass, 9)];
+        expect_stats("A", s, true, &alloc);
+        for &p in &p {
+            free(cpu, s, p);
+        }
+        let mut all = alloc.to_vec();
+        all.extend([(I::FreeFastpath, 21), (I::FreeSlowpath, 189), (I::CpuPartialFree, 9)]);
+        expect_stats("A then free", s, true, &all);
+        assert_eq!((s.stat_sum(I::ListLock), s.nr_slabs(), s.live_objects()), (9, 10, 0));
+        flush_cpu_slab(cpu, s);
+        all.extend([(I::CpuslabFlush, 1), (I::DeactivateToHead, 1), (I::FreeAddPartial, 4)]);
+        all.extend([(I::DeactivateEmpty, 5), (I::FreeSlab, 5)]);
+        expect_stats("A then flush", s, true, &all);
+        assert_eq!((s.nr_slabs(), s.node[0].nr_partial.load(Relaxed)), (5, 5));
+        // SAFETY: the only CPU.
+        assert!(!unsafe { kmem_cache_shrink(cpu, s) });
+        expect_stats("A then shrink", s, true, &all);
+        assert_eq!((s.nr_slabs(), s.slab_pages(), k.outstanding()), (0, 0, 0));
+    });
+}
+
+#[test]
+fn trace_b_alloc_420_free_fifo() {
+    exact(|_, cpu, s| {
+        let p: Vec<_> = (0..420).map(|_| get(cpu, s)).collect();
+        for &p in &p {
+            free(cpu, s, p);
+        }
+        expect_stats(
+            "B",
+            s,
+            false,
+            &[
+                (I::AllocSlab, 20),
+                (I::FreeSlowpath, 399),
+                (I::CpuPartialFree, 19),
+                (I::CpuPartialDrain, 1),
+                (I::FreeAddPartial, 5),
+                (I::DeactivateEmpty, 7),
+                (I::FreeSlab, 7),
+            ],
+        );
+        // 13 slabs: 5 on the node, 7 on the stack, 1 cpu slab.
+        // SAFETY: this CPU's stack.
+        let stack = unsafe { &*s.cpu_slab.of(0).partial.load(Relaxed) }.slabs();
+        assert_eq!((s.nr_slabs(), s.node[0].nr_partial.load(Relaxed), stack), (13, 5, 7));
+    });
+}
+
+#[test]
+fn trace_c_alloc_and_free_one() {
+    exact(|_, cpu, s| {
+        for _ in 0..10_000 {
+            free(cpu, s, get(cpu, s));
+        }
+        let want = [(I::AllocFastpath, 9999), (I::AllocSlowpath, 1), (I::FreeFastpath, 10_000), (I::AllocSlab, 1)];
+        expect_stats("C", s, true, &want);
+        assert_eq!(s.nr_slabs(), 1);
+    });
+}
+
+#[test]
+fn trace_d_bursts_of_1024() {
+    exact(|k, cpu, s| {
+        for _ in 0..100 {
+            let p: Vec<_> = (0..1024).map(|_| get(cpu, s)).collect();
+            for &p in &p {
+                free(cpu, s, p);
+            }
+        }
+        expect_stats(
+            "D",
+            s,
+            false,
+            &[
+                (I::AllocSlab, 3118),
+                (I::AllocSlowpath, 4801),
+                (I::FreeFastpath, 1600),
+                (I::FreeSlowpath, 100_800),
+                (I::CpuPartialDrain, 300),
+                (I::FreeSlab, 3100),
+            ],
+        );
+        assert_eq!((s.slabs_high_water(), s.nr_slabs(), k.outstanding()), (49, 18, 18));
+    });
+}
+
+#[test]
+fn trace_e_one_cpu_allocates_another_frees() {
+    exact(|_, cpu, s| {
+        let set = for_test_set::<Native>(2);
+        let one = &set.cpu(1);
+        for _ in 0..100 {
+            let p: Vec<_> = (0..210).map(|_| get(cpu, s)).collect();
+            for &p in &p {
+                free(one, s, p);
+            }
+        }
+        expect_stats(
+            "E",
+            s,
+            false,
+            &[
+                (I::AllocSlab, 531),
+                (I::FreeSlowpath, 21_000),
+                (I::FreeFastpath, 0),
+                (I::FreeFrozen, 2100),
+                (I::AllocRefill, 99),
+                (I::CpuPartialDrain, 74),
+                (I::FreeSlab, 518),
+            ],
+        );
+        // SAFETY: CPU 1's stack.
+        assert_eq!(unsafe { &*s.cpu_slab.of(1).partial.load(Relaxed) }.slabs(), 12);
+    });
+}
+
+struct Row {
+    hot: u64,
+    alloc: (u64, u64),
+    free: (u64, u64),
+    list_lock: u64,
+    alloc_slab: u64,
+    hw: u64,
+}
+
+/// Workload R(L) of slab.md 6.2. `batch` 0: free at once.
+fn workload_r(k: &Kernel, cpu: &Cpu<Native>, s: &KmemCache<Native>, live: usize, batch: usize) -> Row {
+    let mut slots: Vec<_> = (0..live).map(|_| get(cpu, s)).collect();
+    let base: Vec<u64> = I::ALL.iter().map(|&i| s.stat_sum(i)).collect();
+    let mut x: u64 = 88_172_645_463_325_252;
+    let (mut hot, mut last) = (0, std::ptr::null_mut());
+    let (mut filling, mut waiting) = (Vec::new(), Vec::new());
+    for _ in 0..100_000 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        let victim = (x >> 11) as usize % live;
+        let p = get(cpu, s);
+        hot += u64::from(p == last);
+        let old = std::mem::replace(&mut slots[victim], p);
+        if batch == 0 {
+            free(cpu, s, old);
+            last = old;
+        } else {
+            filling.push(old);
+            if filling.len() == batch {
+                for &p in &waiting {
+                    free(cpu, s, p);
+                    last = p;
+                }
+                waiting = std::mem::take(&mut filling);
+            }
+        }
+    }
+    let d = |i: I| s.stat_sum(i) - base[i as usize];
+    let row = Row {
+        hot,
+        alloc: (d(I::AllocFastpath), d(I::AllocSlowpath)),
+        free: (d(I::FreeFastpath), d(I::FreeSlowpath)),
+        list_lock: d(I::ListLock),
+        alloc_slab: d(I::AllocSlab),
+        hw: s.slabs_high_water(),
+    };
+    for p in slots.into_iter().chain(filling).chain(waiting) {
+        free(cpu, s, p);
+    }
+    // SAFETY: the only CPU.
+    unsafe { assert!(!kmem_cache_shrink(cpu, s)) };
+    assert_eq!((s.live_objects(), s.nr_slabs(), s.slab_pages(), k.outstanding()), (0, 0, 0, 0));
+    row
+}
+
+fn expect_row(live: usize, batch: usize, want: Row) {
+    exact(|k, cpu, s| {
+        let got = workload_r(k, cpu, s, live, batch);
+        let flat = |r: &Row| [r.hot, r.alloc.0, r.alloc.1, r.free.0, r.free.1, r.list_lock, r.alloc_slab, r.hw];
+        assert_eq!(flat(&got), flat(&want), "hot, alloc fast, slow, free fast, slow, list_lock, alloc_slab, hw");
+    });
+}
+
+#[test]
+fn workload_r_freeing_at_once() {
+    let (alloc, free) = ((6991, 93_009), (1996, 98_004));
+    expect_row(1000, 0, Row { hot: 91_983, alloc, free, list_lock: 0, alloc_slab: 0, hw: 48 });
+}
+
+#[test]
+fn workload_r_in_batches_of_32() {
+    let (alloc, free) = ((32_900, 67_100), (1915, 98_053));
+    expect_row(1000, 32, Row { hot: 2888, alloc, free, list_lock: 14_085, alloc_slab: 3, hw: 51 });
+}
+
+#[test]
+fn workload_r_in_batches_of_256() {
+    let (alloc, free) = ((72_931, 27_069), (1419, 98_165));
+    expect_row(1000, 256, Row { hot: 388, alloc, free, list_lock: 5051, alloc_slab: 24, hw: 72 });
+}
+
+#[test]
+fn workload_r_in_batches_of_1024() {
+    let (alloc, free) = ((86_403, 13_597), (691, 97_613));
+    expect_row(1000, 1024, Row { hot: 94, alloc, free, list_lock: 2809, alloc_slab: 98, hw: 146 });
+}
