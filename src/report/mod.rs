@@ -5,6 +5,7 @@ pub mod blocks;
 pub mod compare;
 #[cfg(test)]
 mod compare_tests;
+pub mod letter;
 pub mod metric;
 pub mod mmtests;
 pub mod record;
