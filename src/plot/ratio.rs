@@ -4,7 +4,7 @@
 
 use super::Data;
 use super::common::{
-    Axes, Entry, chart, color, log2, oops, page, shape, thread_range, thread_ticks, variants, workloads,
+    Axes, Entry, bar, chart, color, log2, oops, page, shape, thread_range, thread_ticks, variants, workloads,
 };
 use crate::report::compare::Row;
 use plotters::prelude::*;
@@ -76,8 +76,8 @@ pub fn draw(data: &Data) -> Result<String, String> {
             chart.draw_series(bands).map_err(oops)?;
             chart.draw_series([PathElement::new(vec![(x.0, 0.0), (x.1, 0.0)], BLACK)]).map_err(oops)?;
             for (i, line) in lines {
-                let bar = |p: &Point| ErrorBar::new_vertical(p.0, p.2, p.1, p.3, color(i), 8);
-                chart.draw_series(line.iter().map(bar)).map_err(oops)?;
+                let cap = (x.1 - x.0) * 0.008;
+                chart.draw_series(line.iter().map(|p| bar(p.0, p.2, p.3, cap, color(i)))).map_err(oops)?;
                 let mark = |p: &Point| EmptyElement::at((p.0, p.1)) + Polygon::new(shape(i), color(i).filled());
                 chart.draw_series(line.iter().map(mark)).map_err(oops)?;
             }

@@ -5,7 +5,9 @@
 //! between samples of one side; whether two sides differ is the ratio figure's and the table's business.
 
 use super::Data;
-use super::common::{Axes, chart, color, log2, oops, page, shape, si, thread_range, thread_ticks, variants, workloads};
+use super::common::{
+    Axes, bar, chart, color, log2, oops, page, shape, si, thread_range, thread_ticks, variants, workloads,
+};
 use crate::measure::stat::normal::t_interval;
 use plotters::prelude::*;
 
@@ -52,13 +54,14 @@ pub fn draw(data: &Data) -> Result<String, String> {
                 tick: &|t| format!("{:.0}", t.exp2()),
                 value: &si,
             };
-            let mut chart = chart(area, &axes, thread_range(&threads), (0.0, top.max(1e-9)))?;
+            let x = thread_range(&threads);
+            let cap = (x.1 - x.0) * 0.008;
+            let mut chart = chart(area, &axes, x, (0.0, top.max(1e-9)))?;
             for (i, line) in lines.iter().enumerate() {
                 let points = line.iter().map(|p| (p.0, p.1));
                 chart.draw_series(LineSeries::new(points.clone(), color(i).stroke_width(2))).map_err(oops)?;
-                let bars = line.iter().filter_map(|(x, y, i)| i.map(|(low, high)| (*x, low, *y, high)));
-                let bar = |(x, low, y, high)| ErrorBar::new_vertical(x, low, y, high, color(i), 8);
-                chart.draw_series(bars.map(bar)).map_err(oops)?;
+                let bars = line.iter().filter_map(|p| p.2.map(|(low, high)| bar(p.0, low, high, cap, color(i))));
+                chart.draw_series(bars).map_err(oops)?;
                 let mark = |p| EmptyElement::at(p) + Polygon::new(shape(i), color(i).filled());
                 chart.draw_series(points.map(mark)).map_err(oops)?;
             }
