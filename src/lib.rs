@@ -26,6 +26,8 @@ pub mod floors;
 pub mod host;
 pub mod maple_tree;
 pub mod measure;
+#[cfg(test)]
+pub mod model;
 #[cfg(feature = "plot")]
 pub mod plot;
 pub mod rcu;

@@ -10,16 +10,16 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 
 /// `READ_ONCE`, `WRITE_ONCE`, `_relaxed`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Relaxed;
 /// `smp_load_acquire`, `_acquire`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Acquire;
 /// `smp_store_release`, `_release`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Release;
 /// No suffix: ordered against everything before and after.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Full;
 
 /// An ordering a load can have.

@@ -5,11 +5,30 @@
 //! Tells: ordering bugs, lost wake-ups (a sleeper that is never woken runs into the branch limit and fails). Cannot
 //! tell: time; load buffering (never generated); anything that lives in raw memory, since words are larger than
 //! their value here, so that only [`super::Arch`] exists and not [`super::Hardware`]. Address dependencies are
-//! acquires here as in every world.
+//! acquires here as in every world. What loom itself generates and what it never does is recorded by
+//! `model/litmus.rs`. A full fence is stronger here than in C++: fences synchronise with each other.
 
 use super::prim::{IntOps, WordOps};
 use super::{Arch, Fence, Int, Prim, RawCell, RawPlain};
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
+
+::loom::thread_local! {
+    static CLOCK: Cell<u64> = Cell::new(0);
+}
+// loom runs all threads of a model on one thread of the operating system.
+std::thread_local! {
+    static STEP: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Runs `f`, a whole model, with clocks that advance by `step` ns each time a thread reads its own. Without it time
+/// stands still, so that nothing times out.
+pub fn with_clock_step<R>(step: u64, f: impl FnOnce() -> R) -> R {
+    let old = STEP.replace(step);
+    let r = f();
+    STEP.set(old);
+    r
+}
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +113,13 @@ impl Arch for Loom {
         })
     }
     fn now() -> u64 {
-        0
+        match STEP.get() {
+            0 => 0,
+            step => CLOCK.with(|c| {
+                c.set(c.get() + step);
+                c.get()
+            }),
+        }
     }
     fn cpu_relax() {
         ::loom::thread::yield_now()

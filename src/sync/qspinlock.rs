@@ -234,7 +234,12 @@ fn lock_with_node<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>, idx: u32, node: &Mc
         smp_cond_load_acquire(&node.locked, |v| v != 0);
         next = node.next.load(Relaxed);
     }
-    // Head of the queue.
+    claim(l, tail, node, next);
+}
+
+/// The end of `queued_spin_lock_slowpath()`: this CPU's node is the head of the queue. `next` is its successor, if it is
+/// known already.
+fn claim<A: Arch>(l: &RawSpinLock<A>, tail: u32, node: &McsSpinlock<A>, mut next: *mut McsSpinlock<A>) {
     // ORDER: acquire; meets raw_spin_unlock(). The claim below orders nothing itself.
     let val = smp_cond_load_acquire(&l.val, |v| v & Q_LOCKED_PENDING_MASK == 0);
     if val & Q_TAIL_MASK == tail && l.val.cmpxchg(val, Q_LOCKED_VAL, Relaxed).is_ok() {
@@ -251,4 +256,34 @@ fn lock_with_node<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>, idx: u32, node: &Mc
     // ORDER: release; meets the successor's acquire of its `locked`.
     // SAFETY: queue nodes live as long as the kernel; only nodes are linked.
     unsafe { &*next }.locked.store(1, Release);
+}
+
+#[cfg(test)]
+impl<A: Arch> RawSpinLock<A> {
+    /// The word.
+    pub(crate) fn word(&self) -> &Atomic<A, u32> {
+        &self.val
+    }
+
+    /// A lock at the moment when `cpu` stands at the head of its queue and the holder has just left. `cpu` goes on with
+    /// [`RawSpinLock::claim_as_head`].
+    pub(crate) fn with_head(cpu: &Cpu<A>) -> Self {
+        RawSpinLock { val: Atomic::new(encode_tail(cpu.id, 0)) }
+    }
+
+    /// The rest of a slow path that stands at the head of the queue.
+    pub(crate) fn claim_as_head(&self, cpu: &Cpu<A>) {
+        claim(self, encode_tail(cpu.id, 0), &cpu.lock_nodes.this(cpu).qnodes[0], null_mut());
+    }
+
+    /// A lock that is held and has a pending waiter.
+    pub(crate) fn held_and_pending() -> Self {
+        RawSpinLock { val: Atomic::new(Q_LOCKED_VAL | Q_PENDING_VAL) }
+    }
+
+    /// The rest of the slow path of the pending waiter.
+    pub(crate) fn claim_as_pending(&self) {
+        smp_cond_load_acquire(&self.val, |v| v & Q_LOCKED_MASK == 0);
+        clear_pending_set_locked(self);
+    }
 }

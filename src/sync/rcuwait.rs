@@ -79,3 +79,14 @@ pub fn rcuwait_wake_up<A: Arch>(w: &Rcuwait<A>) -> bool {
     // SAFETY: only tasks are stored, and tasks live as long as the kernel.
     sched::wake_up_process(unsafe { KRef::new(t) })
 }
+
+#[cfg(test)]
+impl<A: Arch> Rcuwait<A> {
+    /// The broken twin of [`rcuwait_wake_up`], for the model checker to catch: it looks for the waiter too early.
+    pub(crate) fn wake_without_barrier(&self) {
+        if let Some(t) = NonNull::new(self.task.load(Relaxed)) {
+            // SAFETY: only tasks are stored, and tasks live as long as the kernel.
+            sched::wake_up_process(unsafe { KRef::new(t) });
+        }
+    }
+}

@@ -761,4 +761,47 @@ impl<A: Arch> RwSemaphore<A> {
         assert!(!self.osq.is_locked(), "somebody spins");
         assert!(!self.wait_lock.is_locked(), "wait_lock");
     }
+
+    /// CPU and kind (reading?) of each waiter, in the order of the queue. Takes no lock: for queues that stand still,
+    /// or to poll until they do.
+    pub(crate) fn queued(&self) -> Vec<(u32, bool)> {
+        self.waiters().map(|w| (w.0, w.1)).collect()
+    }
+
+    /// Which waiters have asked for a handoff.
+    pub(crate) fn queued_handoffs(&self) -> Vec<bool> {
+        self.waiters().map(|w| w.2).collect()
+    }
+
+    /// Whether a handoff is under way; L5 in passing.
+    pub(crate) fn handoff(&self) -> bool {
+        let c = self.count.load(Relaxed);
+        assert!(c & RWSEM_FLAG_HANDOFF == 0 || c & RWSEM_FLAG_WAITERS != 0, "a handoff to nobody");
+        c & RWSEM_FLAG_HANDOFF != 0
+    }
+
+    fn waiters(&self) -> impl Iterator<Item = (u32, bool, bool)> {
+        let mut p = self.wait_list.first.get();
+        std::iter::from_fn(move || {
+            let w = NonNull::new(p)?;
+            // SAFETY: waiters are part of tasks, which outlive the lock in tests.
+            let w = unsafe { w.as_ref() };
+            p = w.next.get();
+            let task = NonNull::new(w.task.load(Relaxed))?;
+            // SAFETY: as above.
+            let cpu = unsafe { task.as_ref() }.cpu;
+            Some((cpu, w.for_read.get() != 0, w.handoff_set.load(Relaxed) != 0))
+        })
+    }
+
+    /// Puts a reader of `cpu` into the queue as the slow path does, without sleeping.
+    pub(crate) fn queue_reader(&self, cpu: &Cpu<A>) {
+        let w = prepare_waiter(cpu, 1);
+        raw_spin_lock(cpu, &self.wait_lock);
+        if self.wait_list.is_empty() {
+            self.count.fetch_or(RWSEM_FLAG_WAITERS, Relaxed);
+        }
+        self.wait_list.add_tail(w);
+        raw_spin_unlock(cpu, &self.wait_lock);
+    }
 }

@@ -90,3 +90,20 @@ fn hold<A: Arch>(cpu: &Cpu<A>) {
         _ => (),
     }
 }
+
+/// The facade adds nothing to a word; that it adds no instruction either is measured by `benches/primitives.rs`.
+#[test]
+fn native_words_are_the_words_themselves() {
+    use crate::arch::{Atomic, Native, Plain};
+    use crate::sync::{RawSpinLock, Rcuwait, Refcount, RwSemaphore, Seqcount};
+    use std::mem::{align_of, size_of};
+    use std::sync::atomic::{AtomicU32, AtomicU64};
+    fn same<T, U>() -> bool {
+        (size_of::<T>(), align_of::<T>()) == (size_of::<U>(), align_of::<U>())
+    }
+    assert!(same::<Atomic<Native, u32>, AtomicU32>() && same::<Atomic<Native, u64>, AtomicU64>());
+    assert!(same::<Plain<Native, u64>, u64>());
+    assert!(same::<RawSpinLock<Native>, u32>() && same::<Refcount<Native>, u32>() && same::<Seqcount<Native>, u32>());
+    assert!(same::<Rcuwait<Native>, *const ()>());
+    assert!(same::<RwSemaphore<Native>, [u64; 5]>());
+}

@@ -2,7 +2,7 @@
 //! L9 of the reference: mutual exclusion, order of the queue, at most one pending, nesting, the word at the end.
 
 use super::{Inside, eventually, on_cpus, torture};
-use crate::arch::{Atomic, Native, RawCell, Relaxed};
+use crate::arch::{Native, RawCell, Relaxed};
 use crate::cpu::Cpu;
 use crate::cpu::testing::for_test_set;
 use crate::sync::{LockEvent, RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
@@ -11,10 +11,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 type L = RawSpinLock<Native>;
 
-/// The lock's only word, read as others see it.
 fn word(l: &L) -> u32 {
-    // SAFETY: the lock is transparent over its word.
-    unsafe { &*std::ptr::from_ref(l).cast::<Atomic<Native, u32>>() }.load(Relaxed)
+    l.word().load(Relaxed)
 }
 
 #[test]

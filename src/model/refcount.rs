@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `refcount_t`: the last one out sees everybody's work; who gets a reference sees who the object is.
+
+use crate::arch::{Arch, Atomic, Plain, Relaxed};
+use crate::must_catch;
+use crate::sync::Refcount;
+use std::sync::Arc;
+
+/// Two owners; the one that drops the last reference destroys, that is, writes what the other wrote.
+fn last_one_out<A: Arch>() {
+    struct Object<A: Arch> {
+        refs: Refcount<A>,
+        data: Plain<A, u32>,
+        /// Who was told to free it.
+        freed: Atomic<A, u32>,
+    }
+    let o = Arc::new(Object::<A> { refs: Refcount::new(2), data: Plain::new(0), freed: Atomic::new(0) });
+    let drop_it = |o: &Object<A>| {
+        if o.refs.dec_and_test() {
+            o.data.set(o.data.get() + 1);
+            o.freed.fetch_add(1, Relaxed);
+        }
+    };
+    let other = {
+        let o = o.clone();
+        ::loom::thread::spawn(move || {
+            o.data.set(7);
+            drop_it(&o);
+        })
+    };
+    drop_it(&o);
+    other.join().expect("a panic ends the model");
+    assert_eq!((o.freed.load(Relaxed), o.data.get()), (1, 8));
+}
+
+/// Type-stable memory: an object is published by its count; a reader that gets a reference must see its identity.
+fn published<A: Arch>() {
+    struct Object<A: Arch> {
+        refs: Refcount<A>,
+        identity: Atomic<A, u32>,
+    }
+    let o = Arc::new(Object::<A> { refs: Refcount::new(0), identity: Atomic::new(1) });
+    let other = {
+        let o = o.clone();
+        ::loom::thread::spawn(move || {
+            o.identity.store(2, Relaxed);
+            o.refs.set_release(1);
+        })
+    };
+    if let Ok(old) = o.refs.inc_not_zero_limited_acquire(100) {
+        assert_eq!((old, o.identity.load(Relaxed)), (1, 2), "a reference to somebody else");
+    }
+    other.join().expect("a panic ends the model");
+}
+
+/// A relaxed increment between publishing and getting continues the release (LKMM and C++ agree).
+fn published_and_shared<A: Arch>() {
+    let o = Arc::new((Refcount::<A>::new(0), Atomic::<A, u32>::new(1)));
+    let spawn = |f: fn(&(Refcount<A>, Atomic<A, u32>))| {
+        let o = o.clone();
+        ::loom::thread::spawn(move || f(&o))
+    };
+    let a = spawn(|o| {
+        o.1.store(2, Relaxed);
+        o.0.set_release(1);
+    });
+    let b = spawn(|o| {
+        o.0.inc_not_zero();
+    });
+    if o.0.inc_not_zero_acquire() {
+        assert_eq!(o.1.load(Relaxed), 2, "a reference to somebody else");
+    }
+    a.join().expect("a panic ends the model");
+    b.join().expect("a panic ends the model");
+}
+
+/// A count that reaches 0 is never revived, whatever the order.
+fn dead_is_dead<A: Arch>() {
+    let r = Arc::new(Refcount::<A>::new(1));
+    let other = {
+        let r = r.clone();
+        ::loom::thread::spawn(move || r.dec_and_test())
+    };
+    let got = r.inc_not_zero();
+    let freed = other.join().expect("a panic ends the model");
+    assert_eq!(freed, !got, "freed while referenced, or leaked");
+    assert_eq!(r.read(), u32::from(got));
+}
+
+#[test]
+fn the_last_one_out_sees_everything() {
+    must_catch!(last_one_out, 3, Wrong: RmwRelease, ReadFence);
+}
+
+#[test]
+fn a_reference_comes_with_the_identity() {
+    must_catch!(published, 3, Wrong: StoreRelease, RmwAcquire);
+    must_catch!(published_and_shared, 3, Wrong: StoreRelease, RmwAcquire);
+}
+
+#[test]
+fn the_dead_stay_dead() {
+    super::explore(3, dead_is_dead::<crate::arch::loom::Loom>);
+}

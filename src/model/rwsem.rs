@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The rwsem between two CPUs: with and without spinning, queueing, sleeping, handoff; readers, writers, downgrade.
+//!
+//! The data is race-checked, so that a lock let through too early shows as a race. A lost wake-up hangs.
+
+use super::explore;
+use crate::arch::loom::{Loom, with_clock_step};
+use crate::arch::{Arch, Plain};
+use crate::cpu::Cpu;
+use crate::cpu::testing::for_test_set;
+use crate::must_catch;
+use crate::sync::{
+    LockEvent, RwSemaphore, down_read, down_read_trylock, down_write, downgrade_write, up_read, up_write,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+struct Shared<A: Arch> {
+    sem: RwSemaphore<A>,
+    data: Plain<A, u32>,
+}
+
+type Part<A> = fn(&Cpu<A>, &Shared<A>);
+
+/// Two CPUs, one part each. Without `spin`, both have softirq work waiting, so that writers queue and sleep at once.
+/// Returns how often they slept and how often they asked for a handoff.
+fn run<A: Arch>(spin: bool, parts: [Part<A>; 2]) -> [u64; 2] {
+    let set = for_test_set::<A>(2);
+    let s = Arc::new(Shared::<A> { sem: RwSemaphore::new(), data: Plain::new(0) });
+    let play = |id: u32| {
+        let (set, s, part) = (set.clone(), s.clone(), parts[id as usize]);
+        move || {
+            let cpu = set.cpu(id);
+            cpu.softirq.ksoftirqd.set(!spin);
+            part(&cpu, &s);
+            let n = |e| cpu.counters.get(e);
+            [
+                n(LockEvent::RwsemSleepReader) + n(LockEvent::RwsemSleepWriter),
+                n(LockEvent::RwsemRlockHandoff) + n(LockEvent::RwsemWlockHandoff),
+            ]
+        }
+    };
+    let other = ::loom::thread::spawn(play(1));
+    let (a, b) = (play(0)(), other.join().expect("a panic ends the model"));
+    s.sem.assert_quiet();
+    [a[0] + b[0], a[1] + b[1]]
+}
+
+fn write<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) {
+    down_write(cpu, &s.sem);
+    s.data.set(s.data.get() + 1);
+    up_write(cpu, &s.sem);
+}
+
+fn read<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) {
+    down_read(cpu, &s.sem);
+    s.data.get();
+    up_read(cpu, &s.sem);
+}
+
+fn read_try<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) {
+    if down_read_trylock(cpu, &s.sem) {
+        s.data.get();
+        up_read(cpu, &s.sem);
+    }
+}
+
+fn downgrade<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) {
+    down_write(cpu, &s.sem);
+    let v = s.data.get() + 1;
+    s.data.set(v);
+    downgrade_write(cpu, &s.sem);
+    assert_eq!(s.data.get(), v, "a writer came between");
+    up_read(cpu, &s.sem);
+}
+
+fn write_write<A: Arch>() {
+    run::<A>(false, [write, write]);
+}
+fn write_read<A: Arch>() {
+    run::<A>(false, [write, read]);
+}
+fn downgrade_read<A: Arch>() {
+    run::<A>(false, [downgrade, read]);
+}
+fn downgrade_write_<A: Arch>() {
+    run::<A>(false, [downgrade, write]);
+}
+fn write_read_try<A: Arch>() {
+    run::<A>(false, [write, read_try]);
+}
+fn spinning_writers<A: Arch>() {
+    run::<A>(true, [write, write]);
+}
+
+/// How often the CPUs slept and asked for a handoff, in all executions.
+fn events(parts: [Part<Loom>; 2]) -> [u64; 2] {
+    let sum = Arc::new([const { AtomicU64::new(0) }; 2]);
+    let s = sum.clone();
+    explore(2, move || {
+        let e = run::<Loom>(false, parts);
+        (0..2).for_each(|i| _ = s[i].fetch_add(e[i], Ordering::Relaxed));
+    });
+    [0, 1].map(|i| sum[i].load(Ordering::Relaxed))
+}
+
+#[test]
+fn the_cases_sleep() {
+    for parts in [[write, write], [write, read], [downgrade, write]] {
+        let [slept, handoffs] = events(parts);
+        assert!(slept > 0, "nobody ever slept");
+        assert_eq!(handoffs, 0, "a handoff, although time stands still");
+    }
+}
+
+#[test]
+fn two_writers() {
+    must_catch!(write_write, 2, Wrong: RmwRelease, RmwAcquire);
+}
+
+#[test]
+fn a_writer_and_a_reader() {
+    must_catch!(write_read, 2, Wrong: RmwRelease, RmwAcquire);
+    must_catch!(write_read_try, 2, Wrong: RmwRelease, RmwAcquire);
+}
+
+#[test]
+fn a_downgrade_lets_readers_in_and_no_writer() {
+    must_catch!(downgrade_read, 2, Wrong: RmwRelease);
+    must_catch!(downgrade_write_, 2, Wrong: RmwRelease);
+}
+
+#[test]
+fn spinning_writers_exclude_each_other() {
+    must_catch!(spinning_writers, 2, Wrong: RmwRelease, RmwAcquire);
+}
+
+/// Every look at the clock is 20 ms later: whoever waits is out of patience at once.
+#[test]
+fn impatient_writers_are_handed_the_lock() {
+    with_clock_step(20_000_000, || {
+        for parts in [[write, write], [downgrade, write], [read, write]] {
+            let [_, handoffs] = events(parts);
+            assert!(handoffs > 0, "nobody asked for the lock");
+        }
+    });
+}
