@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Floor 4: pages and slabs.
 //!
-//! [`page_alloc`] hands out pages by node; [`slub`] cuts them into objects the way Linux 6.12 does (per-CPU slabs, CPU
+//! [`page_alloc`] hands out pages by node; [`slub`] cuts them into objects the way Linux 6.12 does, from the structures of [`slub_def`] (per-CPU slabs, CPU
 //! partial stacks, node lists); [`slab_common`] creates, shrinks and destroys caches; [`stat`] counts under the names
 //! of CONFIG_SLUB_STATS.
 //!
@@ -14,9 +14,12 @@
 //!
 //! Lock order: a node's `list_lock`, then nothing: pages are taken and given back with no lock of this floor held.
 
+#[cfg(test)]
+mod invariants;
 pub mod page_alloc;
 pub mod slab_common;
 pub mod slub;
+pub mod slub_def;
 pub mod stat;
 #[cfg(test)]
 mod tests;
@@ -30,9 +33,10 @@ pub use slab_common::{
     kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
 };
 pub use slub::{
-    KmemCache, Slab, flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_bulk,
-    kmem_cache_alloc_node, kmem_cache_free, kmem_cache_free_bulk,
+    flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_node,
+    kmem_cache_free, kmem_cache_free_bulk,
 };
+pub use slub_def::{KmemCache, Slab};
 pub use stat::StatItem;
 
 use crate::arch::arena::KRef;

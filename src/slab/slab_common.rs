@@ -9,9 +9,8 @@
 
 use super::SlabState;
 use super::page_alloc::{MAX_PAGE_ORDER, PAGE_ALLOC_COSTLY_ORDER, boot_slice};
-use super::slub::{
-    KmemCache, KmemCacheCpu, KmemCacheNode, Slab, dec_slabs_node, discard_slab, flush_all_cpus, free_slab, is_typesafe,
-};
+use super::slub::{dec_slabs_node, discard_slab, flush_all_cpus, free_slab, is_typesafe};
+use super::slub_def::{KmemCache, KmemCacheCpu, KmemCacheNode, Slab};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Arena, Hardware, Plain, Relaxed};
 use crate::cpu::{Cpu, Errno, PerCpu, splitmix64};

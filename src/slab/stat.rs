@@ -9,7 +9,7 @@
 //! of slightly different moments, and balances hold only while nobody is inside the allocator.
 
 use super::SlabState;
-use super::slub::KmemCache;
+use super::slub_def::KmemCache;
 use crate::arch::{Hardware, Native, Plain, Relaxed};
 
 /// A counter that no world prices.

@@ -11,17 +11,17 @@ use crate::rcu::{RcuConfig, RcuState};
 use StatItem as I;
 use std::collections::BTreeMap;
 
-type Cache = KRef<KmemCache<Native>>;
+pub(super) type Cache = KRef<KmemCache<Native>>;
 
-struct Kernel {
-    slab: KRef<SlabState<Native>>,
-    arena: Box<Arena>,
+pub(super) struct Kernel {
+    pub slab: KRef<SlabState<Native>>,
+    pub arena: Box<Arena>,
 }
 
-const EXACT: SlabOptions =
+pub(super) const EXACT: SlabOptions =
     SlabOptions { hardened: false, randomized: false, init_on_alloc: false, cache_line: 64, seed: 7 };
 
-fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -> Kernel {
+pub(super) fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -> Kernel {
     let arena = Box::new(Arena::new(nodes, mib << 20, None, None).unwrap());
     let node_of = |c: u32| c % nodes;
     let pages = page_alloc_init(&arena, nr_cpus, &node_of);
@@ -30,7 +30,7 @@ fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -> Kernel {
     Kernel { slab, arena }
 }
 
-fn vma_args(flags: u32) -> KmemCacheArgs {
+pub(super) fn vma_args(flags: u32) -> KmemCacheArgs {
     KmemCacheArgs {
         name: "vm_area_struct",
         size: 192,
@@ -42,21 +42,21 @@ fn vma_args(flags: u32) -> KmemCacheArgs {
 }
 
 impl Kernel {
-    fn cache(&self, a: KmemCacheArgs) -> Cache {
+    pub fn cache(&self, a: KmemCacheArgs) -> Cache {
         kmem_cache_create(&self.arena, self.slab, a)
     }
-    fn outstanding(&self) -> u64 {
+    pub fn outstanding(&self) -> u64 {
         self.slab.pages.outstanding()
     }
 }
 
-fn free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) {
+pub(super) fn free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) {
     assert!(!p.is_null());
     // SAFETY: tests free what they allocated, once.
     unsafe { kmem_cache_free(cpu, s, p) }
 }
 
-fn get<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut u8 {
+pub(super) fn get<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut u8 {
     let p = kmem_cache_alloc(cpu, s);
     assert!(!p.is_null());
     p
