@@ -351,9 +351,10 @@ fn side_tree_of_munmap() {
 #[test]
 fn a_reader_survives_every_kind_of_store_under_it() {
     let (cpu, k) = (Cpu::<Native>::for_test(0), boot(1));
-    let changes: [(&str, u64, u64, bool); 8] = [
+    let changes: [(&str, u64, u64, bool); 9] = [
         ("exact", 1000, 1009, false),
-        ("node", 1002, 1004, false),
+        ("split", 1002, 1004, false),
+        ("node", 1000, 1019, false),
         ("clear", 1000, 1009, true),
         ("spanning, ahead", 1005, 1600, false),
         ("spanning, behind", 300, 995, true),
