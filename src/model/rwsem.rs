@@ -4,7 +4,7 @@
 //! The data is race-checked, so that a lock let through too early shows as a race. A lost wake-up hangs.
 
 use super::explore;
-use crate::arch::loom::Loom;
+use crate::arch::loom::{Loom, with_clock_step};
 use crate::arch::{Arch, Plain};
 use crate::cpu::Cpu;
 use crate::cpu::testing::for_test_set;
@@ -134,4 +134,16 @@ fn a_downgrade_lets_readers_in_and_no_writer() {
 #[test]
 fn spinning_writers_exclude_each_other() {
     must_catch!(spinning_writers, 2, Wrong: RmwRelease, RmwAcquire);
+}
+
+/// Every look at the clock is 20 ms later: whoever waits is out of patience at once.
+#[test]
+fn impatient_writers_are_handed_the_lock() {
+    with_clock_step(20_000_000, || {
+        let cases: [[Part<Loom>; 2]; 3] = [[write, write], [downgrade, write], [read, write]];
+        for parts in cases {
+            let [_, handoffs] = events(parts);
+            assert!(handoffs > 0, "nobody asked for the lock");
+        }
+    });
 }

@@ -595,6 +595,10 @@ fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
             schedule(cpu, None);
             cpu.count(LockEvent::RwsemSleepWriter);
             set_current_state_sleeping(cpu);
+        } else {
+            // PORT: no pause in C. A writer between clearing `owner` and leaving the count is waited for here, by going
+            // round through wait_lock; worlds that schedule CPUs themselves must be told that this is waiting.
+            A::cpu_relax();
         }
         raw_spin_lock(cpu, &sem.wait_lock);
     }
