@@ -195,7 +195,10 @@ impl<A: Hardware> MapleNode<A> {
     /// A fresh object of the node cache.
     #[inline(always)]
     pub(crate) fn from_object(p: *mut u8) -> Self {
-        debug_assert!(p.addr() % MAPLE_NODE_SIZE == 0, "the encodings need the low 8 bits of a node's address");
+        debug_assert!(
+            p.addr().is_multiple_of(MAPLE_NODE_SIZE),
+            "the encodings need the low 8 bits of a node's address"
+        );
         MapleNode(p.cast(), PhantomData)
     }
     /// The object, to give back to the cache.

@@ -290,10 +290,10 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
     }
     mte_to_node::<A>(old.node).set_dead();
     mas_adopt_children::<A>(top);
-    if tree.is_alloc() {
-        if let Parent::Node(parent, slot) = mte_to_node::<A>(top).parent() {
-            mas_parent_gap(parent, slot, top_gap);
-        }
+    if tree.is_alloc()
+        && let Parent::Node(parent, slot) = mte_to_node::<A>(top).parent()
+    {
+        mas_parent_gap(parent, slot, top_gap);
     }
     mas_topiary(cpu, mas, old.node, old.min, old.max);
 

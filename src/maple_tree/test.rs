@@ -467,7 +467,7 @@ fn readers_beside_a_writer() {
                     (a, (a + cpu.random() % 3).min(hi))
                 }
             };
-            if cpu.random() % 3 == 0 {
+            if cpu.random().is_multiple_of(3) {
                 store(&cpu, k, mt, a, b, null_mut());
             } else {
                 put(BLOCKS + op, a, b);
@@ -543,7 +543,7 @@ fn read_some(cpu: &Cpu<Native>, k: &Kernel, mt: &MapleTree<Native>, rec: &Record
             let fixed_seen = at_fixed || block == key / BLOCK && key % BLOCK < FIXED;
             assert!(fixed_seen, "left block {block} downwards without its fixed entry");
         }
-        at_fixed = mas.index % BLOCK == 0;
+        at_fixed = mas.index.is_multiple_of(BLOCK);
         block = now;
     }
     rcu_read_unlock(cpu);

@@ -98,7 +98,7 @@ impl<A: Hardware> Check<'_, A> {
             }
             let meta = kind != MapleType::Arange64 && i == kind.slots() - 1;
             let word = node.slot(kind, i).load(Relaxed);
-            if !word.is_null() && !(meta && !is_child(word)) {
+            if !word.is_null() && (!meta || is_child(word)) {
                 return fail(format!("slot {i} after end {end}"));
             }
             if kind == MapleType::Arange64 && node.gap(i).load(Relaxed) != 0 {
