@@ -55,8 +55,9 @@ fn published<A: Arch>() {
 
 /// A relaxed increment between publishing and getting continues the release (LKMM and C++ agree).
 fn published_and_shared<A: Arch>() {
-    let o = Arc::new((Refcount::<A>::new(0), Atomic::<A, u32>::new(1)));
-    let spawn = |f: fn(&(Refcount<A>, Atomic<A, u32>))| {
+    type Object<A> = (Refcount<A>, Atomic<A, u32>);
+    let o: Arc<Object<A>> = Arc::new((Refcount::new(0), Atomic::new(1)));
+    let spawn = |f: fn(&Object<A>)| {
         let o = o.clone();
         ::loom::thread::spawn(move || f(&o))
     };

@@ -240,7 +240,8 @@ mod tests {
 
     #[test]
     fn each_misuse_saturates_warns_and_never_frees() {
-        let cases: [(u32, Saturation, fn(&R)); 7] = [
+        type Case = (u32, Saturation, fn(&R));
+        let cases: [Case; 7] = [
             (0, Saturation::AddUaf, |r| r.inc()),
             (REFCOUNT_MAX, Saturation::AddOvf, |r| r.inc()),
             (REFCOUNT_MAX - 2, Saturation::AddOvf, |r| r.add(3)),

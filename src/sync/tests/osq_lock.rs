@@ -24,7 +24,7 @@ fn a_storm_of_cancellations_leaves_the_queue_whole() {
         }
         // The queue orders nothing, so that only an atomic may witness it.
         assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two spinners");
-        if cpu.random() % 16 == 0 {
+        if cpu.random().is_multiple_of(16) {
             std::thread::yield_now();
         }
         inside.fetch_sub(1, Ordering::Relaxed);

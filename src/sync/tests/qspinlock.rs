@@ -22,7 +22,7 @@ fn holders_are_alone_whichever_way_they_got_in() {
     let pending = AtomicU32::new(0);
     let n = AtomicU64::new(0);
     torture::<Native>(3, |cpu| {
-        if cpu.random() % 8 == 0 {
+        if cpu.random().is_multiple_of(8) {
             if !raw_spin_trylock(cpu, &l) {
                 return;
             }
@@ -101,7 +101,7 @@ fn every_nesting_level_queues_and_the_fifth_does_without() {
                 nested(cpu, (cpu.random() % 5) as u32, || {
                     raw_spin_lock(cpu, &l);
                     inside.write(cpu);
-                    if cpu.random() % 4 == 0 {
+                    if cpu.random().is_multiple_of(4) {
                         std::thread::yield_now();
                     }
                     raw_spin_unlock(cpu, &l);

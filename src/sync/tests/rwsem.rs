@@ -55,7 +55,7 @@ fn readers_and_writers_exclude_each_other_and_leave_nothing_behind() {
                 up_write(cpu, &s);
             }
         }
-        if cpu.random() % 64 == 0 {
+        if cpu.random().is_multiple_of(64) {
             std::thread::yield_now();
         }
     });
