@@ -24,8 +24,10 @@ pub mod arch;
 pub mod cpu;
 pub mod floors;
 pub mod host;
+pub mod init;
 pub mod maple_tree;
 pub mod measure;
+pub mod mm;
 #[cfg(test)]
 pub mod model;
 #[cfg(feature = "plot")]

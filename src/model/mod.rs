@@ -15,6 +15,7 @@ mod refcount;
 mod rwsem;
 mod seqcount;
 mod spinlock;
+mod vma_lock;
 
 pub use faulty::{Fault, Faulty};
 

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `start_kernel()`: boots a small kernel on a machine, in the kernel's order [init/main.c, kernel/fork.c, 6.12].
+//!
+//! There are no globals: what a kernel keeps in statics is a field of [`Kernel`]. A machine runs one kernel at a time;
+//! starting the next one forgets the memory of the last ([`Arena::reset`]), so [`shutdown`] must have been called.
+//!
+//! Order: per-CPU areas, page allocator, RCU, slab, maple tree, the caches of mm.
+//!
+//! [`Arena::reset`]: crate::arch::Arena::reset
+
+use crate::arch::arena::KRef;
+use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Plain, Release};
+use crate::cpu::smp::CpuRemote;
+use crate::cpu::stat::SLOTS;
+use crate::cpu::tick::{TickDevice, idle_loop};
+use crate::cpu::{AllLockNodes, Cpu, LockNodes, PerCpu, Task, sched};
+use crate::maple_tree::{MapleState, maple_tree_init};
+use crate::mm::kconfig::{Kconfig, Mm};
+use crate::mm::mm_types::{DEFAULT_MAX_MAP_COUNT, NR_MM_COUNTERS};
+use crate::mm::pgtable::alloc_zeroed_page;
+use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
+use crate::mm::vma_cache::{VmaState, vma_state_init};
+use crate::rcu::{QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread};
+use crate::slab::{KmemCache, KmemCacheArgs, PageAllocator, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SlabState};
+use crate::slab::{
+    SlabOptions, build_zonelists, free_pages, kmem_cache_create, kmem_cache_destroy, kmem_cache_init,
+    memblock_free_all, page_alloc_init,
+};
+use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
+use std::ptr::NonNull;
+
+/// Address spaces that a kernel can have at once (slots for their per-CPU resident counts).
+pub const MAX_MMS: usize = 256;
+
+/// CPUs beyond the workers': the grace-period thread.
+pub const EXTRA_CPUS: u32 = 1;
+
+/// What a kernel is built and booted with; part of every record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// RCU's options, HZ and the quiescent-state policy among them.
+    pub rcu: RcuConfig,
+    /// The clock is read at each this many operation boundaries: 1 where that is free.
+    pub tick_every: u32,
+    /// Seed of the CPUs' random sequences.
+    pub seed: u64,
+    /// `vm.max_map_count`
+    pub max_map_count: i32,
+    /// How slab caches are built.
+    pub slab: SlabOptions,
+    /// CPUs for which slab orders are computed; 0: the machine's.
+    pub geometry_cpus: u32,
+}
+
+impl Default for KernelConfig {
+    fn default() -> Self {
+        KernelConfig {
+            rcu: RcuConfig::default(),
+            tick_every: 8,
+            seed: 1,
+            max_map_count: DEFAULT_MAX_MAP_COUNT,
+            slab: SlabOptions::default(),
+            geometry_cpus: 0,
+        }
+    }
+}
+
+impl KernelConfig {
+    /// With `hz` ticks a second.
+    pub fn hz(mut self, hz: u32) -> Self {
+        self.rcu.hz = hz;
+        self
+    }
+    /// With another quiescent-state policy.
+    pub fn qs_policy(mut self, policy: QsPolicy) -> Self {
+        self.rcu.qs_policy = policy;
+        self
+    }
+}
+
+/// Per-CPU halves of the resident counts, one slot an mm.
+pub struct RssSlots<A: Hardware>(pub [[Plain<A, i32>; NR_MM_COUNTERS]; MAX_MMS]);
+
+struct RssFree<A: Hardware> {
+    lock: RawSpinLock<A>,
+    free: [Plain<A, u32>; MAX_MMS],
+    n: Plain<A, u32>,
+}
+
+/// A running kernel.
+pub struct Kernel<K: Kconfig> {
+    /// Pages.
+    pub pages: KRef<PageAllocator<K::A>>,
+    /// RCU.
+    pub rcu: KRef<RcuState<K::A>>,
+    /// Caches' common state.
+    pub slab: KRef<SlabState<K::A>>,
+    /// Tree nodes.
+    pub maple: KRef<MapleState<K::A>>,
+    /// VMAs and their locks.
+    pub vma_state: KRef<VmaState<K::A>>,
+    /// mm_structs.
+    pub mm_cachep: KRef<KmemCache<K::A>>,
+    /// anon_vmas.
+    pub anon_vma_cachep: KRef<KmemCache<K::A>>,
+    /// Chain links.
+    pub anon_vma_chain_cachep: KRef<KmemCache<K::A>>,
+    /// The shared page of zeros.
+    pub zero_page: NonNull<u8>,
+    /// Per-CPU halves of resident counts.
+    pub rss_slots: PerCpu<K::A, RssSlots<K::A>>,
+    /// At how many pages a CPU hands its count in.
+    pub rss_batch: u32,
+    /// `vm.max_map_count`
+    pub max_map_count: i32,
+    rss_free: KRef<RssFree<K::A>>,
+    end: KRef<EndLine<K::A>>,
+    tasks: PerCpu<K::A, Task<K::A>>,
+    remotes: PerCpu<K::A, CpuRemote<K::A>>,
+    lock_nodes: AllLockNodes<K::A>,
+    nodes: Vec<u32>,
+    nr_cpus: u32,
+    config: KernelConfig,
+}
+
+// SAFETY: everything inside is arena memory made of words, or constant after boot.
+unsafe impl<K: Kconfig> Sync for Kernel<K> {}
+// SAFETY: as above.
+unsafe impl<K: Kconfig> Send for Kernel<K> {}
+
+/// Boots. The calling thread is CPU 0 for the time of the call.
+pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &KernelConfig) -> Kernel<K> {
+    let arena = machine.arena();
+    arena.reset();
+    let nr_cpus = machine.nr_cpus();
+    let total = nr_cpus + EXTRA_CPUS;
+    let node_of = |cpu: u32| if cpu < nr_cpus { machine.node_of(cpu) } else { 0 };
+    // setup_per_cpu_areas()
+    let tasks = PerCpu::new(arena, total, node_of, "task_struct", Task::new);
+    let remotes = PerCpu::new(arena, total, node_of, "cpu_remote", |_| CpuRemote::new());
+    let lock_nodes = PerCpu::new(arena, total, node_of, "lock_nodes", |_| LockNodes::new());
+    let rss_slots = PerCpu::new(arena, total, node_of, "rss_stat", |_| {
+        RssSlots(std::array::from_fn(|_| std::array::from_fn(|_| Plain::new(0))))
+    });
+    let rss_free = arena.boot_new(
+        0,
+        RssFree {
+            lock: RawSpinLock::new(),
+            free: std::array::from_fn(|i| Plain::new(i as u32)),
+            n: Plain::new(MAX_MMS as u32),
+        },
+    );
+    // mm_core_init()
+    let pages = page_alloc_init::<K::A>(arena, nr_cpus, &node_of);
+    build_zonelists(&pages, &|from, to| machine.distance(from, to));
+    let rcu = RcuState::new(arena, nr_cpus, node_of, &config.rcu);
+    let geometry = if config.geometry_cpus == 0 { nr_cpus } else { config.geometry_cpus };
+    let slab = kmem_cache_init(arena, pages, rcu, geometry, config.slab);
+    // maple_tree_init(), then the caches of proc_caches_init() and anon_vma_init()
+    let maple = maple_tree_init(arena, slab);
+    let anon_vma_cachep = kmem_cache_create(arena, slab, anon_vma_args::<K::A>());
+    let anon_vma_chain_cachep = kmem_cache_create(arena, slab, anon_vma_chain_args::<K::A>());
+    let mm_cachep = kmem_cache_create(
+        arena,
+        slab,
+        KmemCacheArgs {
+            name: "mm_struct",
+            size: size_of::<Mm<K>>(),
+            align: align_of::<Mm<K>>(),
+            flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
+            freeptr_offset: None,
+            ctor: None,
+        },
+    );
+    let vma_state = vma_state_init::<K::A, K::Lock, K::Cache>(arena, slab);
+    let mut k = Kernel {
+        pages,
+        rcu,
+        slab,
+        maple,
+        vma_state,
+        mm_cachep,
+        anon_vma_cachep,
+        anon_vma_chain_cachep,
+        zero_page: NonNull::dangling(),
+        rss_slots,
+        rss_batch: (2 * nr_cpus).max(32),
+        max_map_count: config.max_map_count,
+        rss_free,
+        end: arena.boot_new(0, EndLine { left: Atomic::new(0), over: Atomic::new(0) }),
+        tasks,
+        remotes,
+        lock_nodes,
+        nodes: (0..total).map(node_of).collect(),
+        nr_cpus,
+        config: *config,
+    };
+    let boot = k.cpu(0);
+    memblock_free_all(&boot, &k.pages);
+    k.zero_page = NonNull::new(alloc_zeroed_page(&boot, &k)).expect("memory for the zero page");
+    k
+}
+
+/// What was left when a kernel was shut down; all zero in a right run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeakReport {
+    /// Caches with objects that nobody freed.
+    pub busy: Vec<&'static str>,
+    /// Pages that nobody freed.
+    pub pages: u64,
+    /// Slots of resident counts in use: address spaces that nobody put.
+    pub mms: u32,
+}
+
+impl LeakReport {
+    /// Whether nothing was left.
+    pub fn is_clean(&self) -> bool {
+        self.busy.is_empty() && self.pages == 0 && self.mms == 0
+    }
+}
+
+/// Ends a kernel: calls what RCU still has, destroys the caches, reports what was left. On worker 0's token, while no
+/// worker is up.
+pub fn shutdown<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> LeakReport {
+    rcu_barrier(cpu, &k.rcu);
+    // SAFETY: the page of zeros, which no entry maps any more.
+    unsafe { free_pages(cpu, &k.pages, k.zero_page.as_ptr(), 0) };
+    let mut caches = vec![
+        ("mm_struct", k.mm_cachep),
+        ("anon_vma", k.anon_vma_cachep),
+        ("anon_vma_chain", k.anon_vma_chain_cachep),
+        ("vm_area_struct", k.vma_state.vm_area_cachep),
+        ("maple_node", k.maple.node_cache),
+    ];
+    caches.extend(k.vma_state.vma_lock_cachep.map(|c| ("vma_lock", c)));
+    let mut busy = Vec::new();
+    for (name, c) in caches {
+        // SAFETY: no CPU is up and nothing is pending: this thread is alone.
+        if unsafe { kmem_cache_destroy(cpu, &c) }.is_err() {
+            busy.push(name);
+        }
+    }
+    rcu_barrier(cpu, &k.rcu);
+    LeakReport { busy, pages: k.pages.outstanding(), mms: MAX_MMS as u32 - k.rss_free.n.get() }
+}
+
+/// Where the workers of [`run_on_cpus`] meet at the end.
+struct EndLine<A: Hardware> {
+    left: Atomic<A, u32>,
+    over: Atomic<A, u32>,
+}
+
+/// Runs `body` on workers `0..n` with the grace-period thread beside them, and ends as a kernel does: a worker that is
+/// done idles (its callbacks still run there) until `rcu_barrier()` found everybody's called. Returns each worker's
+/// counters and, last, the grace-period thread's.
+pub fn run_on_cpus<K: Kconfig>(
+    machine: &<K::A as Hardware>::Machine,
+    k: &Kernel<K>,
+    n: u32,
+    body: impl Fn(&Cpu<K::A>) + Sync,
+) -> Vec<[u64; SLOTS]> {
+    assert!(n >= 1 && n <= k.nr_cpus, "between 1 and {} workers", k.nr_cpus);
+    let end = k.end;
+    // ORDER: release; nothing runs yet.
+    end.left.store(n, Release);
+    end.over.store(0, Release);
+    let mut counters = vec![[0u64; SLOTS]; n as usize + 1];
+    let (workers, thread) = counters.split_at_mut(n as usize);
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    for (id, out) in workers.iter_mut().enumerate() {
+        let body = &body;
+        jobs.push(Job {
+            cpu: Some(id as u32),
+            f: Box::new(move || {
+                let cpu = k.cpu(id as u32);
+                k.rcu.install_hooks(&cpu);
+                body(&cpu);
+                // ORDER: full; the last one's body is over before rcu_barrier() begins.
+                end.left.fetch_sub(1, crate::arch::Full);
+                if id == 0 {
+                    idle_loop(&cpu, || end.left.load(Acquire) == 0);
+                    rcu_barrier(&cpu, &k.rcu);
+                    // ORDER: release; meets the acquire of the others below.
+                    end.over.store(1, Release);
+                    for t in k.tasks.iter().take(n as usize) {
+                        // SAFETY: boot memory.
+                        sched::wake_up_process(unsafe { KRef::from_ref(t) });
+                    }
+                    k.rcu.stop();
+                } else {
+                    idle_loop(&cpu, || end.over.load(Acquire) != 0);
+                }
+                k.rcu.remove_hooks(&cpu);
+                *out = cpu.counters.snapshot();
+            }),
+        });
+    }
+    jobs.push(Job {
+        cpu: None,
+        f: Box::new(|| {
+            let cpu = k.gp_kthread_cpu();
+            rcu_gp_kthread(&cpu, &k.rcu);
+            thread[0] = cpu.counters.snapshot();
+        }),
+    });
+    machine.run(jobs);
+    counters
+}
+
+impl<K: Kconfig> Kernel<K> {
+    fn token(&self, id: u32, tick: TickDevice) -> Cpu<K::A> {
+        // SAFETY: boot memory lives as long as the kernel.
+        let (task, remote) = unsafe { (KRef::from_ref(self.tasks.of(id)), KRef::from_ref(self.remotes.of(id))) };
+        Cpu::new(id, self.nodes[id as usize], task, remote, self.lock_nodes, tick, self.config.seed)
+    }
+
+    /// The token of worker `id`, to be made on the thread that runs it, one at a time. Where other workers run too,
+    /// `rcu.install_hooks()` comes first and `rcu.remove_hooks()` last ([`run_on_cpus`] does all of it).
+    pub fn cpu(&self, id: u32) -> Cpu<K::A> {
+        assert!(id < self.nr_cpus, "worker {id} of {}", self.nr_cpus);
+        self.token(id, self.rcu.tick_device(self.config.tick_every))
+    }
+
+    /// The token of the grace-period thread.
+    pub fn gp_kthread_cpu(&self) -> Cpu<K::A> {
+        self.token(self.nr_cpus, TickDevice::off())
+    }
+
+    /// Worker CPUs.
+    pub fn nr_cpus(&self) -> u32 {
+        self.nr_cpus
+    }
+
+    /// What it was booted with.
+    pub fn config(&self) -> &KernelConfig {
+        &self.config
+    }
+
+    /// A slot for the resident counts of a new mm.
+    pub(crate) fn rss_slot_alloc(&self, cpu: &Cpu<K::A>) -> u32 {
+        let f = &*self.rss_free;
+        raw_spin_lock(cpu, &f.lock);
+        let n = f.n.get();
+        assert!(n > 0, "more than {MAX_MMS} address spaces at once");
+        f.n.set(n - 1);
+        let slot = f.free[n as usize - 1].get();
+        raw_spin_unlock(cpu, &f.lock);
+        for c in self.rss_slots.iter() {
+            for w in &c.0[slot as usize] {
+                w.set(0);
+            }
+        }
+        slot
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn rss_slot_free(&self, cpu: &Cpu<K::A>, slot: u32) {
+        let f = &*self.rss_free;
+        raw_spin_lock(cpu, &f.lock);
+        let n = f.n.get();
+        f.free[n as usize].set(slot);
+        f.n.set(n + 1);
+        raw_spin_unlock(cpu, &f.lock);
+    }
+}

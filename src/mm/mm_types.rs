@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `mm_struct`, the two layouts of `vm_area_struct`, flags and small types [include/linux/mm_types.h, mm.h, 6.12 and
+//! 6.15].
+//!
+//! Placement is half of what is measured: offsets and sizes are those of x86-64 without debugging options and with
+//! all optional pointers, and are asserted below for the native world. A field that the port never touches is kept as
+//! room. Every field that somebody may look at without its lock is an [`Atomic`], used relaxed.
+//!
+//! custom: the protocol chooses the layout ([`VmaLock::Vma`]), so a VMA is reached through [`VmaFields`]; the tree
+//! sits in `mm_struct` as two words that [`MmStruct::mm_mt`] shows as a [`MapleTree`], so that the model checker,
+//! which has no maple tree, still has the real mm. `vm_private_data` holds the pointer to the caches ([`VmaState`],
+//! kernel statics). dup: everything else.
+//!
+//! INVARIANT: in typesafe memory every word of a VMA may be read at any time, by readers that have not yet found out
+//! that the object was freed; they trust nothing but `vm_lock_seq` and `vm_refcnt` until then.
+
+use super::rmap::AnonVma;
+use super::vma_cache::VmaState;
+use super::vma_lock::VmaLock;
+use crate::arch::arena::KRef;
+use crate::arch::{Arch, Atomic, Hardware, Native, Plain, Relaxed};
+use crate::maple_tree::MapleTree;
+use crate::rcu::RcuHead;
+use crate::sync::{RawSpinLock, Rcuwait, Refcount, RwSemaphore, Seqcount};
+use std::mem::{offset_of, size_of};
+use std::ptr::null_mut;
+
+/// Readable.
+pub const VM_READ: u64 = 0x1;
+/// Writable.
+pub const VM_WRITE: u64 = 0x2;
+/// Executable.
+pub const VM_EXEC: u64 = 0x4;
+/// Shared.
+pub const VM_SHARED: u64 = 0x8;
+/// May become readable.
+pub const VM_MAYREAD: u64 = 0x10;
+/// May become writable.
+pub const VM_MAYWRITE: u64 = 0x20;
+/// May become executable.
+pub const VM_MAYEXEC: u64 = 0x40;
+/// May become shared.
+pub const VM_MAYSHARE: u64 = 0x80;
+/// Grows downwards (a stack).
+pub const VM_GROWSDOWN: u64 = 0x100;
+/// Raw page frames.
+pub const VM_PFNMAP: u64 = 0x400;
+/// Pages stay resident.
+pub const VM_LOCKED: u64 = 0x2000;
+/// Device memory.
+pub const VM_IO: u64 = 0x4000;
+/// Cannot grow by `mremap`.
+pub const VM_DONTEXPAND: u64 = 0x4_0000;
+/// Counted against the commit limit.
+pub const VM_ACCOUNT: u64 = 0x10_0000;
+/// Not counted.
+pub const VM_NORESERVE: u64 = 0x20_0000;
+/// Both pages and frames.
+pub const VM_MIXEDMAP: u64 = 0x1000_0000;
+/// No transparent huge pages.
+pub const VM_NOHUGEPAGE: u64 = 0x4000_0000;
+/// Flags of a VMA that never merges.
+pub const VM_SPECIAL: u64 = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP;
+/// The three access rights.
+pub const VM_ACCESS_FLAGS: u64 = VM_READ | VM_WRITE | VM_EXEC;
+
+/// End of user addresses with four levels of page tables.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// Where placement begins, going down: a process without randomisation and with the default stack limit.
+pub const MMAP_BASE: u64 = 0x7fff_f7ff_f000;
+/// Lowest address that a mapping may have (`vm.mmap_min_addr` of distributions).
+pub const MMAP_MIN_ADDR: u64 = 0x1_0000;
+/// `vm.max_map_count`
+pub const DEFAULT_MAX_MAP_COUNT: i32 = 65530;
+/// Where the heap of a new mm begins.
+pub const START_BRK: u64 = 0x5555_5555_9000;
+
+/// The protocol's VMA.
+pub type VmaOf<A, L> = <L as VmaLock>::Vma<A>;
+/// A pointer to it.
+pub type VmaRef<A, L> = KRef<VmaOf<A, L>>;
+/// A pointer to the protocol's mm.
+pub type MmRef<A, L> = KRef<MmStruct<A, L>>;
+
+/// `struct list_head`, 16 bytes. Words are atomic because `list_is_singular()` is asked without the list's lock.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ListHead<A: Arch> {
+    /// Next entry, or the head.
+    pub next: Atomic<A, *mut ListHead<A>>,
+    /// Previous entry, or the head. Untyped, because a structure whose last field points to itself sends the compiler
+    /// in circles.
+    prev: Atomic<A, *mut ()>,
+}
+
+impl<A: Arch> ListHead<A> {
+    /// A head that still needs [`ListHead::init`] at its final place.
+    pub fn new() -> Self {
+        ListHead { next: Atomic::new(null_mut()), prev: Atomic::new(null_mut()) }
+    }
+    /// `INIT_LIST_HEAD()`
+    #[inline(always)]
+    pub fn init(&self) {
+        let me = std::ptr::from_ref(self).cast_mut();
+        self.next.store(me, Relaxed);
+        self.set_prev(me);
+    }
+    /// The previous entry.
+    #[inline(always)]
+    pub fn prev(&self) -> *mut ListHead<A> {
+        self.prev.load(Relaxed).cast()
+    }
+    /// Sets the previous entry.
+    #[inline(always)]
+    pub fn set_prev(&self, p: *mut ListHead<A>) {
+        self.prev.store(p.cast(), Relaxed);
+    }
+    /// `list_empty()`
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        std::ptr::eq(self.next.load(Relaxed), self)
+    }
+    /// `list_is_singular()`
+    #[inline(always)]
+    pub fn is_singular(&self) -> bool {
+        let n = self.next.load(Relaxed);
+        !std::ptr::eq(n, self) && n == self.prev()
+    }
+}
+impl<A: Arch> Default for ListHead<A> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `struct vma_lock` of 6.12: a reader/writer semaphore in an object of its own, 40 bytes.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct VmaLockObject<A: Arch> {
+    /// The lock.
+    pub lock: RwSemaphore<A>,
+}
+
+/// The fields of a VMA that every layout has.
+pub trait VmaFields<A: Arch, L: VmaLock>: Sized + Send + Sync + 'static {
+    /// First address.
+    fn vm_start(&self) -> &Atomic<A, u64>;
+    /// First address behind.
+    fn vm_end(&self) -> &Atomic<A, u64>;
+    /// The address space. Unstable readers may load it.
+    fn vm_mm(&self) -> &Atomic<A, *mut MmStruct<A, L>>;
+    /// Protection bits of new entries.
+    fn vm_page_prot(&self) -> &Atomic<A, u64>;
+    /// `VM_*`
+    fn vm_flags(&self) -> &Atomic<A, u64>;
+    /// Value of `mm_lock_seq` in the section that last write-locked this VMA.
+    fn vm_lock_seq(&self) -> &Atomic<A, u32>;
+    /// Links to the anon_vmas.
+    fn anon_vma_chain(&self) -> &ListHead<A>;
+    /// The anon_vma of new pages; null until the first write fault.
+    fn anon_vma(&self) -> &Atomic<A, *mut AnonVma<A>>;
+    /// Offset in pages; for private anonymous memory the page number of the start at creation.
+    fn vm_pgoff(&self) -> &Atomic<A, u64>;
+    /// PORT: the caches ([`VmaState`]) as a word.
+    fn vm_private_data(&self) -> &Atomic<A, usize>;
+    /// NUMA balancing state; always 0 here, loaded where the kernel frees it.
+    fn numab_state(&self) -> &Atomic<A, u64>;
+    /// Anonymous name; always 0 here, loaded where the kernel frees it.
+    fn anon_name(&self) -> &Atomic<A, u64>;
+    /// The separate lock object's slot, in layouts that have one.
+    #[inline(always)]
+    fn vm_lock(&self) -> Option<&Atomic<A, *mut VmaLockObject<A>>> {
+        None
+    }
+
+    /// A detached VMA outside any memory of the kernel, for model checks.
+    fn new() -> Self;
+    /// The stores of `vma_init()`: zero everything, then `mm`, the caches and an empty chain. Field by field: stale
+    /// readers may be doing atomic operations on the object. What the protocol owns is set by
+    /// [`VmaLock::vma_lock_init`].
+    fn vma_init(&self, mm: *mut MmStruct<A, L>, state: usize);
+    /// The copies of `vm_area_dup()`: all data, with an empty chain; nothing of the protocol's.
+    fn vm_area_init_from(&self, orig: &Self);
+}
+
+/// Number of pages of a VMA.
+#[inline(always)]
+pub fn vma_pages<A: Arch, L: VmaLock>(vma: &VmaOf<A, L>) -> u64 {
+    (vma.vm_end().load(Relaxed) - vma.vm_start().load(Relaxed)) >> 12
+}
+
+/// The RCU head that overlays `vm_start` and `vm_end` once the VMA is unreachable.
+#[inline(always)]
+pub fn vm_rcu<A: Hardware, L: VmaLock>(vma: VmaRef<A, L>) -> *mut RcuHead<A> {
+    std::ptr::from_ref(vma.vm_start()).cast_mut().cast()
+}
+
+/// The VMA whose RCU head is at `head`.
+#[inline(always)]
+pub fn vma_of_rcu<A: Hardware, L: VmaLock>(head: *mut RcuHead<A>) -> *mut VmaOf<A, L> {
+    head.cast()
+}
+
+macro_rules! vma_layout {
+    ($(#[$m:meta])* $name:ident { $($body:tt)* } common { $($extra:tt)* } own { $($own:tt)* } new { $($init:tt)* }) => {
+        $(#[$m])*
+        pub struct $name<A: Arch, L: VmaLock> { $($body)* }
+
+        impl<A: Arch, L: VmaLock<Vma<A> = $name<A, L>>> VmaFields<A, L> for $name<A, L> {
+            #[inline(always)]
+            fn vm_start(&self) -> &Atomic<A, u64> { &self.vm_start }
+            #[inline(always)]
+            fn vm_end(&self) -> &Atomic<A, u64> { &self.vm_end }
+            #[inline(always)]
+            fn vm_mm(&self) -> &Atomic<A, *mut MmStruct<A, L>> { &self.vm_mm }
+            #[inline(always)]
+            fn vm_page_prot(&self) -> &Atomic<A, u64> { &self.vm_page_prot }
+            #[inline(always)]
+            fn vm_flags(&self) -> &Atomic<A, u64> { &self.vm_flags }
+            #[inline(always)]
+            fn vm_lock_seq(&self) -> &Atomic<A, u32> { &self.vm_lock_seq }
+            #[inline(always)]
+            fn anon_vma_chain(&self) -> &ListHead<A> { &self.anon_vma_chain }
+            #[inline(always)]
+            fn anon_vma(&self) -> &Atomic<A, *mut AnonVma<A>> { &self.anon_vma }
+            #[inline(always)]
+            fn vm_pgoff(&self) -> &Atomic<A, u64> { &self.vm_pgoff }
+            #[inline(always)]
+            fn vm_private_data(&self) -> &Atomic<A, usize> { &self.vm_private_data }
+            #[inline(always)]
+            fn numab_state(&self) -> &Atomic<A, u64> { &self.numab_state }
+            #[inline(always)]
+            fn anon_name(&self) -> &Atomic<A, u64> { &self.anon_name }
+            $($extra)*
+
+            fn new() -> Self {
+                $name {
+                    vm_start: Atomic::new(0),
+                    vm_end: Atomic::new(0),
+                    vm_mm: Atomic::new(null_mut()),
+                    vm_page_prot: Atomic::new(0),
+                    vm_flags: Atomic::new(0),
+                    vm_lock_seq: Atomic::new(u32::MAX),
+                    anon_vma_chain: ListHead::new(),
+                    anon_vma: Atomic::new(null_mut()),
+                    vm_ops: Atomic::new(0),
+                    vm_pgoff: Atomic::new(0),
+                    vm_file: Atomic::new(0),
+                    vm_private_data: Atomic::new(0),
+                    anon_name: Atomic::new(0),
+                    swap_readahead_info: Atomic::new(0),
+                    vm_policy: Atomic::new(0),
+                    numab_state: Atomic::new(0),
+                    userfaultfd_ctx: Atomic::new(0),
+                    $($init)*
+                }
+            }
+            #[inline]
+            fn vma_init(&self, mm: *mut MmStruct<A, L>, state: usize) {
+                self.vm_start.store(0, Relaxed);
+                self.vm_end.store(0, Relaxed);
+                self.vm_mm.store(mm, Relaxed);
+                self.vm_page_prot.store(0, Relaxed);
+                self.vm_flags.store(0, Relaxed);
+                self.anon_vma.store(null_mut(), Relaxed);
+                self.vm_ops.store(0, Relaxed);
+                self.vm_pgoff.store(0, Relaxed);
+                self.vm_file.store(0, Relaxed);
+                self.vm_private_data.store(state, Relaxed);
+                self.anon_name.store(0, Relaxed);
+                self.swap_readahead_info.store(0, Relaxed);
+                self.vm_policy.store(0, Relaxed);
+                self.numab_state.store(0, Relaxed);
+                self.userfaultfd_ctx.store(0, Relaxed);
+                self.anon_vma_chain.init();
+                self.init_own();
+            }
+            #[inline]
+            fn vm_area_init_from(&self, orig: &Self) {
+                self.vm_mm.store(orig.vm_mm.load(Relaxed), Relaxed);
+                self.vm_ops.store(orig.vm_ops.load(Relaxed), Relaxed);
+                self.vm_start.store(orig.vm_start.load(Relaxed), Relaxed);
+                self.vm_end.store(orig.vm_end.load(Relaxed), Relaxed);
+                self.anon_vma.store(orig.anon_vma.load(Relaxed), Relaxed);
+                self.vm_pgoff.store(orig.vm_pgoff.load(Relaxed), Relaxed);
+                self.vm_file.store(orig.vm_file.load(Relaxed), Relaxed);
+                self.vm_private_data.store(orig.vm_private_data.load(Relaxed), Relaxed);
+                self.vm_flags.store(orig.vm_flags.load(Relaxed), Relaxed);
+                self.vm_page_prot.store(orig.vm_page_prot.load(Relaxed), Relaxed);
+                self.anon_name.store(orig.anon_name.load(Relaxed), Relaxed);
+                self.swap_readahead_info.store(orig.swap_readahead_info.load(Relaxed), Relaxed);
+                self.vm_policy.store(orig.vm_policy.load(Relaxed), Relaxed);
+                self.numab_state.store(0, Relaxed);
+                self.userfaultfd_ctx.store(orig.userfaultfd_ctx.load(Relaxed), Relaxed);
+                self.anon_vma_chain.init();
+                self.init_own();
+            }
+        }
+        impl<A: Arch, L: VmaLock> $name<A, L> { $($own)* }
+    };
+}
+
+vma_layout! {
+    /// `struct vm_area_struct` of 6.12: 184 bytes without alignment, so that VMAs begin at any 8-byte phase of a
+    /// line, and the lock behind a pointer.
+    #[repr(C)]
+    VmAreaStruct612 {
+        vm_start: Atomic<A, u64>,
+        vm_end: Atomic<A, u64>,
+        vm_mm: Atomic<A, *mut MmStruct<A, L>>,
+        vm_page_prot: Atomic<A, u64>,
+        vm_flags: Atomic<A, u64>,
+        /// Isolated from the tree. Unstable readers may load it.
+        pub detached: Atomic<A, u8>,
+        vm_lock_seq: Atomic<A, u32>,
+        /// The lock object. Unstable readers may load it.
+        pub vm_lock: Atomic<A, *mut VmaLockObject<A>>,
+        shared: [u64; 4],
+        anon_vma_chain: ListHead<A>,
+        anon_vma: Atomic<A, *mut AnonVma<A>>,
+        vm_ops: Atomic<A, u64>,
+        vm_pgoff: Atomic<A, u64>,
+        vm_file: Atomic<A, u64>,
+        vm_private_data: Atomic<A, usize>,
+        anon_name: Atomic<A, u64>,
+        swap_readahead_info: Atomic<A, u64>,
+        vm_policy: Atomic<A, u64>,
+        numab_state: Atomic<A, u64>,
+        userfaultfd_ctx: Atomic<A, u64>,
+    }
+    common {
+        #[inline(always)]
+        fn vm_lock(&self) -> Option<&Atomic<A, *mut VmaLockObject<A>>> {
+            Some(&self.vm_lock)
+        }
+    }
+    own {
+        /// A VMA counts as attached from its allocation on.
+        #[inline(always)]
+        fn init_own(&self) {
+            self.detached.store(0, Relaxed);
+        }
+    }
+    new {
+        detached: Atomic::new(0),
+        vm_lock: Atomic::new(null_mut()),
+        shared: [0; 4],
+    }
+}
+
+vma_layout! {
+    /// `struct vm_area_struct` of 6.15: 192 bytes on line boundaries; what the lookup reads is in the first line, what
+    /// readers write is in the third.
+    #[repr(C, align(64))]
+    VmAreaStruct615 {
+        vm_start: Atomic<A, u64>,
+        vm_end: Atomic<A, u64>,
+        vm_mm: Atomic<A, *mut MmStruct<A, L>>,
+        vm_page_prot: Atomic<A, u64>,
+        vm_flags: Atomic<A, u64>,
+        vm_lock_seq: Atomic<A, u32>,
+        anon_vma_chain: ListHead<A>,
+        anon_vma: Atomic<A, *mut AnonVma<A>>,
+        vm_ops: Atomic<A, u64>,
+        vm_pgoff: Atomic<A, u64>,
+        vm_file: Atomic<A, u64>,
+        vm_private_data: Atomic<A, usize>,
+        swap_readahead_info: Atomic<A, u64>,
+        vm_policy: Atomic<A, u64>,
+        numab_state: Atomic<A, u64>,
+        /// 0 detached, 1 attached, 1 + r with r readers; bit 30 while a writer keeps readers out.
+        pub vm_refcnt: Refcount<A>,
+        shared: [u64; 4],
+        anon_name: Atomic<A, u64>,
+        userfaultfd_ctx: Atomic<A, u64>,
+    }
+    common {}
+    own {
+        /// `vm_refcnt` is 0 in every free object: INVARIANT of the cache, kept by `vma_mark_detached()`.
+        #[inline(always)]
+        fn init_own(&self) {}
+    }
+    new {
+        vm_refcnt: Refcount::new(0),
+        shared: [0; 4],
+    }
+}
+
+/// Per-mm counts of resident pages.
+pub const NR_MM_COUNTERS: usize = 4;
+/// Index of anonymous pages.
+pub const MM_ANONPAGES: usize = 1;
+
+/// `struct percpu_counter`: the shared half; the per-CPU halves are in a slot of the kernel's per-CPU blocks.
+#[repr(C)]
+#[derive(Debug)]
+pub struct PercpuCounter<A: Arch> {
+    /// Guards `count`.
+    pub lock: RawSpinLock<A>,
+    /// What the CPUs have handed in.
+    pub count: Atomic<A, i64>,
+    list: [u64; 2],
+    counters: u64,
+}
+impl<A: Arch> PercpuCounter<A> {
+    fn new() -> Self {
+        PercpuCounter { lock: RawSpinLock::new(), count: Atomic::new(0), list: [0; 2], counters: 0 }
+    }
+}
+
+/// `struct mm_struct`, as far as the port needs it, with the kernel's neighbourhood of the hot fields.
+#[repr(C, align(64))]
+pub struct MmStruct<A: Arch, L: VmaLock> {
+    /// References to the structure; all users together hold one. Alone in its line.
+    pub mm_count: Refcount<A>,
+    _line: [u32; 15],
+    mm_mt: [Atomic<A, u64>; 2],
+    /// Where placement begins, going down.
+    pub mmap_base: Plain<A, u64>,
+    _bases: [u64; 3],
+    /// End of user addresses.
+    pub task_size: Plain<A, u64>,
+    /// The root page table.
+    pub pgd: Plain<A, *mut u8>,
+    _membarrier_state: u32,
+    /// Users of the address space; at 0 `exit_mmap()` runs.
+    pub mm_users: Refcount<A>,
+    _cid: [u64; 2],
+    /// Bytes of page tables.
+    pub pgtables_bytes: Atomic<A, i64>,
+    /// VMAs in the tree; under `mmap_lock` for write.
+    pub map_count: Plain<A, i32>,
+    /// Upper page tables, and the publication of `anon_vma`.
+    pub page_table_lock: RawSpinLock<A>,
+    /// The lock of the address space.
+    pub mmap_lock: RwSemaphore<A>,
+    _mmlist: [u64; 2],
+    /// The thread that waits for the readers of one of this mm's VMAs, in protocols that have it.
+    pub vma_writer_wait: L::WriterWait<A>,
+    /// Odd while `mmap_lock` is held for write.
+    pub mm_lock_seq: Seqcount<A>,
+    _hiwater: [u64; 2],
+    /// Pages mapped.
+    pub total_vm: Atomic<A, u64>,
+    _locked_pinned: [u64; 2],
+    /// Pages of writable private mappings.
+    pub data_vm: Plain<A, u64>,
+    _exec_stack_flags: [u64; 8],
+    /// Beginning of the heap.
+    pub start_brk: Plain<A, u64>,
+    /// End of the heap.
+    pub brk: Plain<A, u64>,
+    _args: [u64; 7],
+    /// Resident pages.
+    pub rss_stat: [PercpuCounter<A>; NR_MM_COUNTERS],
+    /// Slot of the per-CPU halves of `rss_stat`.
+    pub rss_slot: Plain<A, u32>,
+}
+
+impl<A: Arch, L: VmaLock> MmStruct<A, L> {
+    /// An mm without a tree and without page tables, `mmap_lock` free, `mm_lock_seq` 0.
+    pub fn new() -> Self {
+        MmStruct {
+            mm_count: Refcount::new(1),
+            _line: [0; 15],
+            mm_mt: [Atomic::new(0), Atomic::new(0)],
+            mmap_base: Plain::new(MMAP_BASE),
+            _bases: [0; 3],
+            task_size: Plain::new(TASK_SIZE),
+            pgd: Plain::new(null_mut()),
+            _membarrier_state: 0,
+            mm_users: Refcount::new(1),
+            _cid: [0; 2],
+            pgtables_bytes: Atomic::new(0),
+            map_count: Plain::new(0),
+            page_table_lock: RawSpinLock::new(),
+            mmap_lock: RwSemaphore::new(),
+            _mmlist: [0; 2],
+            vma_writer_wait: L::WriterWait::<A>::default(),
+            mm_lock_seq: Seqcount::new(0),
+            _hiwater: [0; 2],
+            total_vm: Atomic::new(0),
+            _locked_pinned: [0; 2],
+            data_vm: Plain::new(0),
+            _exec_stack_flags: [0; 8],
+            start_brk: Plain::new(START_BRK),
+            brk: Plain::new(START_BRK),
+            _args: [0; 7],
+            rss_stat: std::array::from_fn(|_| PercpuCounter::new()),
+            rss_slot: Plain::new(0),
+        }
+    }
+
+    /// The tree of VMAs, indexed by address.
+    #[inline(always)]
+    pub fn mm_mt(&self) -> &MapleTree<A>
+    where
+        A: Hardware,
+    {
+        const { assert!(size_of::<MapleTree<A>>() == 16) };
+        // SAFETY: `mm_init()` wrote a tree into the two words, which are cells and never used as what they are declared.
+        unsafe { &*(&raw const self.mm_mt).cast::<MapleTree<A>>() }
+    }
+
+    /// Where `mm_init()` puts the tree.
+    pub fn mm_mt_slot(this: *mut Self) -> *mut MapleTree<A>
+    where
+        A: Hardware,
+    {
+        // SAFETY: only an address is computed.
+        unsafe { (&raw mut (*this).mm_mt).cast() }
+    }
+}
+impl<A: Arch, L: VmaLock> Default for MmStruct<A, L> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The caches a VMA came from.
+///
+/// # Safety
+/// `vma` was made by `vm_area_alloc()` or `vm_area_dup()` of a kernel with this `A`.
+#[inline(always)]
+pub unsafe fn vma_state<A: Hardware, L: VmaLock>(vma: VmaRef<A, L>) -> KRef<VmaState<A>> {
+    let p = vma.vm_private_data().load(Relaxed) as *mut VmaState<A>;
+    // SAFETY: set when the VMA was allocated; the caches live as long as the kernel.
+    unsafe { KRef::new(std::ptr::NonNull::new_unchecked(p)) }
+}
+
+type P0 = super::vma_lock::rwsem_separate::RwsemSeparate;
+type P7 = super::vma_lock::refcnt::Refcnt;
+type Vma612 = VmAreaStruct612<Native, P0>;
+type Vma615 = VmAreaStruct615<Native, P7>;
+type Mm612 = MmStruct<Native, P0>;
+type Mm615 = MmStruct<Native, P7>;
+
+const _: () = {
+    assert!(size_of::<Vma612>() == 184 && align_of::<Vma612>() == 8);
+    assert!(offset_of!(Vma612, vm_mm) == 16 && offset_of!(Vma612, vm_flags) == 32);
+    assert!(offset_of!(Vma612, detached) == 40 && offset_of!(Vma612, vm_lock_seq) == 44);
+    assert!(offset_of!(Vma612, vm_lock) == 48 && offset_of!(Vma612, shared) == 56);
+    assert!(offset_of!(Vma612, anon_vma_chain) == 88 && offset_of!(Vma612, anon_vma) == 104);
+    assert!(offset_of!(Vma612, vm_pgoff) == 120 && offset_of!(Vma612, vm_private_data) == 136);
+    assert!(offset_of!(Vma612, anon_name) == 144 && offset_of!(Vma612, numab_state) == 168);
+    assert!(offset_of!(Vma612, userfaultfd_ctx) == 176);
+    assert!(size_of::<VmaLockObject<Native>>() == 40);
+
+    assert!(size_of::<Vma615>() == 192 && align_of::<Vma615>() == 64);
+    assert!(offset_of!(Vma615, vm_start) == 0 && offset_of!(Vma615, vm_end) == 8);
+    assert!(offset_of!(Vma615, vm_mm) == 16 && offset_of!(Vma615, vm_flags) == 32);
+    assert!(offset_of!(Vma615, vm_lock_seq) == 40 && offset_of!(Vma615, anon_vma_chain) == 48);
+    assert!(offset_of!(Vma615, anon_vma) == 64 && offset_of!(Vma615, vm_pgoff) == 80);
+    assert!(offset_of!(Vma615, vm_private_data) == 96 && offset_of!(Vma615, numab_state) == 120);
+    assert!(offset_of!(Vma615, vm_refcnt) == 128 && offset_of!(Vma615, shared) == 136);
+    assert!(offset_of!(Vma615, anon_name) == 168 && offset_of!(Vma615, userfaultfd_ctx) == 176);
+
+    assert!(offset_of!(Mm612, mm_count) == 0 && offset_of!(Mm612, mm_mt) == 64);
+    assert!(offset_of!(Mm612, pgd) == 120 && offset_of!(Mm612, mm_users) == 132);
+    assert!(offset_of!(Mm612, pgtables_bytes) == 152 && offset_of!(Mm612, map_count) == 160);
+    assert!(offset_of!(Mm612, page_table_lock) == 164 && offset_of!(Mm612, mmap_lock) == 168);
+    assert!(offset_of!(Mm612, mm_lock_seq) == 224 && offset_of!(Mm612, total_vm) == 248);
+    assert!(offset_of!(Mm612, start_brk) == 344 && offset_of!(Mm612, brk) == 352);
+    assert!(offset_of!(Mm615, vma_writer_wait) == 224 && offset_of!(Mm615, mm_lock_seq) == 232);
+    assert!(size_of::<Rcuwait<Native>>() == 8);
+};

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Floor 6: address spaces, VMAs and their locks, page tables, faults.
+//!
+//! Lock order, outermost first: `mmap_lock`; a VMA's own lock; the anon_vma's semaphore; `page_table_lock` or one page
+//! table's lock; the allocator's locks.
+//!
+//! What is dup (same steps as the kernel's), custom (differs on purpose) or stub is said at the top of each file. The
+//! VMA operations follow 6.12 in every named kernel; what differs between kernels is the protocol
+//! ([`vma_lock`]), the way VMAs are freed ([`vma_cache`]) and the allocator below.
+//!
+//! The order of reading: [`fault`] (one page fault from entry to exit), [`mmap_lock`], the oldest and the newest
+//! protocol side by side, [`vma`].
+
+pub mod fault;
+pub mod kconfig;
+pub mod memory;
+pub mod mm_types;
+pub mod mmap;
+pub mod mmap_lock;
+pub mod pgtable;
+pub mod rmap;
+pub mod variant;
+pub mod vma;
+pub mod vma_cache;
+pub mod vma_init;
+pub mod vma_lock;
+pub mod vmstat;
+
+#[cfg(test)]
+mod tests;
+
+pub use fault::{FaultError, do_user_addr_fault};
+pub use kconfig::{Config, Kconfig, Mm, MmPtr, VmaPtr};
+pub use mmap::{do_mmap, madvise_dontneed, mm_alloc, mmput, sys_brk, vm_mmap, vm_munmap};
+pub use variant::Variant;
+pub use vmstat::VmEvent;

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Mapping, unmapping, faulting: allocations and frees per operation (the golden rows of vma-ops.md 14), page contents,
+//! errors, placement.
+
+use super::*;
+use crate::cpu::Errno;
+use crate::mm::memory::get_mm_counter_sum;
+use crate::mm::mm_types::{MM_ANONPAGES, MMAP_BASE};
+use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
+use crate::mm::{FaultError, do_mmap, madvise_dontneed, vm_mmap, vm_munmap};
+
+on_every_variant! {
+    fn allocations_and_frees_of_each_operation = golden_rows;
+    fn the_original_object_is_freed_on_a_partial_unmap = original_freed;
+    fn pages_are_zero_and_faults_are_idempotent = contents;
+    fn a_read_fault_maps_the_zero_page_and_a_write_replaces_it = zero_page;
+    fn errors_win_in_the_kernels_order = errors;
+    fn placement_goes_down_from_the_base = placement;
+    fn the_map_count_limit_holds = limit;
+    fn tables_go_when_nothing_overlaps_them = tables;
+    fn each_unmap_downgrades_and_each_section_leaves_an_even_number = sections;
+}
+
+fn golden_rows<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        let map = |p: u64, n: u64, flags: u64| {
+            alloc_free(cpu, || {
+                assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags), Ok(BASE + p * P));
+            })
+        };
+        let unmap = |p: u64, n: u64| alloc_free(cpu, || vm_munmap(cpu, k, mm, BASE + p * P, n * P).unwrap());
+        assert_eq!(map(0, 10, RW), (1, 0), "no merge");
+        assert_eq!(map(10, 2, RW), (0, 0), "merges left");
+        assert_eq!(map(20, 10, RW), (1, 0));
+        assert_eq!(map(18, 2, RW), (0, 0), "merges right");
+        assert_eq!(map(12, 6, RW), (0, 1), "fills the hole, the right one goes");
+        assert_eq!(layout(cpu, k, mm), [(0, 30)]);
+        assert_eq!(map(0, 30, VM_READ), (1, 1), "exactly over one, no merge");
+        assert_eq!(map(10, 5, RW), (3, 1), "inside one, other flags");
+        assert_eq!(layout(cpu, k, mm), [(0, 10), (10, 15), (15, 30)]);
+        assert_eq!(map(0, 30, RW), (1, 3), "over three whole ones");
+        assert_eq!(map(10, 5, RW), (2, 2), "inside one, mergeable");
+        assert_eq!(layout(cpu, k, mm), [(0, 30)]);
+        assert_eq!(unmap(0, 2), (1, 1), "head");
+        assert_eq!(unmap(28, 2), (1, 1), "tail");
+        assert_eq!(unmap(10, 5), (2, 1), "middle");
+        assert_eq!(layout(cpu, k, mm), [(2, 10), (15, 28)]);
+        assert_eq!(map(11, 1, VM_READ), (1, 0));
+        assert_eq!(map(13, 1, VM_READ), (1, 0));
+        assert_eq!(unmap(5, 15), (2, 4), "from inside one to inside another over two whole ones");
+        assert_eq!(layout(cpu, k, mm), [(2, 5), (20, 28)]);
+        assert_eq!(unmap(0, 30), (0, 2), "two whole ones");
+        assert_eq!(unmap(0, 30), (0, 0), "nothing there");
+        assert_eq!(layout(cpu, k, mm), []);
+    });
+}
+
+fn original_freed<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        let at = |p: u64| {
+            let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
+            vma_find::<K>(cpu, &mut mas, BASE + p * P).unwrap().as_ptr()
+        };
+        for (gone, rest) in [(0, 9), (9, 0), (5, 0)] {
+            vm_mmap(cpu, k, mm, Some(BASE), 10 * P, RW).unwrap();
+            let original = at(0);
+            vm_munmap(cpu, k, mm, BASE + gone * P, P).unwrap();
+            assert_ne!(at(rest), original);
+            vm_munmap(cpu, k, mm, BASE, 10 * P).unwrap();
+        }
+    });
+}
+
+fn contents<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        vm_mmap(cpu, k, mm, Some(BASE), 16 * P, RW).unwrap();
+        for round in 0..3u8 {
+            for p in 0..16 {
+                assert!(bytes::<K>(mm, p).is_none());
+                write(cpu, k, mm, p);
+                let b = bytes::<K>(mm, p).unwrap();
+                assert!(b.iter().all(|&x| x == 0), "round {round} page {p} is not zero");
+                b.fill(0xa0 | round);
+                write(cpu, k, mm, p);
+                assert_eq!(bytes::<K>(mm, p).unwrap()[77], 0xa0 | round, "a second fault keeps the page");
+            }
+            assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 16);
+            if round == 0 {
+                madvise_dontneed(cpu, k, mm, BASE, 16 * P).unwrap();
+            } else {
+                vm_mmap(cpu, k, mm, Some(BASE), 16 * P, RW).unwrap();
+            }
+            assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 0);
+        }
+        assert_eq!(cpu.counters.get(VmEvent::PgfaultRaced), 48);
+        assert_eq!(madvise_dontneed(cpu, k, mm, BASE + 8 * P, 16 * P), Err(Errno::ENOMEM));
+    });
+}
+
+fn zero_page<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        vm_mmap(cpu, k, mm, Some(BASE), 2 * P, RW).unwrap();
+        do_user_addr_fault(cpu, k, mm, BASE, false).unwrap();
+        assert_eq!(bytes::<K>(mm, 0).unwrap().as_ptr(), k.zero_page.as_ptr());
+        assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 0);
+        assert_eq!(cpu.counters.get(VmEvent::AnonVmaAlloc), 0, "a read prepares nothing");
+        write(cpu, k, mm, 0);
+        assert_ne!(bytes::<K>(mm, 0).unwrap().as_ptr(), k.zero_page.as_ptr());
+        assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 1);
+        do_user_addr_fault(cpu, k, mm, BASE + P, false).unwrap();
+    });
+}
+
+fn errors<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        assert_eq!(vm_mmap(cpu, k, mm, Some(BASE), 0, RW), Err(Errno::EINVAL));
+        assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + 1), P, RW), Err(Errno::EINVAL));
+        assert_eq!(vm_mmap(cpu, k, mm, Some(P), P, RW), Err(Errno::EPERM));
+        assert_eq!(vm_mmap(cpu, k, mm, Some(0x7fff_ffff_f000), P, RW), Err(Errno::ENOMEM));
+        assert_eq!(vm_mmap(cpu, k, mm, None, u64::MAX, RW), Err(Errno::ENOMEM));
+        assert_eq!(do_mmap(cpu, k, mm, 0, P, PROT_READ, MAP_PRIVATE), Err(Errno::EINVAL));
+        assert_eq!(vm_munmap(cpu, k, mm, BASE + 1, P), Err(Errno::EINVAL));
+        assert_eq!(vm_munmap(cpu, k, mm, BASE, 0), Err(Errno::EINVAL));
+        assert_eq!(vm_munmap(cpu, k, mm, BASE, 1 << 50), Err(Errno::EINVAL));
+        vm_mmap(cpu, k, mm, Some(BASE), 2 * P, VM_READ).unwrap();
+        vm_mmap(cpu, k, mm, Some(BASE + 2 * P), P, 0).unwrap();
+        let noreplace = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+        assert_eq!(do_mmap(cpu, k, mm, BASE + P, P, PROT_READ | PROT_WRITE, noreplace), Err(Errno::EEXIST));
+        let fault = |p: u64, w| do_user_addr_fault(cpu, k, mm, BASE + p * P, w);
+        assert_eq!(fault(0, true), Err(FaultError::Accerr));
+        assert_eq!(fault(2, false), Err(FaultError::Accerr));
+        assert_eq!(fault(3, false), Err(FaultError::Maperr));
+        assert_eq!(cpu.counters.get(VmEvent::VmaLockSuccess), 2, "access errors are successes of the lock");
+        assert_eq!(cpu.counters.get(VmEvent::AbortNone), 1);
+    });
+}
+
+fn placement<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        let top = MMAP_BASE;
+        assert_eq!(vm_mmap(cpu, k, mm, None, P, RW), Ok(top - P));
+        assert_eq!(vm_mmap(cpu, k, mm, None, 3 * P, VM_READ), Ok(top - 4 * P));
+        vm_munmap(cpu, k, mm, top - 3 * P, P).unwrap();
+        assert_eq!(vm_mmap(cpu, k, mm, None, 2 * P, RW), Ok(top - 6 * P), "too large for the hole");
+        assert_eq!(vm_mmap(cpu, k, mm, None, P, RW), Ok(top - 3 * P), "the highest hole that fits");
+        let big = vm_mmap(cpu, k, mm, None, 2 << 20, RW).unwrap();
+        assert_eq!(big % (2 << 20), 0, "a large size is aligned for huge pages");
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+        assert_eq!(do_mmap(cpu, k, mm, BASE + 5, P, PROT_READ, flags), Ok(BASE), "a hint is rounded down");
+        let r = do_mmap(cpu, k, mm, BASE, P, PROT_READ, flags).unwrap();
+        assert!(r > BASE, "a hint that is taken is ignored");
+        check_tree(cpu, k, mm);
+    });
+}
+
+fn limit<K: Kconfig<A = Native>>() {
+    let m = machine(1);
+    let k = start_kernel::<K>(&m, &KernelConfig { max_map_count: 4, ..KernelConfig::default() });
+    let cpu = k.cpu(0);
+    let mm = mm_alloc(&cpu, &k);
+    for i in 0..5 {
+        vm_mmap(&cpu, &k, mm, Some(BASE + 4 * i * P), 3 * P, RW).unwrap();
+    }
+    assert_eq!(mm.map_count.get(), 5, "may reach the limit plus one");
+    assert_eq!(vm_mmap(&cpu, &k, mm, Some(BASE + 80 * P), P, RW), Err(Errno::ENOMEM));
+    assert_eq!(vm_munmap(&cpu, &k, mm, BASE + P, P), Err(Errno::ENOMEM), "two splits of one VMA");
+    assert_eq!(vm_munmap(&cpu, &k, mm, BASE, P), Ok(()), "one split never fails");
+    mmput(&cpu, &k, mm);
+    assert!(shutdown(&cpu, &k).is_clean());
+    assert_eq!(cpu.counters.get(VmEvent::Warn), 0);
+}
+
+fn tables<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        let tables = || mm.pgtables_bytes.load(Relaxed) / P as i64;
+        assert_eq!(tables(), 0);
+        vm_mmap(cpu, k, mm, Some(BASE), 1024 * P, RW).unwrap();
+        write(cpu, k, mm, 0);
+        assert_eq!(tables(), 3);
+        write(cpu, k, mm, 512);
+        assert_eq!(tables(), 4);
+        vm_munmap(cpu, k, mm, BASE, 511 * P).unwrap();
+        assert_eq!(tables(), 4, "the last page of the first table is still mapped");
+        vm_munmap(cpu, k, mm, BASE + 511 * P, P).unwrap();
+        assert_eq!(tables(), 3);
+        write(cpu, k, mm, 513);
+        vm_munmap(cpu, k, mm, BASE + 512 * P, 512 * P).unwrap();
+        assert_eq!(tables(), 0);
+    });
+}
+
+fn sections<K: Kconfig<A = Native>>() {
+    with_mm::<K>(|cpu, k, mm| {
+        let seq = || mm.mm_lock_seq.word().load(Relaxed);
+        vm_mmap(cpu, k, mm, Some(BASE), 4 * P, RW).unwrap();
+        assert_eq!(seq(), 2);
+        vm_munmap(cpu, k, mm, BASE, P).unwrap();
+        assert_eq!(seq(), 4);
+        assert_eq!(cpu.counters.get(VmEvent::MmapLockDowngrade), 1);
+        vm_munmap(cpu, k, mm, BASE, P).unwrap();
+        assert_eq!((seq(), cpu.counters.get(VmEvent::MmapLockDowngrade)), (6, 1), "nothing there: no downgrade");
+        write(cpu, k, mm, 1);
+        assert_eq!(cpu.counters.get(VmEvent::VmaLockSuccess), 1, "the section's locks are gone");
+        assert!(!mm.mmap_lock.is_locked());
+    });
+}

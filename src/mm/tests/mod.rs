@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Situations of address spaces, of the kinds that tools/testing/vma covers, written afresh; each runs on every
+//! variant that is built.
+
+mod brk;
+mod merge;
+mod mmap;
+mod stress;
+
+use super::kconfig::{Kconfig, MmPtr};
+use super::mm_types::{VM_READ, VM_WRITE, VmaFields};
+use super::pgtable::{PAGE_PRESENT, PAGE_RW, PTE_PFN_MASK, pte_lookup};
+use super::vma::{vma_find, vma_next};
+use super::vma_lock::VmaLock;
+use super::vmstat::VmEvent;
+use super::{do_user_addr_fault, mm_alloc, mmput};
+use crate::arch::native::{NativeMachine, OsCpu};
+use crate::arch::{Native, Relaxed};
+use crate::cpu::Cpu;
+use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
+use crate::maple_tree::MaState;
+
+/// A page.
+pub const P: u64 = 4096;
+/// Where tests map: nothing else is near.
+pub const BASE: u64 = 0x2000_0000_0000;
+/// Readable and writable.
+pub const RW: u64 = VM_READ | VM_WRITE;
+
+pub fn machine(cpus: u32) -> NativeMachine {
+    let allowed = crate::host::affinity::allowed();
+    let cpus: Vec<_> = (0..cpus as usize).map(|i| OsCpu { cpu: allowed[i % allowed.len()], node: 0 }).collect();
+    NativeMachine::new(&cpus, 64 << 20, |_, _| 10).unwrap()
+}
+
+/// Runs `f` on a fresh kernel and mm of build `K` on one CPU, then checks that everything balances and nothing is left.
+pub fn with_mm<K: Kconfig<A = Native>>(f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
+    let m = machine(1);
+    let k = start_kernel::<K>(&m, &KernelConfig::default());
+    let cpu = k.cpu(0);
+    let mm = mm_alloc(&cpu, &k);
+    f(&cpu, &k, mm);
+    check_tree(&cpu, &k, mm);
+    mmput(&cpu, &k, mm);
+    let left = shutdown(&cpu, &k);
+    assert!(left.is_clean(), "{left:?}");
+    let n = |e| cpu.counters.get(e);
+    assert_eq!(n(VmEvent::Warn), 0, "warnings");
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree), "VMAs left");
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaReclaim), "VMAs still with RCU");
+    assert_eq!(n(VmEvent::AnonVmaAlloc), n(VmEvent::AnonVmaFree), "anon_vmas left");
+    assert_eq!(n(VmEvent::AnonVmaChainAlloc), n(VmEvent::AnonVmaChainFree), "chain links left");
+    assert_eq!(
+        n(VmEvent::Pgfault),
+        n(VmEvent::VmaLockSuccess) + n(VmEvent::VmaLockRetry) + n(VmEvent::VmaLockAbort),
+        "faults"
+    );
+}
+
+/// Runs a generic test on every built variant.
+macro_rules! on_every_variant {
+    ($($(#[$m:meta])* fn $name:ident = $f:ident;)*) => { $(
+        $(#[$m])*
+        #[test]
+        fn $name() {
+            for v in crate::mm::variant::all() {
+                eprintln!("variant {}", v.name);
+                crate::with_variant!(&v, crate::arch::Native, K => $f::<K>());
+            }
+        }
+    )* };
+}
+pub(crate) use on_every_variant;
+
+/// The VMAs as (start page, end page) relative to [`BASE`], and flags.
+pub fn layout<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) -> Vec<(u64, u64)> {
+    let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
+    let mut v = vma_find::<K>(cpu, &mut mas, 0);
+    let mut out = Vec::new();
+    while let Some(vma) = v {
+        out.push((
+            vma.vm_start().load(Relaxed).wrapping_sub(BASE) / P,
+            vma.vm_end().load(Relaxed).wrapping_sub(BASE) / P,
+        ));
+        v = vma_next::<K>(cpu, &mut mas);
+    }
+    out
+}
+
+/// Tree, VMAs and `map_count` agree; no VMA is locked.
+pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) {
+    let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
+    let mut v = vma_find::<K>(cpu, &mut mas, 0);
+    let (mut n, mut pages, mut last) = (0, 0, 0);
+    while let Some(vma) = v {
+        let (s, e) = (vma.vm_start().load(Relaxed), vma.vm_end().load(Relaxed));
+        assert!(s < e && s >= last, "ranges in order");
+        assert_eq!((mas.index, mas.last), (s, e - 1), "the tree's range is the VMA's");
+        assert_eq!(vma.vm_mm().load(Relaxed), mm.as_ptr());
+        assert_eq!(K::Lock::NAME == "refcnt", !K::Lock::vma_lock_is_free(vma), "attached");
+        n += 1;
+        pages += (e - s) / P;
+        last = e;
+        v = vma_next::<K>(cpu, &mut mas);
+    }
+    assert_eq!(n, mm.map_count.get());
+    assert_eq!(pages, mm.total_vm.load(Relaxed));
+    assert_eq!(mm.mm_lock_seq.word().load(Relaxed) % 2, 0);
+}
+
+/// Allocations and frees of VMAs that `f` makes.
+pub fn alloc_free(cpu: &Cpu<Native>, f: impl FnOnce()) -> (u64, u64) {
+    let n = || (cpu.counters.get(VmEvent::VmaAlloc), cpu.counters.get(VmEvent::VmaFree));
+    let before = n();
+    f();
+    let after = n();
+    (after.0 - before.0, after.1 - before.1)
+}
+
+/// Write fault on page `page` above [`BASE`].
+pub fn write<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, page: u64) {
+    do_user_addr_fault(cpu, k, mm, BASE + page * P, true).unwrap();
+    // As the processor would: a fault that another thread's read fault overtook leaves the zero page.
+    while pte_lookup::<K>(mm, BASE + page * P) & PAGE_RW == 0 {
+        do_user_addr_fault(cpu, k, mm, BASE + page * P, true).unwrap();
+    }
+}
+
+/// The memory of page `page` above [`BASE`], if it is there.
+pub fn bytes<K: Kconfig<A = Native>>(mm: MmPtr<K>, page: u64) -> Option<&'static mut [u8]> {
+    let pte = pte_lookup::<K>(mm, BASE + page * P);
+    // SAFETY: a page of this mm; tests look at it while it is mapped.
+    (pte & PAGE_PRESENT != 0)
+        .then(|| unsafe { std::slice::from_raw_parts_mut((pte & PTE_PFN_MASK) as *mut u8, P as usize) })
+}

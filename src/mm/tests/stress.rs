@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Threads that fault against threads that map and unmap, on every variant: balances hold and nothing is left.
+//! On x86 a pass says little about orderings (that is what `model/vma_lock.rs` is for); it says that locks, counts and
+//! memory are handed over whole.
+
+use super::*;
+use crate::cpu::Counter;
+use crate::cpu::stat::SLOTS;
+use crate::cpu::tick::exit_to_user_mode;
+use crate::init::run_on_cpus;
+use crate::mm::{FaultError, madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
+
+on_every_variant! {
+    fn one_address_space_shared_by_two_threads = shared_mm;
+    fn two_address_spaces_that_recycle_each_others_vmas = two_mms;
+}
+
+/// Checks the balances over all CPUs of a run.
+fn balances(all: &[[u64; SLOTS]]) {
+    let n = |e: VmEvent| all.iter().map(|c| c[e.slot()]).sum::<u64>();
+    eprintln!(
+        "  faults {} success {} retry {} abort {} miss {}; VMAs {}",
+        n(VmEvent::Pgfault),
+        n(VmEvent::VmaLockSuccess),
+        n(VmEvent::VmaLockRetry),
+        n(VmEvent::VmaLockAbort),
+        n(VmEvent::VmaLockMiss),
+        n(VmEvent::VmaAlloc),
+    );
+    assert_eq!(n(VmEvent::Warn), 0);
+    assert_eq!(n(VmEvent::Pgfault), n(VmEvent::VmaLockSuccess) + n(VmEvent::VmaLockRetry) + n(VmEvent::VmaLockAbort));
+    assert_eq!(
+        n(VmEvent::VmaLockAbort),
+        n(VmEvent::AbortNone)
+            + n(VmEvent::AbortSeqEarly)
+            + n(VmEvent::AbortWriter)
+            + n(VmEvent::AbortSeqLate)
+            + n(VmEvent::AbortOtherMm)
+            + n(VmEvent::AbortRange)
+    );
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree));
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaReclaim));
+    assert_eq!(n(VmEvent::AnonVmaAlloc), n(VmEvent::AnonVmaFree));
+    assert_eq!(n(VmEvent::AnonVmaChainAlloc), n(VmEvent::AnonVmaChainFree));
+}
+
+/// Maps, touches, checks and unmaps in `[at, at + 8)` pages; touches the other thread's place now and then.
+fn churn<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, at: u64, other: u64, rounds: u64) {
+    for round in 0..rounds {
+        vm_mmap(cpu, k, mm, Some(BASE + at * P), 8 * P, RW).unwrap();
+        for p in at..at + 8 {
+            write(cpu, k, mm, p);
+            bytes::<K>(mm, p).expect("just written")[8] = round as u8;
+            // The other thread's place may not be there, or may be read-only.
+            match do_user_addr_fault(cpu, k, mm, BASE + (other + p - at) * P, cpu.random() & 1 == 0) {
+                Ok(()) | Err(FaultError::Maperr | FaultError::Accerr) => {}
+                Err(e) => panic!("{e:?}"),
+            }
+            exit_to_user_mode(cpu);
+        }
+        for p in at..at + 8 {
+            assert_eq!(bytes::<K>(mm, p).expect("still there")[8], round as u8, "page {p} changed hands");
+        }
+        match cpu.random() % 4 {
+            0 => vm_munmap(cpu, k, mm, BASE + (at + 2) * P, 3 * P).unwrap(),
+            1 => madvise_dontneed(cpu, k, mm, BASE + at * P, 8 * P).unwrap(),
+            2 => drop(vm_mmap(cpu, k, mm, Some(BASE + (at + 1) * P), 4 * P, VM_READ).unwrap()),
+            _ => {}
+        }
+        vm_munmap(cpu, k, mm, BASE + at * P, 8 * P).unwrap();
+        exit_to_user_mode(cpu);
+    }
+}
+
+fn shared_mm<K: Kconfig<A = Native>>() {
+    let m = machine(2);
+    let k = start_kernel::<K>(&m, &KernelConfig::default().hz(1000));
+    let mm = mm_alloc(&k.cpu(0), &k);
+    let all = run_on_cpus(&m, &k, 2, |cpu| {
+        // Next to each other, so that they merge and split each other's VMAs.
+        let (at, other) = if cpu.id == 0 { (0, 8) } else { (8, 0) };
+        churn(cpu, &k, mm, at, other, 2000);
+        if cpu.id == 0 {
+            let start = sys_brk(cpu, &k, mm, 0);
+            for i in 1..200 {
+                assert_eq!(sys_brk(cpu, &k, mm, start + (i % 7) * P), start + (i % 7) * P);
+                exit_to_user_mode(cpu);
+            }
+            sys_brk(cpu, &k, mm, start);
+        }
+    });
+    assert_eq!(mm.map_count.get(), 0);
+    let boot = k.cpu(0);
+    mmput(&boot, &k, mm);
+    assert!(shutdown(&boot, &k).is_clean());
+    balances(&all);
+    assert_eq!(boot.counters.get(VmEvent::Warn), 0);
+}
+
+fn two_mms<K: Kconfig<A = Native>>() {
+    let m = machine(2);
+    let k = start_kernel::<K>(&m, &KernelConfig::default().hz(1000));
+    let all = run_on_cpus(&m, &k, 2, |cpu| {
+        for _ in 0..20 {
+            let mm = mm_alloc(cpu, &k);
+            churn(cpu, &k, mm, 0, 0, 60);
+            vm_mmap(cpu, &k, mm, Some(BASE), 8 * P, RW).unwrap();
+            write(cpu, &k, mm, 3);
+            mmput(cpu, &k, mm);
+            exit_to_user_mode(cpu);
+        }
+    });
+    assert!(shutdown(&k.cpu(0), &k).is_clean());
+    balances(&all);
+}
