@@ -18,8 +18,7 @@
 //!
 //! Left as merged, found later (7.3 differs, `refcnt_exclude`): a mistaken reader of another mm wakes that mm's writer
 //! after its decrement, through an mm that may be gone by then. The port frees an mm only when its kernel's workload
-//! says so, and slab memory stays readable, so here it shows as a stray wake-up at worst; `faultline check` shows it
-//! as T6.
+//! says so, and slab memory stays readable, so here it can only be a stray wake-up. No test shows it yet.
 
 use super::{AbortCause, Reuse, StartRead, Verdict, VmaLock};
 use crate::arch::arena::KRef;
