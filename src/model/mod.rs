@@ -9,6 +9,7 @@
 //! show at all.
 
 mod faulty;
+mod grace_period;
 mod litmus;
 mod rcuwait;
 mod refcount;

@@ -48,7 +48,7 @@ pub fn rcu_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
 }
 
 /// `rcu_gp_init()`: whether a grace period was wanted.
-fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
+pub(super) fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
     let root = rcu.root();
     raw_spin_lock_rcu_node(cpu, root);
     if rcu.gp.gp_flags.load(Relaxed) == 0 {
@@ -131,7 +131,7 @@ fn rcu_gp_fqs_loop<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
 }
 
 /// `rcu_gp_fqs()`
-fn rcu_gp_fqs<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, first_time: bool) {
+pub(super) fn rcu_gp_fqs<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, first_time: bool) {
     cpu.count(RcuCounter::FqsScans);
     rcu.gp.n_force_qs.store(rcu.gp.n_force_qs.load(Relaxed) + 1, Relaxed);
     if first_time {
@@ -208,7 +208,7 @@ fn rcu_watching_snap_recheck<A: Arch>(rcu: &RcuState<A>, rdp: &RcuData<A>) -> bo
 }
 
 /// `rcu_gp_cleanup()`
-fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
+pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     let root = rcu.root();
     let new_gp_seq = rcu_seq_endval(rcu.gp.gp_seq.load(Relaxed));
     let mut needgp = false;

@@ -25,6 +25,8 @@ mod gp_kthread;
 pub mod rcu_segcblist;
 pub mod rcu_seq;
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod torture;
 mod tree;
 mod tree_init;

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Where RCU meets memory ordering, under loom: the extended quiescent state against the start of a grace period, and
+//! the length of a callback list against `rcu_barrier()`.
+//!
+//! The words and operations are the port's own (`rcu/context_tracking.rs`, `rcu/rcu_seq.rs`, `rcu/rcu_segcblist.rs`);
+//! around them stand two threads of a few lines that do what the callers do. Each model has twins with one ordering
+//! taken away, and each twin must fail: else the model would prove nothing.
+//!
+//! It cannot tell: what the node locks contribute (they are checked as locks), nor anything that needs more threads
+//! or load buffering.
+
+use crate::arch::loom::Loom;
+use crate::arch::{Acquire, Atomic, Plain, Relaxed, smp_mb};
+use crate::rcu::RcuHead;
+use crate::rcu::context_tracking::ContextTracking;
+use crate::rcu::rcu_segcblist::{RcuCblist, RcuSegcblist};
+use crate::rcu::rcu_seq::rcu_seq_start;
+use ::loom::sync::Arc;
+use ::loom::thread;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a twin leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Without {
+    Nothing,
+    /// Leaving the extended quiescent state is no barrier.
+    ExitBarrier,
+    /// Entering it is no barrier.
+    EnterBarrier,
+    /// The grace period starts without a barrier.
+    StartBarrier,
+    /// The list's length changes without ordering.
+    LenBarrier,
+    /// `rcu_barrier()` starts without a barrier.
+    BarrierBarrier,
+}
+
+fn fails(f: impl Fn() + Sync + Send + 'static) -> bool {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let r = catch_unwind(AssertUnwindSafe(|| ::loom::model(f))).is_err();
+    std::panic::set_hook(hook);
+    r
+}
+
+struct Eqs {
+    watching: ContextTracking<Loom>,
+    /// A counter beside, for the twins.
+    weak: Atomic<Loom, u32>,
+    gp_seq: Atomic<Loom, u64>,
+    /// 0: the object can be found.
+    gone: Atomic<Loom, u32>,
+    /// The object; written when it is freed.
+    object: Plain<Loom, u32>,
+}
+
+/// An idle CPU wakes, reads the object if it still finds it, and sleeps again; an updater unlinks it, starts a grace
+/// period and frees it if the CPU was idle at some moment after.
+fn eqs_against_start(w: Without) {
+    let m = Arc::new(Eqs {
+        watching: ContextTracking::new(),
+        weak: Atomic::new(0),
+        gp_seq: Atomic::new(0),
+        gone: Atomic::new(0),
+        object: Plain::new(7),
+    });
+    let weak = matches!(w, Without::ExitBarrier | Without::EnterBarrier);
+    let r = m.clone();
+    let reader = thread::spawn(move || {
+        match w {
+            Without::ExitBarrier => _ = r.weak.fetch_add(1, Relaxed),
+            Without::EnterBarrier => _ = r.weak.fetch_add(1, crate::arch::Full),
+            _ => r.watching.eqs_exit(),
+        }
+        if r.gone.load(Relaxed) == 0 {
+            assert_eq!(r.object.get(), 7, "read after free");
+        }
+        match w {
+            Without::EnterBarrier => _ = r.weak.fetch_add(1, Relaxed),
+            Without::ExitBarrier => _ = r.weak.fetch_add(1, crate::arch::Full),
+            _ => r.watching.eqs_enter(),
+        }
+    });
+    m.gone.store(1, Relaxed);
+    if w == Without::StartBarrier {
+        m.gp_seq.store(1, Relaxed);
+    } else {
+        rcu_seq_start(&m.gp_seq);
+    }
+    let look = || if weak { m.weak.load(Acquire) } else { m.watching.snapshot() };
+    let snap = look();
+    if ContextTracking::<Loom>::snap_in_eqs(snap) || look() != snap {
+        m.object.set(0);
+    }
+    reader.join().unwrap();
+}
+
+#[test]
+fn an_idle_cpu_is_credited_only_when_its_readers_are_over_or_see_the_update() {
+    ::loom::model(|| eqs_against_start(Without::Nothing));
+    for w in [Without::ExitBarrier, Without::EnterBarrier, Without::StartBarrier] {
+        assert!(fails(move || eqs_against_start(w)), "{w:?} went unnoticed");
+    }
+}
+
+struct Len {
+    list: RcuSegcblist<Loom>,
+    weak: Atomic<Loom, i64>,
+    heads: [RcuHead<Loom>; 1],
+    barrier_sequence: Atomic<Loom, u64>,
+    /// What the callback touches, and who called `rcu_barrier()` tears down.
+    data: Plain<Loom, u32>,
+}
+
+impl Len {
+    fn new() -> Arc<Self> {
+        let m = Arc::new(Len {
+            list: RcuSegcblist::new(),
+            weak: Atomic::new(0),
+            heads: [RcuHead::new()],
+            barrier_sequence: Atomic::new(0),
+            data: Plain::new(0),
+        });
+        m.list.init();
+        m
+    }
+    /// `call_rcu()`
+    fn enqueue(&self, w: Without) {
+        if w == Without::LenBarrier {
+            self.weak.fetch_add(1, Relaxed);
+        }
+        // SAFETY: the head lives as long as the list.
+        unsafe { self.list.enqueue((&raw const self.heads[0]).cast_mut()) };
+    }
+    fn n_cbs(&self, w: Without) -> i64 {
+        if w == Without::LenBarrier { self.weak.load(Relaxed) } else { self.list.n_cbs() }
+    }
+}
+
+/// A `call_rcu()` that returned before `rcu_barrier()` began is not overlooked: who has queued and finds no barrier
+/// begun was there first, so the barrier sees the length.
+fn len_against_barrier_queueing(w: Without) {
+    let m = Len::new();
+    let q = m.clone();
+    let queue = thread::spawn(move || {
+        if w == Without::LenBarrier {
+            q.weak.fetch_add(1, Relaxed);
+        } else {
+            q.enqueue(w);
+        }
+        q.barrier_sequence.load(Relaxed) == 0
+    });
+    if w == Without::BarrierBarrier {
+        m.barrier_sequence.store(1, Relaxed);
+    } else {
+        rcu_seq_start(&m.barrier_sequence);
+    }
+    let skipped = m.n_cbs(w) == 0;
+    let first = queue.join().unwrap();
+    assert!(!(first && skipped), "a callback queued before the barrier was overlooked");
+}
+
+/// A CPU whose length is 0 has done all its callbacks did.
+fn len_against_barrier_invoking(w: Without) {
+    let m = Len::new();
+    m.enqueue(w);
+    assert!(m.list.accelerate(4));
+    m.list.advance(4);
+    let b = m.clone();
+    let batch = thread::spawn(move || {
+        let mut rcl = RcuCblist::new();
+        b.list.extract_done_cbs(&mut rcl);
+        // SAFETY: the head lives as long as the list.
+        assert!(!unsafe { rcl.dequeue() }.is_null());
+        b.data.set(1);
+        if w == Without::LenBarrier {
+            b.weak.fetch_add(-1, Relaxed);
+        } else {
+            b.list.add_len(-1);
+        }
+    });
+    rcu_seq_start(&m.barrier_sequence);
+    if m.n_cbs(w) == 0 {
+        // rcu_barrier_put()'s
+        smp_mb::<Loom>();
+        m.data.set(2);
+    }
+    batch.join().unwrap();
+}
+
+#[test]
+fn a_barrier_overlooks_no_callback_and_outruns_none() {
+    ::loom::model(|| len_against_barrier_queueing(Without::Nothing));
+    ::loom::model(|| len_against_barrier_invoking(Without::Nothing));
+    for w in [Without::LenBarrier, Without::BarrierBarrier] {
+        assert!(fails(move || len_against_barrier_queueing(w)), "queueing: {w:?} went unnoticed");
+    }
+    assert!(fails(|| len_against_barrier_invoking(Without::LenBarrier)), "invoking: went unnoticed");
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Torture in one thread: CPUs, readers, ticks, idle periods and the steps of the grace-period thread follow one
+//! another in a random order from a seed, so that thousands of grace periods pass in a second and a failure repeats.
+//! The invariants of rcu.md 16 are looked at after each step, and each deliberate fault must be noticed.
+//!
+//! Steps do not overlap, so this shows nothing about orderings and locks; `torture.rs` and `model/` are for those.
+
+use super::gp_kthread::{rcu_gp_cleanup, rcu_gp_fqs, rcu_gp_init};
+use super::rcu_seq::rcu_seq_state;
+use super::torture::{Element, Pipe, config, token};
+use super::tree::{RCU_GP_FLAG_INIT, RcuState};
+use super::tree_init::RcuNode;
+use super::*;
+use crate::arch::arena::KRef;
+use crate::arch::{Native, Relaxed};
+use crate::cpu::tick::TickDevice;
+use crate::cpu::{AllLockNodes, LockNodes, PerCpu, splitmix64};
+use std::sync::atomic::Ordering;
+
+type A = Native;
+
+struct Script {
+    rcu: KRef<RcuState<A>>,
+    pipe: &'static Pipe,
+    cpus: Vec<Cpu<A>>,
+    /// What each CPU's reader holds.
+    held: Vec<Option<*mut Element>>,
+    idle: Vec<bool>,
+    gp: Cpu<A>,
+    /// Of the running grace period: whether a scan was made.
+    scanned: bool,
+    /// Reports and credits at its start.
+    reported_before: u64,
+    rng: u64,
+    /// The grace-period thread does not run.
+    stalled: bool,
+}
+
+impl Script {
+    fn new(n: u32, cfg: RcuConfig, bug: Bug, seed: u64) -> Self {
+        let rcu = RcuState::leak(n, &cfg);
+        rcu.set_bug(bug);
+        let nodes: AllLockNodes<A> = PerCpu::leak(n + 1, |_| LockNodes::new());
+        let cpus: Vec<_> = (0..n).map(|i| token(i, nodes, TickDevice::off(), seed)).collect();
+        cpus.iter().for_each(|c| rcu.install_hooks(c));
+        let n = n as usize;
+        let gp = token(n as u32, nodes, TickDevice::off(), seed);
+        let pipe = Pipe::new(rcu);
+        let (held, idle) = (vec![None; n], vec![false; n]);
+        let rng = seed;
+        Script { rcu, pipe, cpus, held, idle, gp, scanned: false, reported_before: 0, rng, stalled: false }
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        self.rng = self.rng.wrapping_add(1);
+        (splitmix64(self.rng) % below as u64) as usize
+    }
+
+    fn reports(&self) -> u64 {
+        let own: u64 = self.cpus.iter().map(|c| c.counters.get(RcuCounter::QsReports)).sum();
+        own + self.gp.counters.get(RcuCounter::EqsCredits)
+    }
+
+    fn tick(&self, c: usize, user: bool) {
+        let cpu = &self.cpus[c];
+        let h = cpu.hooks.get().unwrap();
+        // SAFETY: the token's own hooks.
+        unsafe {
+            (h.sched_clock_irq)(h.ctx, cpu, user);
+            if cpu.softirq.rcu_raised.replace(false) {
+                while (h.rcu_core)(h.ctx, cpu) {}
+            }
+            if self.held[c].is_none() && !user && cpu.softirq.need_resched.replace(false) {
+                (h.note_context_switch)(h.ctx, cpu);
+            }
+        }
+    }
+
+    fn gp_step(&mut self) {
+        let rcu = self.rcu;
+        if rcu_seq_state(rcu.gp_seq()) == 0 {
+            if rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT != 0 {
+                assert!(rcu_gp_init(&self.gp, &rcu));
+                self.scanned = false;
+                self.reported_before = self.reports();
+            }
+        } else if rcu.root().qsmask.load(Relaxed) == 0 {
+            // R9: each CPU answered once.
+            assert_eq!(self.reports() - self.reported_before, self.cpus.len() as u64);
+            rcu_gp_cleanup(&self.gp, &rcu);
+        } else if self.random(4) == 0 {
+            rcu_gp_fqs(&self.gp, &rcu, !self.scanned);
+            self.scanned = true;
+        }
+    }
+
+    fn step(&mut self) {
+        let n = self.cpus.len();
+        let c = self.random(n);
+        let what = self.random(20);
+        if what >= 15 {
+            if !self.stalled {
+                self.gp_step();
+            }
+            return;
+        }
+        let cpu = &self.cpus[c];
+        let h = cpu.hooks.get().unwrap();
+        if self.idle[c] {
+            // SAFETY: the token's own hooks, in the order of cpu/tick.rs.
+            unsafe {
+                (h.idle_exit)(h.ctx, cpu);
+                if what < 8 {
+                    if (h.needs_cpu)(h.ctx, cpu) {
+                        self.tick(c, true);
+                    }
+                    (h.idle_enter)(h.ctx, cpu);
+                } else {
+                    self.idle[c] = false;
+                }
+            }
+            return;
+        }
+        match (what, self.held[c]) {
+            (0..4, None) => {
+                rcu_read_lock(cpu);
+                self.held[c] = Some(self.pipe.current.load(Ordering::Relaxed));
+            }
+            (0..4, Some(e)) => {
+                self.pipe.judge(e);
+                rcu_read_unlock(cpu);
+                self.held[c] = None;
+            }
+            (4..7, _) => self.pipe.update(cpu),
+            (7, None) => {
+                self.idle[c] = true;
+                // SAFETY: as above.
+                unsafe { (h.idle_enter)(h.ctx, cpu) };
+            }
+            _ => self.tick(c, false),
+        }
+    }
+
+    fn check(&self) {
+        let rcu = self.rcu;
+        for rdp in rcu.rda.iter() {
+            assert_eq!(rdp.cblist.n_segment_cbs(), rdp.cblist.n_cbs());
+        }
+        // R9: a bit is missing above only where all are missing below.
+        for r in rcu.node.iter() {
+            let Some(p) = r.parent.as_ref() else { continue };
+            if r.gp_seq.load(Relaxed) == p.gp_seq.load(Relaxed) && p.qsmask.load(Relaxed) & r.grpmask == 0 {
+                assert_eq!(r.qsmask.load(Relaxed), 0);
+            }
+        }
+        let root: &RcuNode<A> = rcu.root();
+        assert!(root.gp_seq.load(Relaxed) == rcu.gp_seq());
+    }
+
+    fn invoked(&self) -> u64 {
+        self.cpus.iter().map(|c| c.counters.get(RcuCounter::CallbacksInvoked)).sum()
+    }
+
+    fn run(&mut self, steps: usize) {
+        for _ in 0..steps {
+            self.step();
+            self.check();
+        }
+    }
+}
+
+#[test]
+fn r1_r9_r15_thousands_of_grace_periods_keep_every_promise() {
+    for (n, fanout, leaf, policy) in [
+        (1, 64, 16, QsPolicy::Always),
+        (4, 64, 16, QsPolicy::PREEMPT_ZERO),
+        (5, 2, 2, QsPolicy::Always),
+        (9, 3, 2, QsPolicy::USER_ONLY),
+        (20, 64, 16, QsPolicy::PREEMPT_ZERO),
+    ] {
+        let cfg = RcuConfig { fanout, fanout_leaf: leaf, ..config(policy) };
+        let mut s = Script::new(n, cfg, Bug::None, 1);
+        s.run(150_000);
+        let gps = s.gp.counters.get(RcuCounter::GracePeriods);
+        assert_eq!(s.pipe.too_short(), 0, "{n} CPUs");
+        assert!(s.pipe.seen[1].load(Ordering::Relaxed) > 0, "readers never held what was removed");
+        assert!(gps > if n < 9 { 300 } else { 100 }, "{n} CPUs: {gps}");
+        assert_eq!(s.rcu.gp_seq() < 1 << 32, gps >= 300, "the count starts 300 before the wrap");
+        if n > 1 {
+            assert!(s.gp.counters.get(RcuCounter::EqsCredits) > 0);
+        }
+    }
+}
+
+#[test]
+fn r2_each_deliberate_fault_is_noticed() {
+    for bug in [Bug::NoGracePeriod, Bug::ShortSnap, Bug::QsInReader, Bug::CreditWatched] {
+        let found = (1..4).all(|seed| {
+            let mut s = Script::new(4, config(QsPolicy::PREEMPT_ZERO), bug, seed);
+            (0..200).any(|_| {
+                (0..500).for_each(|_| s.step());
+                s.pipe.too_short() > 0
+            })
+        });
+        assert!(found, "{bug:?} went unnoticed");
+    }
+}
+
+#[test]
+fn r16_nothing_is_called_while_the_thread_stands_still() {
+    let mut s = Script::new(3, config(QsPolicy::Always), Bug::None, 5);
+    s.run(5_000);
+    s.stalled = true;
+    s.run(2_000);
+    let at = s.invoked();
+    s.run(5_000);
+    assert_eq!(s.invoked(), at);
+    assert!(s.rcu.pending() > 0);
+    s.stalled = false;
+    s.run(5_000);
+    assert!(s.invoked() > at);
+    assert_eq!(s.pipe.too_short(), 0);
+}
