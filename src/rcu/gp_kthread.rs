@@ -33,17 +33,24 @@ fn swait_event<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, timeout: Option<u64>, m
 }
 
 /// `rcu_gp_kthread()`: runs grace periods until [`RcuState::stop`]. `cpu` is a token of the thread's own, numbered
-/// above the workers', without tick and hooks.
+/// above the workers', without tick and hooks. Each call takes one [`RcuState::stop`], which may come before it; a
+/// grace period that the thread before left unfinished is gone on with.
 pub fn rcu_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     assert!(cpu.id >= rcu.rda.len(), "the grace-period thread has a number above the workers'");
     // ORDER: release; meets the acquire loads of who wakes the task.
     rcu.gp_kthread.store(cpu.task.as_ptr(), Release);
     while rcu.stop.load(Relaxed) == 0 {
-        swait_event(cpu, rcu, None, || rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT != 0);
-        if rcu_gp_init(cpu, rcu) && rcu_gp_fqs_loop(cpu, rcu) {
+        if !rcu_gp_in_progress(rcu) {
+            swait_event(cpu, rcu, None, || rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT != 0);
+            if !rcu_gp_init(cpu, rcu) {
+                continue;
+            }
+        }
+        if rcu_gp_fqs_loop(cpu, rcu) {
             rcu_gp_cleanup(cpu, rcu);
         }
     }
+    rcu.stop.store(0, Relaxed);
     rcu.gp_kthread.store(std::ptr::null_mut(), Release);
 }
 

@@ -105,7 +105,7 @@ impl QsPolicy {
         match self {
             QsPolicy::Always => true,
             QsPolicy::UserOnly { permille } | QsPolicy::PreemptZero { permille } => {
-                (cpu.random() >> 32) * 1000 >> 32 < u64::from(permille)
+                ((cpu.random() >> 32) * 1000) >> 32 < u64::from(permille)
             }
         }
     }

@@ -191,7 +191,7 @@ impl Pipe {
                     sysvec_apic_timer_interrupt(cpu);
                     rcu_read_unlock(cpu);
                 }
-                if long > 0 && cpu.random() % 64 == 0 {
+                if long > 0 && cpu.random().is_multiple_of(64) {
                     std::thread::yield_now();
                 }
             }
@@ -293,6 +293,8 @@ fn queue(cpu: &Cpu<A>, rcu: &RcuState<A>, c: &'static Counted) {
 #[test]
 fn r10_rcu_barrier_waits_for_all_that_was_queued() {
     let rcu = RcuState::leak(3, &config(QsPolicy::Always));
+    // A kernel that ran and came to rest runs again.
+    run(rcu, 3, |cpu, rcu| counted(200).iter().for_each(|c| queue(cpu, rcu, c)));
     let all = counted(3 * 5 * 40);
     let queued = AtomicU32::new(0);
     let t = run(rcu, 3, |cpu, rcu| {
@@ -329,7 +331,7 @@ fn r11_a_flood_lifts_the_limit_and_its_end_restores_it() {
             if let Some(c) = next.next() {
                 queue(cpu, rcu, c);
             }
-            if cpu.random() % 64 == 0 {
+            if cpu.random().is_multiple_of(64) {
                 std::thread::yield_now();
             }
         }
