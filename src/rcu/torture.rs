@@ -267,10 +267,11 @@ fn r2_busted_flavours_are_noticed() {
 struct Counted {
     head: RcuHead<A>,
     calls: AtomicU32,
+    at: AtomicU64,
 }
 
 fn counted(n: usize) -> &'static [Counted] {
-    let v: Vec<_> = (0..n).map(|_| Counted { head: RcuHead::new(), calls: 0.into() }).collect();
+    let v: Vec<_> = (0..n).map(|_| Counted { head: RcuHead::new(), calls: 0.into(), at: 0.into() }).collect();
     Vec::leak(v)
 }
 
@@ -280,6 +281,7 @@ unsafe fn count(_: &Cpu<A>, head: *mut RcuHead<A>) {
     const { assert!(offset_of!(Counted, head) == 0) };
     // SAFETY: the caller's; leaked.
     let c = unsafe { &*head.cast::<Counted>() };
+    c.at.store(now(), Ordering::Relaxed);
     c.calls.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -368,4 +370,44 @@ fn r12_a_sleeper_delays_nobody_and_calls_its_own() {
     });
     assert!(now() - start < 5_000_000_000);
     assert!(t.get(RcuCounter::EqsCredits) > 0, "the sleeper was credited by scans");
+}
+
+/// R13, its lower half: on a busy host everything only gets longer. With steady traffic, little enough that ksoftirqd
+/// does not help, a grace period is two ticks long, less the start's delay, and a callback waits for a whole one.
+#[test]
+fn r13_grace_periods_last_two_ticks_and_callbacks_wait_for_a_whole_one() {
+    let rcu = RcuState::leak(1, &RcuConfig { qs_policy: QsPolicy::Always, ..RcuConfig::default() });
+    let all = counted(1_000);
+    let (sum, n, min) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(u64::MAX));
+    let t = run(rcu, 1, |cpu, rcu| {
+        let end = now() + 500_000_000;
+        let mut queued = Vec::new();
+        for c in all {
+            let at = now();
+            if at > end {
+                break;
+            }
+            queue(cpu, rcu, c);
+            queued.push(at);
+            while now() < at + 1_000_000 {
+                exit_to_user_mode(cpu);
+            }
+        }
+        for (c, at) in all.iter().zip(&queued).filter(|(c, _)| c.calls.load(Ordering::Relaxed) == 1) {
+            let d = c.at.load(Ordering::Relaxed) - at;
+            sum.fetch_add(d, Ordering::Relaxed);
+            n.fetch_add(1, Ordering::Relaxed);
+            min.fetch_min(d, Ordering::Relaxed);
+        }
+    });
+    let mean = sum.into_inner() / n.into_inner().max(1);
+    let gp = t.get(RcuCounter::GracePeriodNs) / t.get(RcuCounter::GracePeriods).max(1);
+    eprintln!(
+        "HZ 250: grace period {} us, latency mean {} us, least {} us",
+        gp / 1000,
+        mean / 1000,
+        min.into_inner() / 1000
+    );
+    assert!(gp > 7_000_000, "{gp}");
+    assert!(mean > 11_000_000, "{mean}");
 }
