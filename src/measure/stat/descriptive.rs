@@ -4,35 +4,40 @@
 //! Rates at fixed work are averaged by [`hmean`], times by [`amean`] or [`median`], ratios over unlike tests by
 //! [`gmean`] and nothing else by it. The deviations named with an `h` belong to the harmonic mean and follow mmtests.
 
-use statrs::distribution::{Binomial, DiscreteCDF};
-use statrs::statistics::{Data, OrderStatistics, Statistics};
+use super::dist::fair_tosses;
 
 /// Factor that turns a median absolute deviation into the standard deviation of a normal sample.
 pub const MAD_TO_SIGMA: f64 = 1.4826;
 
 /// Arithmetic mean; NaN of nothing.
 pub fn amean(x: &[f64]) -> f64 {
-    x.mean()
+    x.iter().sum::<f64>() / x.len() as f64
 }
 
 /// Harmonic mean; NaN when a value is zero or negative, or of nothing.
 pub fn hmean(x: &[f64]) -> f64 {
-    if x.iter().any(|&v| v <= 0.0) { f64::NAN } else { x.harmonic_mean() }
+    if x.iter().any(|&v| v <= 0.0) { f64::NAN } else { x.len() as f64 / x.iter().map(|v| 1.0 / v).sum::<f64>() }
 }
 
 /// Geometric mean, for ratios; NaN when a value is zero or negative, or of nothing.
 pub fn gmean(x: &[f64]) -> f64 {
-    if x.iter().any(|&v| v <= 0.0) { f64::NAN } else { x.geometric_mean() }
+    if x.iter().any(|&v| v <= 0.0) { f64::NAN } else { (x.iter().map(|v| v.ln()).sum::<f64>() / x.len() as f64).exp() }
 }
 
 /// Standard deviation with divisor n-1; NaN below two values.
 pub fn stddev(x: &[f64]) -> f64 {
-    if x.len() < 2 { f64::NAN } else { x.std_dev() }
+    if x.len() < 2 { f64::NAN } else { (squares(x) / (x.len() - 1) as f64).sqrt() }
 }
 
 /// Standard deviation with divisor n.
 pub fn stddev_n(x: &[f64]) -> f64 {
-    x.population_std_dev()
+    (squares(x) / x.len() as f64).sqrt()
+}
+
+/// Sum of squared distances from the mean, in two passes.
+fn squares(x: &[f64]) -> f64 {
+    let mean = amean(x);
+    x.iter().map(|v| (v - mean).powi(2)).sum()
 }
 
 /// Deviation of the harmonic mean as mmtests has it: the spread of the reciprocals, divisor n, scaled back by H^2. NaN
@@ -58,7 +63,14 @@ pub fn hcoeff_var(x: &[f64]) -> f64 {
 
 /// The middle value; the mean of the two middle ones of an even count.
 pub fn median(x: &[f64]) -> f64 {
-    Data::new(x.to_vec()).median()
+    let mut sorted = x.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    match n {
+        0 => f64::NAN,
+        _ if n % 2 == 1 => sorted[n / 2],
+        _ => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
 }
 
 /// Median absolute deviation from the median, not scaled.
@@ -92,8 +104,7 @@ pub struct OrderInterval {
 /// with at least `confidence`. `None` when even the extremes do not (fewer than 6 values at 95 %).
 pub fn median_interval(x: &[f64], confidence: f64) -> Option<OrderInterval> {
     let n = x.len();
-    let half = Binomial::new(0.5, n as u64).ok()?;
-    let coverage = |j: usize| 1.0 - 2.0 * half.cdf(j as u64 - 1);
+    let coverage = |j: usize| 1.0 - 2.0 * fair_tosses(j - 1, n);
     // Coverage shrinks as j grows, so the last j that still covers is the narrowest pair.
     let j = (1..=n / 2).take_while(|&j| coverage(j) >= confidence).last()?;
     let mut sorted = x.to_vec();
@@ -103,7 +114,8 @@ pub fn median_interval(x: &[f64], confidence: f64) -> Option<OrderInterval> {
 
 /// Smallest and largest value; NaN of nothing.
 pub fn range(x: &[f64]) -> (f64, f64) {
-    (x.min(), x.max())
+    let fold = |pick: fn(f64, f64) -> f64| x.iter().copied().reduce(pick).unwrap_or(f64::NAN);
+    (fold(f64::min), fold(f64::max))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //! Whether values move with the order in which they were taken.
 //!
 //! A machine that warms up, or a neighbour that arrives, breaks the independence that every interval here rests on.
-//! Nothing repairs that afterwards; the row gets a warning. Written here: `statrs` has neither statistic.
+//! Nothing repairs that afterwards; the row gets a warning.
 
-use statrs::distribution::{ContinuousCDF, Normal};
+use super::dist;
 
 /// Lag-1 autocorrelation above which [`warning`] speaks.
 pub const LAG1_LIMIT: f64 = 0.5;
@@ -49,7 +49,7 @@ pub fn kendall(x: &[f64]) -> Option<(f64, f64)> {
             - runs.iter().map(|t| t * (t - 1.0) * (2.0 * t + 5.0)).sum::<f64>())
             / 18.0;
         let z = (s.abs() as f64 - 1.0).max(0.0) / variance.sqrt();
-        2.0 * Normal::standard().sf(z)
+        dist::normal_two_sided(z)
     };
     Some((tau, p.min(1.0)))
 }

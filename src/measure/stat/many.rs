@@ -2,8 +2,7 @@
 //! Corrections for many rows: a table of twenty rows at 5 % is expected to cry wolf once.
 //!
 //! [`holm`] keeps the chance of a single false claim in the whole table below alpha and is what verdicts use.
-//! [`benjamini_hochberg`] bounds the share of false claims among those made and serves lists of counters. Neither is in
-//! `statrs`.
+//! [`benjamini_hochberg`] bounds the share of false claims among those made and serves lists of counters.
 
 /// Holm's step-down adjusted p-values, in the order given. Valid under any dependence between rows.
 pub fn holm(p: &[f64]) -> Vec<f64> {

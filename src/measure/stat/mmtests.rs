@@ -5,7 +5,7 @@
 //! intervals of 1.96 standard *deviations* overlap, so more runs never help. Verdicts of this tool do not use it.
 
 use super::descriptive::{amean, hmean, hstddev, stddev};
-use statrs::distribution::{ContinuousCDF, Normal};
+use super::dist;
 
 /// Which way is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -50,7 +50,7 @@ impl Better {
 
 /// Half width of the interval: the normal 97.5 % point times the deviation (not the standard error).
 pub fn half_width(deviation: f64) -> f64 {
-    Normal::standard().inverse_cdf(0.975) * deviation
+    dist::normal_quantile(0.05) * deviation
 }
 
 /// The interval around the mean of one side.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Statistics of small samples: what a table of this tool says is computed here and nowhere else.
 //!
-//! Distributions (Student t, normal, binomial) and moments come from `statrs`. Written here, because that crate (0.18)
-//! has none of it: tests on ranks (Mann-Whitney, Wilcoxon) with exact p-values, Hodges-Lehmann, Cliff's delta, Welch's
-//! test, intervals by order statistics, corrections for many rows, and mmtests' own rules.
+//! The incomplete beta and error functions come from the crate `special`; all else is written here. `statrs` would have
+//! moments and distributions (but no test on ranks, no Welch, no correction for many rows), and links `approx`, whose
+//! licence (Apache-2.0 only) does not go with this program's.
 //!
 //! The files are sorted by what they assume: [`descriptive`] nothing but numbers, [`nothing`] nothing about the
 //! distribution, [`normal`] normal values (or normal logarithms), [`many`] valid p-values, [`drift`] an order in time,
@@ -13,6 +13,7 @@
 //! cannot be told from numbers is whether the samples are independent: see `docs/statistics.md`.
 
 pub mod descriptive;
+pub mod dist;
 pub mod drift;
 pub mod many;
 pub mod mmtests;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What may be said when values (or their logarithms) are normal: intervals and tests by Student's t.
 //!
-//! The t distribution is `statrs`'; Welch's degrees of freedom, the paired forms and the ratio of geometric means are
-//! written here. A ratio gets its interval on logarithms, because dividing the interval of a difference by the baseline
+//! A ratio gets its interval on logarithms, because dividing the interval of a difference by the baseline
 //! mean would ignore that the baseline itself was measured.
 
 use super::descriptive::{amean, stddev};
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use super::dist;
 
 /// A point with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,13 +39,8 @@ pub struct TTest {
 
 /// Two-sided quantile: the t that a fraction `confidence` of the distribution does not exceed in size.
 pub fn t_quantile(confidence: f64, df: f64) -> Option<f64> {
-    Some(StudentsT::new(0.0, 1.0, df).ok()?.inverse_cdf(0.5 + confidence / 2.0))
-}
-
-/// Two-sided p-value of `t`; exact zero and one at the ends where there is no spread.
-fn t_p(t: f64, df: f64) -> Option<f64> {
-    // The upper tail itself, not one minus the lower: small p-values keep their digits.
-    Some((2.0 * StudentsT::new(0.0, 1.0, df).ok()?.sf(t.abs())).min(1.0))
+    let asked = df > 0.0 && df.is_finite() && confidence > 0.0 && confidence < 1.0;
+    asked.then(|| dist::t_quantile(1.0 - confidence, df))
 }
 
 fn t_test(difference: f64, standard_error: f64, df: f64, confidence: f64) -> Option<TTest> {
@@ -59,7 +53,7 @@ fn t_test(difference: f64, standard_error: f64, df: f64, confidence: f64) -> Opt
         difference: Estimate { point: difference, low: difference - half, high: difference + half },
         t,
         df,
-        p: t_p(t, df)?,
+        p: dist::t_two_sided(t, df),
     })
 }
 

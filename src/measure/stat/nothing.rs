@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tests on ranks: they assume nothing about the distribution but that samples are independent.
 //!
-//! None of this is in `statrs` 0.18. The exact p-values walk the permutation distribution itself, by counting subsets
+//! The exact p-values walk the permutation distribution itself, by counting subsets
 //! of doubled ranks, so ties need no other path: what is exact without ties stays exact with them.
 //!
 //! A two-sided p-value is the probability of a statistic at least as far from its mean as the one seen. Without ties
 //! this equals twice the smaller tail.
 
 use super::descriptive::median;
-use statrs::distribution::{ContinuousCDF, Normal};
+use super::dist;
 
 /// Above this many values in all, [`mann_whitney`] takes the normal approximation.
 pub const EXACT_MAX: usize = 80;
@@ -108,7 +108,7 @@ pub fn mann_whitney_normal(a: &[f64], b: &[f64], continuity: bool) -> f64 {
     if !(sigma > 0.0) || distance <= 0.0 {
         return 1.0;
     }
-    2.0 * Normal::standard().sf(distance / sigma)
+    dist::normal_two_sided(distance / sigma)
 }
 
 /// Smallest two-sided p-value that [`mann_whitney_exact`] can reach without ties: 2 / C(na + nb, nb).
