@@ -510,9 +510,8 @@ fn change(base: &Side, new: &Side, options: &Options) -> Change {
 
 /// Adjusts p over the block and gives the verdicts.
 fn adjust(rows: &mut [Row], options: &Options) {
-    let changes = |rows: &[Row]| {
-        rows.iter().flat_map(|r| &r.sides).filter_map(|s| Some(s.change.as_ref()?.p?)).collect::<Vec<f64>>()
-    };
+    let changes =
+        |rows: &[Row]| rows.iter().flat_map(|r| &r.sides).filter_map(|s| s.change.as_ref()?.p).collect::<Vec<f64>>();
     let mut adjusted = holm(&changes(rows)).into_iter();
     for row in rows {
         let noise = row.noise;

@@ -83,7 +83,7 @@ pub fn mad(x: &[f64]) -> f64 {
 /// the robust sigma is zero (most values equal): no scale, no outlier.
 pub fn outliers(x: &[f64]) -> Vec<usize> {
     let (m, sigma) = (median(x), MAD_TO_SIGMA * mad(x));
-    if !(sigma > 0.0) {
+    if sigma.is_nan() || sigma <= 0.0 {
         return Vec::new();
     }
     (0..x.len()).filter(|&i| (x[i] - m).abs() > 3.0 * sigma).collect()

@@ -105,7 +105,7 @@ pub fn mann_whitney_normal(a: &[f64], b: &[f64], continuity: bool) -> f64 {
     let ties: f64 = pooled.chunk_by(|x, y| x == y).map(|run| (run.len() as f64).powi(3) - run.len() as f64).sum();
     let sigma = (na * nb / 12.0 * ((n + 1.0) - ties / (n * (n - 1.0)))).sqrt();
     let distance = (u_of_second(a, b) - na * nb / 2.0).abs() - if continuity { 0.5 } else { 0.0 };
-    if !(sigma > 0.0) || distance <= 0.0 {
+    if sigma.is_nan() || sigma <= 0.0 || distance <= 0.0 {
         return 1.0;
     }
     dist::normal_two_sided(distance / sigma)
