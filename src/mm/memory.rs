@@ -247,7 +247,7 @@ impl MmuGather {
 
     /// `__tlb_remove_page()`: queues; returns whether the queue is full.
     #[inline]
-    pub fn queue<K: Kconfig>(&mut self, cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) -> bool {
+    pub(super) fn queue<K: Kconfig>(&mut self, cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) -> bool {
         if self.nr < self.local.len() {
             self.local[self.nr] = page;
             self.nr += 1;

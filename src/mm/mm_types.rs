@@ -503,7 +503,7 @@ impl<A: Arch, L: VmaLock> MmStruct<A, L> {
     }
 
     /// Where `mm_init()` puts the tree.
-    pub fn mm_mt_slot(this: *mut Self) -> *mut MapleTree<A>
+    pub(super) fn mm_mt_slot(this: *mut Self) -> *mut MapleTree<A>
     where
         A: Hardware,
     {

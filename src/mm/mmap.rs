@@ -178,10 +178,11 @@ fn get_unmapped_area<K: Kconfig>(
         mas_empty_area_rev(&mut mas, MMAP_MIN_ADDR, mm.mmap_base.get() - 1, len).ok()?;
         Some(mas.last + 1 - len)
     };
-    if hint == 0 && len % PMD_SIZE == 0 {
-        if let Some(r) = search(len + PMD_SIZE) {
-            return Ok(if r % PMD_SIZE == 0 { r + PMD_SIZE } else { r.next_multiple_of(PMD_SIZE) });
-        }
+    if hint == 0
+        && len.is_multiple_of(PMD_SIZE)
+        && let Some(r) = search(len + PMD_SIZE)
+    {
+        return Ok(if r.is_multiple_of(PMD_SIZE) { r + PMD_SIZE } else { r.next_multiple_of(PMD_SIZE) });
     }
     search(len).ok_or(Errno::ENOMEM)
 }

@@ -189,13 +189,12 @@ fn anon_vma_compatible<K: Kconfig>(a: VmaPtr<K>, b: VmaPtr<K>) -> bool {
 
 /// `reusable_anon_vma()`
 fn reusable_anon_vma<K: Kconfig>(old: VmaPtr<K>, a: VmaPtr<K>, b: VmaPtr<K>) -> Option<KRef<AnonVma<K::A>>> {
-    if anon_vma_compatible::<K>(a, b) {
-        if let Some(av) = vma_anon_vma::<K>(old) {
-            // Another thread may be linking it right now: then it is becoming a singleton, which is what is asked.
-            if old.anon_vma_chain().is_singular() {
-                return Some(av);
-            }
-        }
+    // Another thread may be linking it right now: then it is becoming a singleton, which is what is asked.
+    if anon_vma_compatible::<K>(a, b)
+        && let Some(av) = vma_anon_vma::<K>(old)
+        && old.anon_vma_chain().is_singular()
+    {
+        return Some(av);
     }
     None
 }
@@ -212,10 +211,10 @@ fn find_mergeable_anon_vma<K: Kconfig>(
     let mut mas = MaState::new(mm.mm_mt(), k.maple, end, end);
     // SAFETY: under mmap_lock.
     unsafe {
-        if let Some(next) = vma_of_entry::<K>(mas_walk(cpu, &mut mas)) {
-            if let Some(av) = reusable_anon_vma::<K>(next, vma, next) {
-                return Some(av);
-            }
+        if let Some(next) = vma_of_entry::<K>(mas_walk(cpu, &mut mas))
+            && let Some(av) = reusable_anon_vma::<K>(next, vma, next)
+        {
+            return Some(av);
         }
         // Back over vma itself to what lies before it.
         mas_prev(cpu, &mut mas, 0);

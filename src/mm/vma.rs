@@ -457,6 +457,7 @@ pub fn vms_abort_munmap_vmas<K: Kconfig>(
 ///
 /// # Errors
 /// `ENOMEM`
+#[expect(clippy::too_many_arguments, reason = "the kernel's, with the kernel and the CPU before them")]
 pub fn do_vmi_align_munmap<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,

@@ -30,6 +30,16 @@ pub enum Verdict {
     Busted(&'static [&'static str]),
 }
 
+impl Verdict {
+    /// The word in tables and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Sound => "sound",
+            Verdict::Busted(_) => "busted",
+        }
+    }
+}
+
 /// Whether a VMA's memory may become another VMA while a stale reader still looks at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
