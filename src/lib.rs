@@ -21,6 +21,7 @@
 //! `host` stands at the side: anyone may import it. `model` holds the model checks; nobody imports it.
 
 pub mod arch;
+pub mod cmd;
 pub mod cpu;
 pub mod floors;
 pub mod host;

@@ -53,7 +53,7 @@ struct Worker {
     /// 0: not done, 1: done, negative: failed with that errno, -1000: not pinned.
     status: AtomicI32,
     placed: AtomicU32,
-    words: [AtomicU64; 11],
+    words: [AtomicU64; 10],
 }
 
 struct HostSpace {
@@ -245,6 +245,7 @@ pub fn sample<W: Workload>(
                 cpu_ns: n(5),
                 softirq_ns: 0,
                 faults_whole_run: n(6),
+                operations_whole_run: n(9),
             }),
             -1000 => Err(format!("worker {i} could not be pinned to CPU {cpu}")),
             e => Err(format!("worker {i} failed with errno {}", -e)),
@@ -364,6 +365,7 @@ fn worker<W: Workload>(
         t.faults_whole_run,
         faults - h.faults0.get(),
         preempted - preempted0,
+        t.operations_whole_run,
     ];
     for (w, v) in out.words.iter().zip(words) {
         w.store(v, Ordering::Release);

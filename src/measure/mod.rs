@@ -2,7 +2,10 @@
 //! Floor 8: the timed loop, the plan, the worlds' runners, counters and statistics.
 
 pub mod kernel;
+pub mod outcome;
 pub mod perf;
 pub mod plan;
+pub mod port;
+pub mod probe;
 pub mod run;
 pub mod stat;

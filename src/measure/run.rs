@@ -54,6 +54,8 @@ pub struct Tally {
     pub softirq_ns: u64,
     /// User faults from the start line to the end of the load, for the balances.
     pub faults_whole_run: u64,
+    /// Operations over the same time: what counters are set against.
+    pub operations_whole_run: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,6 +123,7 @@ pub fn drive<W: Workload, S: Space, H: Harness>(
         h.edge(false);
     }
     t.faults_whole_run = faults;
+    t.operations_whole_run = operations;
     r.map(|()| t)
 }
 

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What one sample gave, whatever the world: the harness's own form, from which floor 9 makes a record.
+
+use crate::measure::perf::Reading;
+use crate::measure::run::Tally;
+use std::collections::BTreeMap;
+
+/// Where one worker ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seated {
+    /// CPU of the operating system or of the host file.
+    pub cpu: u32,
+    /// Its node.
+    pub node: u32,
+    /// Pinned, read back, and still there at the end.
+    pub verified: bool,
+}
+
+/// What was seen over time; vectors of one length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Over {
+    /// Time since the common start, ns.
+    pub t_ns: Vec<u64>,
+    /// RCU callbacks queued and not invoked.
+    pub rcu_pending: Vec<u64>,
+    /// Pages held by slabs.
+    pub slab_pages: Vec<u64>,
+}
+
+/// Transfers of cache lines of one struct.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// Accesses.
+    pub accesses: u64,
+    /// From another CPU of the node.
+    pub moved_near: u64,
+    /// From a CPU of another node.
+    pub moved_far: u64,
+    /// Shared lines taken from the others before a store.
+    pub upgrades: u64,
+    /// From no cache.
+    pub memory: u64,
+}
+
+/// What one sample gave.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// By worker; an error where its workload failed.
+    pub tallies: Vec<Result<Tally, String>>,
+    /// By worker.
+    pub seats: Vec<Seated>,
+    /// Counters with kernel names, all CPUs, boot to shutdown.
+    pub counters: BTreeMap<String, u64>,
+    /// By worker: events of its span.
+    pub perf: Vec<BTreeMap<String, Reading>>,
+    /// Line transfers per struct in the span (simulator only).
+    pub lines: BTreeMap<String, Moves>,
+    /// Over time.
+    pub over: Over,
+    /// The kernel configuration.
+    pub kconfig: BTreeMap<String, String>,
+    /// Balances that did not hold.
+    pub errors: Vec<String>,
+    /// What a reader should know.
+    pub warnings: Vec<String>,
+}
+
+impl Outcome {
+    /// Time from the first thread's begin to the last one's end, ns.
+    pub fn duration_ns(&self) -> u64 {
+        let ok = || self.tallies.iter().flatten();
+        let begin = ok().map(|t| t.begin).min().unwrap_or(0);
+        ok().map(|t| t.end).max().unwrap_or(0).saturating_sub(begin)
+    }
+
+    /// Books the failures of workers as errors.
+    pub fn book_failures(&mut self) {
+        for (i, t) in self.tallies.iter().enumerate() {
+            if let Err(e) = t {
+                self.errors.push(format!("worker {i}: {e}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! One sample of the port: boots a kernel on the machine, runs a workload on it, shuts it down, closes the books.
+//!
+//! Every operation of a worker ends at the boundary to user mode, where ticks are noticed and callbacks run: their time
+//! is the workload's, as in the kernel. After its span a worker keeps the load on, then idles with its tick until
+//! worker 0 has torn everything down.
+
+use crate::arch::arena::KRef;
+use crate::arch::{Acquire, Arch, Atomic, Full, Hardware, Machine, Relaxed, Release, Work, smp_cond_load_acquire};
+use crate::cpu::softirq::SoftirqCounter;
+use crate::cpu::{Cpu, Errno, tick};
+use crate::init::{Kernel, KernelConfig, LeakReport, run_on_cpus, shutdown, start_kernel};
+use crate::maple_tree::MapleEvent;
+use crate::measure::outcome::{Moves, Outcome, Over, Seated};
+use crate::measure::probe::{Probe, Seen};
+use crate::measure::run::{Harness, Stop, Tally, drive};
+use crate::mm::mm_types::{VM_READ, VM_WRITE};
+use crate::mm::vmstat::VmEvent;
+use crate::mm::{self, Kconfig, MmPtr};
+use crate::rcu::RcuCounter;
+use crate::slab::{alloc_page, free_pages};
+use crate::sync::LockEvent;
+use crate::workload::{Mode, PAGE, Seat, Space, Workload};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Mutex;
+
+/// First address where workloads map: one page table's span into a top-level entry, far below where placement begins.
+const WINDOW: u64 = 0x1000_0000_0000;
+
+/// Where the image of a process is mapped.
+const IMAGE: u64 = 0x7f00_0000_0000;
+
+/// Points of a time series; a sample longer than that many ticks keeps its beginning.
+const OVER_MAX: usize = 4096;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Workers.
+    pub threads: u32,
+    /// One mm or one each.
+    pub mode: Mode,
+    /// Warm-up, ns.
+    pub warm_up_ns: u64,
+    /// End of the span.
+    pub stop: Stop,
+    /// The kernel to boot.
+    pub kernel: KernelConfig,
+}
+
+/// Words that the workers of a sample share.
+#[repr(C, align(128))]
+struct Line<A: Arch, M: 'static> {
+    arrived: Atomic<A, u32>,
+    start: Atomic<A, u64>,
+    _apart: [u64; 14],
+    ended: Atomic<A, u32>,
+    left: Atomic<A, u32>,
+    setup: Atomic<A, u32>,
+    words: [Atomic<A, u64>; 2],
+    mm: Atomic<A, *mut M>,
+}
+
+impl<A: Arch, M> Line<A, M> {
+    fn new() -> Self {
+        Line {
+            arrived: Atomic::new(0),
+            start: Atomic::new(0),
+            _apart: [0; 14],
+            ended: Atomic::new(0),
+            left: Atomic::new(0),
+            setup: Atomic::new(0),
+            words: [Atomic::new(0), Atomic::new(0)],
+            mm: Atomic::new(null_mut()),
+        }
+    }
+}
+
+struct PortSpace<'a, K: Kconfig> {
+    cpu: &'a Cpu<K::A>,
+    k: &'a Kernel<K>,
+    mm: MmPtr<K>,
+    clock: Cell<Option<u64>>,
+}
+
+impl<K: Kconfig> PortSpace<'_, K> {
+    /// Back to user mode.
+    #[inline(always)]
+    fn leave(&self) {
+        if let Some(now) = tick::exit_to_user_mode(self.cpu) {
+            self.clock.set(Some(now));
+        }
+    }
+}
+
+impl<K: Kconfig> Space for PortSpace<'_, K> {
+    #[inline(always)]
+    fn map(&self, at: Option<u64>, pages: u64) -> Result<u64, Errno> {
+        K::A::charge(Work::KernelEntry);
+        let r = mm::vm_mmap(self.cpu, self.k, self.mm, at, pages * PAGE, VM_READ | VM_WRITE);
+        self.leave();
+        r
+    }
+    #[inline(always)]
+    fn unmap(&self, addr: u64, pages: u64) -> Result<(), Errno> {
+        K::A::charge(Work::KernelEntry);
+        let r = mm::vm_munmap(self.cpu, self.k, self.mm, addr, pages * PAGE);
+        self.leave();
+        r
+    }
+    #[inline(always)]
+    fn brk(&self, to: u64) -> u64 {
+        K::A::charge(Work::KernelEntry);
+        let r = mm::sys_brk(self.cpu, self.k, self.mm, to);
+        self.leave();
+        r
+    }
+    #[inline(always)]
+    fn touch(&self, addr: u64) -> Result<(), Errno> {
+        K::A::charge(Work::KernelEntry);
+        let r = mm::do_user_addr_fault(self.cpu, self.k, self.mm, addr, true);
+        self.leave();
+        r.map_err(|_| Errno::EFAULT)
+    }
+    #[inline(always)]
+    fn zap(&self, addr: u64, pages: u64) -> Result<(), Errno> {
+        K::A::charge(Work::KernelEntry);
+        let r = mm::madvise_dontneed(self.cpu, self.k, self.mm, addr, pages * PAGE);
+        self.leave();
+        r
+    }
+    fn random(&self) -> u64 {
+        self.cpu.random()
+    }
+    fn window(&self) -> u64 {
+        WINDOW
+    }
+}
+
+struct PortHarness<'a, K: Kconfig>
+where
+    K::A: Probe,
+{
+    space: &'a PortSpace<'a, K>,
+    line: KRef<Line<K::A, mm::Mm<K>>>,
+    threads: u32,
+    /// Worker 0 looks around at ticks.
+    leader: bool,
+    start: Cell<u64>,
+    over: RefCell<Over>,
+    next_look: Cell<u64>,
+    probe: RefCell<Option<<K::A as Probe>::State>>,
+    moves: RefCell<BTreeMap<String, Moves>>,
+}
+
+impl<K: Kconfig> Harness for PortHarness<'_, K>
+where
+    K::A: Probe,
+{
+    fn start_line(&self) -> u64 {
+        let l = &*self.line;
+        if l.arrived.fetch_add(1, Full) + 1 == self.threads {
+            // ORDER: release, meets the acquire below: whoever starts sees all that was set up.
+            l.start.store(K::A::now().max(1), Release);
+        }
+        let t = smp_cond_load_acquire(&l.start, |t| t != 0);
+        self.start.set(t);
+        t
+    }
+    #[inline(always)]
+    fn boundary(&self) -> Option<u64> {
+        let now = self.space.clock.take()?;
+        if self.leader && now >= self.next_look.get() {
+            self.look(now);
+        }
+        Some(now)
+    }
+    fn now(&self) -> u64 {
+        K::A::now()
+    }
+    fn cpu_ns(&self) -> u64 {
+        K::A::cpu_ns()
+    }
+    fn softirq_ns(&self) -> u64 {
+        self.space.cpu.softirq.time_ns.get()
+    }
+    fn edge(&self, begins: bool) {
+        if let Some(p) = self.probe.borrow_mut().as_mut() {
+            if begins { K::A::begin(p) } else { K::A::end(p) }
+        }
+        if begins {
+            if self.leader {
+                K::A::reset_lines();
+            }
+            return;
+        }
+        if self.leader {
+            *self.moves.borrow_mut() = K::A::lines();
+        }
+        self.line.ended.fetch_add(1, Full);
+    }
+    fn all_ended(&self) -> bool {
+        self.line.ended.load(Acquire) >= self.threads
+    }
+}
+
+impl<K: Kconfig> PortHarness<'_, K>
+where
+    K::A: Probe,
+{
+    #[cold]
+    #[inline(never)]
+    fn look(&self, now: u64) {
+        let mut o = self.over.borrow_mut();
+        if o.t_ns.len() < OVER_MAX {
+            o.t_ns.push(now.saturating_sub(self.start.get()));
+            o.rcu_pending.push(self.space.k.rcu.pending());
+            o.slab_pages.push(self.space.k.slab.slab_pages());
+        }
+        self.next_look.set(now + self.space.cpu.tick.period.min(1_000_000_000));
+    }
+}
+
+/// What one worker hands back.
+struct Part {
+    tally: Result<Tally, String>,
+    seen: Seen,
+    over: Over,
+    lines: BTreeMap<String, Moves>,
+}
+
+/// Runs one sample of `W` on kernel `K`.
+pub fn sample<K: Kconfig, W: Workload>(machine: &<K::A as Hardware>::Machine, plan: &Plan) -> Outcome
+where
+    K::A: Probe,
+{
+    assert_eq!(plan.threads, machine.nr_cpus(), "the session boots a machine for each number of workers");
+    let config = KernelConfig { tick_every: K::A::TICK_EVERY, ..plan.kernel };
+    let k = start_kernel::<K>(machine, &config);
+    let boot = k.cpu(0);
+    // A page of its own for the harness's words: on no line of the kernel's, and on simulated ones.
+    let page = alloc_page(&boot, &k.pages);
+    K::A::label(page, PAGE as usize, "harness");
+    let line = NonNull::new(page.cast::<Line<K::A, mm::Mm<K>>>()).expect("a page, right after boot");
+    // SAFETY: a fresh page, large and aligned enough; freed below, after the last worker.
+    let line = unsafe {
+        line.as_ptr().write(Line::new());
+        KRef::new(line)
+    };
+    let parts: Vec<Mutex<Option<Part>>> = (0..plan.threads).map(|_| Mutex::new(None)).collect();
+    let counters = run_on_cpus(machine, &k, plan.threads, |cpu| {
+        let part = worker::<K, W>(cpu, &k, line, plan);
+        *parts[cpu.id as usize].lock().unwrap_or_else(|e| e.into_inner()) = Some(part);
+    });
+
+    let mut out = Outcome { kconfig: describe(&config, &k), ..Outcome::default() };
+    for (i, p) in parts.into_iter().enumerate() {
+        let Some(p) = p.into_inner().unwrap_or_else(|e| e.into_inner()) else {
+            out.tallies.push(Err("the worker did not report".into()));
+            continue;
+        };
+        if p.seen.preempted > 0 {
+            out.warnings.push(format!("worker {i} was preempted {} times in its span", p.seen.preempted));
+        }
+        out.tallies.push(p.tally);
+        out.seats.push(Seated {
+            cpu: p.seen.cpu.unwrap_or(i as u32),
+            node: machine.node_of(i as u32),
+            verified: p.seen.cpu.is_some(),
+        });
+        out.perf.push(p.seen.perf);
+        if i == 0 {
+            out.over = p.over;
+            out.lines = p.lines;
+        }
+    }
+    for (name, slot) in counter_slots() {
+        out.counters.insert(name.into(), counters.iter().map(|c| c[slot]).sum());
+    }
+    k.slab.for_each_stat(|name, n| {
+        out.counters.insert(name, n);
+    });
+    out.counters.insert("rcu_pending".into(), k.rcu.pending());
+    let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
+    out.counters.insert("workload_operations".into(), operations);
+    // SAFETY: our page; every worker has left.
+    unsafe { free_pages(&boot, &k.pages, page, 0) };
+    book_leaks(&shutdown(&boot, &k), &mut out);
+    out.errors.extend(balances(&out));
+    out.book_failures();
+    out
+}
+
+/// The kernel configuration in words.
+fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, String> {
+    let pairs = [
+        ("hz", c.rcu.hz.to_string()),
+        ("qs_policy", format!("{:?}", c.rcu.qs_policy)),
+        ("rcu_fanout", format!("{}/{}", c.rcu.fanout, c.rcu.fanout_leaf)),
+        ("blimit", c.rcu.blimit.to_string()),
+        ("qhimark", c.rcu.qhimark.to_string()),
+        ("qlowmark", c.rcu.qlowmark.to_string()),
+        ("rcu_divisor", c.rcu.rcu_divisor.to_string()),
+        ("slab_nr_cpus", k.slab.nr_cpus.to_string()),
+        ("slab_freelist_hardened", c.slab.hardened.to_string()),
+        ("slab_freelist_random", c.slab.randomized.to_string()),
+        ("init_on_alloc", c.slab.init_on_alloc.to_string()),
+        ("max_map_count", c.max_map_count.to_string()),
+        ("tick_every", c.tick_every.to_string()),
+    ];
+    pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
+}
+
+/// Every counter of the CPU tokens with its slot: (name, slot).
+pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
+    fn of(names: &'static [&'static str], base: usize) -> impl Iterator<Item = (&'static str, usize)> {
+        names.iter().enumerate().map(move |(i, n)| (*n, base + i))
+    }
+    of(LockEvent::NAMES, LockEvent::BASE)
+        .chain(of(RcuCounter::NAMES, RcuCounter::BASE))
+        .chain(of(SoftirqCounter::NAMES, SoftirqCounter::BASE))
+        .chain(of(MapleEvent::NAMES, MapleEvent::BASE))
+        .chain(of(VmEvent::NAMES, VmEvent::BASE))
+}
+
+fn book_leaks(end: &LeakReport, out: &mut Outcome) {
+    for cache in &end.busy {
+        out.errors.push(format!("cache {cache}: objects were never freed"));
+    }
+    if end.pages > 0 {
+        out.errors.push(format!("{} pages were never freed", end.pages));
+    }
+    if end.mms > 0 {
+        out.errors.push(format!("{} address spaces were never put", end.mms));
+    }
+}
+
+/// The books of a kernel that was shut down.
+fn balances(out: &Outcome) -> Vec<String> {
+    let c = |name: &str| out.counters.get(name).copied().unwrap_or(0);
+    let mut bad = Vec::new();
+    let mut hold = |what: &str, left: u64, right: u64| {
+        if left != right {
+            bad.push(format!("{what}: {left} != {right}"));
+        }
+    };
+    hold(
+        "pgfault = vma_lock_success + vma_lock_retry + vma_lock_abort",
+        c("pgfault"),
+        c("vma_lock_success") + c("vma_lock_retry") + c("vma_lock_abort"),
+    );
+    hold("rcu callbacks queued = invoked", c("rcu_callbacks_queued"), c("rcu_callbacks_invoked"));
+    hold("vma_alloc = vma_free", c("vma_alloc"), c("vma_free"));
+    let made: u64 = out.tallies.iter().flatten().map(|t| t.faults_whole_run).sum();
+    if out.tallies.iter().all(Result::is_ok) && c("pgfault") < made {
+        bad.push(format!("pgfault: {} < {made} faults of the workload", c("pgfault")));
+    }
+    bad
+}
+
+/// VMAs of a process besides the workload's.
+const IMAGE_VMAS: u64 = 24;
+
+/// Maps what every process has before it does anything: program, libraries, stack. Without them the tree would be one
+/// node, and a break that moves would replace its root. As many VMAs as a small dynamically linked program has, each
+/// apart from the next, above the workload's window.
+fn process_image<S: Space>(s: &S) -> Result<(), Errno> {
+    (0..IMAGE_VMAS).try_for_each(|i| s.map(Some(IMAGE + i * 64 * PAGE), 1 + i % 16).map(drop))
+}
+
+fn worker<K: Kconfig, W: Workload>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    line: KRef<Line<K::A, mm::Mm<K>>>,
+    plan: &Plan,
+) -> Part
+where
+    K::A: Probe,
+{
+    let i = cpu.id;
+    let own = plan.mode == Mode::Process;
+    let seat = if own { Seat { index: 0, threads: 1 } } else { Seat { index: i, threads: plan.threads } };
+    let l = &*line;
+    let (mm, shared) = if own || i == 0 {
+        let mm = mm::mm_alloc(cpu, k);
+        let space = PortSpace { cpu, k, mm, clock: Cell::new(None) };
+        let shared = process_image(&space).and_then(|()| W::setup(&space, seat));
+        if !own {
+            l.mm.store(mm.as_ptr(), Relaxed);
+            if let Ok(s) = shared {
+                let words: [u64; 2] = s.into();
+                l.words[0].store(words[0], Relaxed);
+                l.words[1].store(words[1], Relaxed);
+            }
+            // ORDER: release, meets the acquire of the other workers: they see the mm and the addresses.
+            l.setup.store(if shared.is_ok() { 1 } else { 2 }, Release);
+        }
+        (mm, shared)
+    } else {
+        let state = smp_cond_load_acquire(&l.setup, |s| s != 0);
+        let p = NonNull::new(l.mm.load(Relaxed)).expect("stored before setup");
+        let words = [l.words[0].load(Relaxed), l.words[1].load(Relaxed)];
+        // SAFETY: worker 0 keeps the mm until every worker has left.
+        let mm = unsafe { KRef::new(p) };
+        (mm, if state == 1 { Ok(W::Shared::from(words)) } else { Err(Errno::ENOMEM) })
+    };
+    let space = PortSpace { cpu, k, mm, clock: Cell::new(None) };
+    let h = PortHarness {
+        space: &space,
+        line,
+        threads: plan.threads,
+        leader: i == 0,
+        start: Cell::new(0),
+        over: RefCell::new(Over {
+            t_ns: Vec::with_capacity(OVER_MAX),
+            rcu_pending: Vec::with_capacity(OVER_MAX),
+            slab_pages: Vec::with_capacity(OVER_MAX),
+        }),
+        next_look: Cell::new(0),
+        probe: RefCell::new(Some(K::A::open())),
+        moves: RefCell::default(),
+    };
+    let mut tally = match shared.and_then(|s| W::attach(&space, s, seat)) {
+        Ok(mut state) => drive::<W, _, _>(&space, &h, &mut state, plan.warm_up_ns, plan.stop),
+        Err(e) => {
+            // The others start and end without this one.
+            h.start_line();
+            h.edge(false);
+            Err(e)
+        }
+    }
+    .map_err(|e| e.to_string());
+
+    // The last user of an mm tears it down: its owner, or worker 0 when all others have left.
+    l.left.fetch_add(1, Full);
+    if own || i == 0 {
+        if !own {
+            tick::idle_loop(cpu, || l.left.load(Acquire) == plan.threads);
+        }
+        let finished = shared.and_then(|s| W::finish(&space, s, seat));
+        if let (Ok(_), Err(e)) = (&tally, finished) {
+            tally = Err(format!("finishing: {e}"));
+        }
+        mm::mmput(cpu, k, mm);
+    }
+    let seen = h.probe.borrow_mut().take().map(K::A::read).unwrap_or_default();
+    Part { tally, seen, over: h.over.take(), lines: h.moves.take() }
+}
