@@ -19,7 +19,7 @@ pub fn draw(data: &Data) -> Result<String, String> {
     let split = b
         .retries
         .iter()
-        .any(|r| CAUSES.iter().zip(&r.causes).any(|((n, _), v)| n.starts_with("vma_abort_") && v.is_some()));
+        .any(|r| CAUSES.iter().zip(&r.causes).any(|((n, _), v)| n.starts_with("vma_lock_abort_") && v.is_some()));
     let in_stack = |name: &str| if split { is_end(name) } else { name == "vma_lock_retry" || name == "vma_lock_abort" };
     let counted = |i: usize| b.retries.iter().any(|r| r.causes[i].is_some());
     let layers: Vec<usize> = (0..CAUSES.len()).filter(|&i| in_stack(CAUSES[i].0) && counted(i)).collect();

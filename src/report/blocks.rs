@@ -21,12 +21,12 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const CAUSES: [(&str, &str); 9] = [
     ("vma_lock_retry", "retry"),
     ("vma_lock_abort", "abort"),
-    ("vma_abort_none", "none"),
-    ("vma_abort_seq_early", "seq-early"),
-    ("vma_abort_writer", "writer"),
-    ("vma_abort_seq_late", "seq-late"),
-    ("vma_abort_other_mm", "other-mm"),
-    ("vma_abort_range", "range"),
+    ("vma_lock_abort_none", "none"),
+    ("vma_lock_abort_seq_early", "seq-early"),
+    ("vma_lock_abort_writer", "writer"),
+    ("vma_lock_abort_seq_late", "seq-late"),
+    ("vma_lock_abort_other_mm", "other-mm"),
+    ("vma_lock_abort_range", "range"),
     ("vma_lock_miss", "miss"),
 ];
 
@@ -140,30 +140,30 @@ pub fn retries(samples: &[&Sample], variants: &[String]) -> Vec<RetryRow> {
     rows
 }
 
-/// Whether a counter speaks of RCU or of the slab allocator, by its kernel name.
-fn is_rcu_or_slab(name: &str) -> bool {
-    const HEADS: [&str; 19] = [
-        "rcu",
-        "call_rcu",
-        "kfree_rcu",
-        "kvfree",
-        "gp_",
-        "softirq",
-        "alloc_",
-        "free_",
-        "slab",
-        "cpuslab",
-        "cpu_partial",
-        "deactivate",
-        "order_fallback",
-        "cmpxchg_double",
-        "sheaf",
-        "barn",
-        "kmem",
-        "partial",
-        "page",
+/// Whether a counter belongs to the short table of RCU and slab: what the free policy is argued with. All others that
+/// moved are in the machine-readable formats.
+fn is_headline(name: &str) -> bool {
+    const RCU: [&str; 5] = [
+        "rcu_callbacks_queued",
+        "rcu_callbacks_invoked",
+        "rcu_grace_periods",
+        "rcu_blimit_floods",
+        "ksoftirqd_wakeups",
     ];
-    HEADS.iter().any(|head| name.starts_with(head))
+    const CACHES: [&str; 3] = ["vm_area_struct", "vma_lock", "maple_node"];
+    const ITEMS: [&str; 7] = [
+        "alloc_fastpath",
+        "alloc_slowpath",
+        "free_fastpath",
+        "free_slowpath",
+        "alloc_slab",
+        "list_lock",
+        "slabs_high_water",
+    ];
+    RCU.contains(&name)
+        || name
+            .split_once('.')
+            .is_some_and(|(c, i)| (CACHES.contains(&c) || c.starts_with("kmalloc")) && ITEMS.contains(&i))
 }
 
 /// Counters that moved between the baseline and any other variant: those of RCU and slab, then the rest but the lock
@@ -180,7 +180,7 @@ pub fn counters(samples: &[&Sample], variants: &[String], options: &Options) -> 
     let mut found = Vec::new();
     for ((workload, threads), by_variant) in cells(samples, variants) {
         let names: BTreeSet<&String> = by_variant.iter().flatten().flat_map(|s| s.counters.keys()).collect();
-        for name in names.into_iter().filter(|n| !n.starts_with("vma_lock_") && !n.starts_with("vma_abort_")) {
+        for name in names.into_iter().filter(|n| !n.starts_with("vma_lock_") || n.contains('.')) {
             let metric = Metric::Counter(name.clone());
             let values: Vec<Vec<f64>> =
                 by_variant.iter().map(|mine| mine.iter().filter_map(|s| metric.value(s).ok()).collect()).collect();
@@ -205,7 +205,7 @@ pub fn counters(samples: &[&Sample], variants: &[String], options: &Options) -> 
             let p = adjusted.next().unwrap_or(f64::NAN);
             keep |= *beyond && (p < options.alpha || *apart);
         }
-        match (keep, is_rcu_or_slab(&c.row.name)) {
+        match (keep, is_headline(&c.row.name)) {
             (true, true) => out.0.push(c.row),
             (true, false) => out.1.push(c.row),
             (false, _) => {}

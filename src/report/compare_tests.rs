@@ -223,7 +223,7 @@ fn busted_stands_beside_the_figure_in_every_format() {
 fn what_was_not_counted_is_not_zero() {
     let mut samples = [side("base", &A), side("new", &B)].concat();
     for s in &mut samples {
-        s.counters.remove("vma_abort_range");
+        s.counters.remove("vma_lock_abort_range");
     }
     let text = compare(&samples, &Options::new("base")).expect("both are there").render(Format::Text);
     assert!(text.contains("n/a") && text.contains("not counted: cycles: no PMU: ENOENT"), "{text}");

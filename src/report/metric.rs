@@ -74,7 +74,8 @@ impl Metric {
             Self::FaultsPerCpu => "faults/cpu-s",
             Self::NsPerOp => "ns/op",
             Self::Retries => "per million faults",
-            Self::Counter(name) if name.starts_with("vma_") => "per million faults",
+            Self::Counter(name) if name.starts_with("vma_lock_") => "per million faults",
+            Self::Counter(name) if is_level(name) => "absolute",
             Self::Counter(_) => "per 1000 ops",
         }
     }
@@ -127,11 +128,12 @@ impl Metric {
                 let ended = counter(s, "vma_lock_retry")? + counter(s, "vma_lock_abort")?;
                 Ok(ended as f64 * 1e6 / lock_path_faults(s)? as f64)
             }
-            Self::Counter(name) if name.starts_with("vma_") => {
+            Self::Counter(name) if name.starts_with("vma_lock_") => {
                 Ok(counter(s, name)? as f64 * 1e6 / lock_path_faults(s)? as f64)
             }
-            Self::Counter(_) if s.operations == 0 => Err("no operation was done".into()),
-            Self::Counter(name) => Ok(counter(s, name)? as f64 * 1e3 / s.operations as f64),
+            Self::Counter(name) if is_level(name) => Ok(counter(s, name)? as f64),
+            Self::Counter(_) if whole_run_operations(s) == 0 => Err("no operation was done".into()),
+            Self::Counter(name) => Ok(counter(s, name)? as f64 * 1e3 / whole_run_operations(s) as f64),
         }
     }
 }
@@ -152,6 +154,17 @@ fn per_second(s: &Sample, total: u64, of: impl Fn(&crate::report::record::PerThr
 
 fn counter(s: &Sample, name: &str) -> Result<u64, String> {
     s.counters.get(name).copied().ok_or_else(|| format!("{name} was not counted"))
+}
+
+/// Whether a counter is a level (a peak, or what is left), not a count of events: shown as it is.
+pub fn is_level(name: &str) -> bool {
+    let level = [".slabs_high_water", ".nr_slabs", ".slab_pages", ".live_objects", ".typesafe_pending_slabs"];
+    name == "rcu_pending" || level.iter().any(|l| name.ends_with(l))
+}
+
+/// Operations over the whole run, which is what counters count over; those of the span where that was not recorded.
+pub fn whole_run_operations(s: &Sample) -> u64 {
+    s.counters.get("workload_operations").copied().unwrap_or(s.operations)
 }
 
 /// All faults that the lock path's counters saw the end of: success, retry or abort; the faults of the span where that

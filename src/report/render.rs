@@ -252,27 +252,23 @@ fn retries_table(out: &mut String, block: &Block, preset: &str, h3: &str) {
 }
 
 fn counter_tables(out: &mut String, block: &Block, preset: &str, h3: &str) {
-    for (name, rows, always) in
-        [("RCU and slab", &block.rcu_slab, true), ("Other counters that moved", &block.counters, false)]
-    {
-        if rows.is_empty() && !always {
-            continue;
-        }
-        let _ = writeln!(out, "\n{h3}{name}, per 1000 operations, boot to shutdown\n");
-        if rows.is_empty() {
-            let _ = writeln!(out, "no counter moved");
-            continue;
-        }
+    let _ = writeln!(out, "\n{h3}RCU and slab, counters that moved, per 1000 operations; slabs_high_water: absolute\n");
+    if block.rcu_slab.is_empty() {
+        let _ = writeln!(out, "none");
+    } else {
         let mut head = vec!["workload", "thr", "counter"];
         head.extend(block.variants.iter().map(String::as_str));
         let mut t = table(preset, &head, 1);
         t.column_mut(2).expect("has 3 columns").set_cell_alignment(CellAlignment::Left);
-        for r in rows {
+        for r in &block.rcu_slab {
             let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.name.clone()];
             cells.extend(r.values.iter().map(|v| number_or_na(*v)));
             t.add_row(cells);
         }
         print(out, &t);
+    }
+    if !block.counters.is_empty() {
+        let _ = writeln!(out, "\n{} other counters moved; --format json has them", block.counters.len());
     }
 }
 

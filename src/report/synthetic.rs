@@ -23,8 +23,8 @@ pub fn sample(variant: &str, workload: &str, threads: u32, trial: u32, rate: f64
         ("vma_lock_abort", faults / 1000 - faults / 4000),
         ("vma_lock_retry", faults / 4000),
         ("vma_lock_miss", faults / 9000),
-        ("vma_abort_none", faults / 8000),
-        ("vma_abort_writer", faults / 1000 - faults / 4000 - faults / 8000),
+        ("vma_lock_abort_none", faults / 8000),
+        ("vma_lock_abort_writer", faults / 1000 - faults / 4000 - faults / 8000),
         ("rcu_callbacks_queued", reuse),
         ("alloc_fastpath", operations * 9 / 10),
         ("alloc_slowpath", operations / 10),
@@ -106,13 +106,16 @@ pub fn matrix(world: &str) -> Vec<Sample> {
                     if v == 3 {
                         s.verdict = Some("busted".into());
                     }
-                    for (k, share) in
-                        [("vma_abort_seq_early", 5e-3), ("vma_abort_range", 1e-4), ("vma_abort_other_mm", 3e-5)]
-                    {
+                    for (k, share) in [
+                        ("vma_lock_abort_seq_early", 5e-3),
+                        ("vma_lock_abort_range", 1e-4),
+                        ("vma_lock_abort_other_mm", 3e-5),
+                    ] {
                         let n = s.faults as f64 * share * t / 16.0 * (1.0 + 0.1 * noise.draw()) / (v + 1) as f64;
                         s.counters.insert(k.into(), n as u64);
                     }
-                    let aborts = s.counters.iter().filter(|(k, _)| k.starts_with("vma_abort_")).map(|(_, n)| n).sum();
+                    let aborts =
+                        s.counters.iter().filter(|(k, _)| k.starts_with("vma_lock_abort_")).map(|(_, n)| n).sum();
                     s.counters.insert("vma_lock_abort".into(), aborts);
                     let n = 40;
                     let backlog = |i: u64| if v == 1 || v == 2 { 0 } else { (i % 10) * 900 * u64::from(threads) };
