@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The command line.
+//! The `faultline` command; everything is in [`faultline::cmd`].
 
-fn main() {}
+fn main() {
+    std::process::exit(faultline::cmd::main())
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `faultline list`: what there is, with a sentence each.
+
+use super::Failure;
+use crate::measure::perf::event_names;
+use crate::measure::port::counter_slots;
+use crate::mm::variant;
+use crate::mm::vma_cache::CACHES;
+use crate::mm::vma_lock::PROTOCOLS;
+use crate::workload;
+use serde_json::{Value, json};
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Example: faultline list workloads")]
+pub struct Args {
+    /// What to list: variants, protocols, caches, workloads, hosts, events; all without it
+    #[arg(value_parser = ["variants", "protocols", "caches", "workloads", "hosts", "events"])]
+    what: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A row: name, sentences.
+type Rows = Vec<(String, Vec<String>)>;
+
+fn rows(what: &str) -> Rows {
+    match what {
+        "variants" => variant::all()
+            .into_iter()
+            .map(|v| {
+                let about = format!("{}+{}@{}, {}", v.protocol, v.cache, v.allocator, v.verdict.name());
+                (v.name, vec![about])
+            })
+            .collect(),
+        "protocols" => PROTOCOLS
+            .iter()
+            .map(|p| {
+                let state = p.verdict.map_or("not built yet", |v| v.name());
+                (p.name.into(), vec![format!("{} ({}; {state})", p.about, p.origin)])
+            })
+            .collect(),
+        "caches" => CACHES
+            .iter()
+            .map(|c| {
+                let state = if c.typesafe.is_none() { " (not built yet)" } else { "" };
+                (c.name.into(), vec![format!("{}{state}", c.about)])
+            })
+            .collect(),
+        "workloads" => workload::LIST
+            .iter()
+            .map(|a| {
+                let about = vec![
+                    format!("operation: {}; default mode: {}", a.operation, a.mode.name()),
+                    format!("why: {}", a.why),
+                    format!("shows: {}", a.shows),
+                    format!("cannot show: {}", a.cannot),
+                ];
+                (a.name.into(), about)
+            })
+            .collect(),
+        "hosts" => {
+            crate::host::Host::list().into_iter().map(|h| (h.name, vec![h.sentence + " (" + &h.origin + ")"])).collect()
+        }
+        _ => counter_slots()
+            .map(|(n, _)| (n.into(), vec!["counter of a record, summed over CPUs".into()]))
+            .chain(event_names().into_iter().map(|n| (n.into(), vec!["perf event of a thread's span".into()])))
+            .collect(),
+    }
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// None so far.
+pub fn main(a: &Args) -> Result<(), Failure> {
+    let all = ["variants", "protocols", "caches", "workloads", "hosts", "events"];
+    let wanted: Vec<&str> = all.into_iter().filter(|w| a.what.as_deref().is_none_or(|x| x == *w)).collect();
+    if a.json {
+        let mut out = serde_json::Map::new();
+        for w in wanted {
+            let list = rows(w).into_iter().map(|(n, s)| json!({"name": n, "about": s})).collect();
+            out.insert(w.into(), Value::Array(list));
+        }
+        println!("{}", Value::Object(out));
+        return Ok(());
+    }
+    for (i, w) in wanted.iter().enumerate() {
+        if wanted.len() > 1 {
+            println!("{}{w}", if i == 0 { "" } else { "\n" });
+        }
+        for (name, sentences) in rows(w) {
+            println!("{name}");
+            for s in sentences {
+                println!("    {s}");
+            }
+        }
+    }
+    Ok(())
+}

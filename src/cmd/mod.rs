@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Floor 10: the command line, one verb a file.
+//!
+//! Exit codes: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted. Bad input is one line on stderr that names
+//! the argument, the value and what is accepted.
+
+pub mod compare;
+pub mod host;
+pub mod letter;
+pub mod list;
+#[cfg(feature = "plot")]
+pub mod plot;
+pub mod run;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, Subcommand};
+
+/// How a verb ended when not well.
+#[derive(Debug)]
+pub enum Failure {
+    /// Exit code 2: one line.
+    Input(String),
+    /// Exit code 1: a check did not hold.
+    Check(String),
+    /// Exit code 130: Ctrl-C; the line says how to go on.
+    Interrupted(String),
+}
+
+impl Failure {
+    /// An input error.
+    pub fn input(e: impl std::fmt::Display) -> Self {
+        Failure::Input(e.to_string())
+    }
+}
+
+#[derive(Parser)]
+#[command(
+    name = "faultline",
+    version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FAULTLINE_COMMIT"), ")"),
+    about = "What a change in how VMAs are allocated, freed and locked does to page-fault-heavy multithreaded work",
+    after_help = "Example: faultline run --variant v6.12,v6.15 --workload brk1 --threads 1,2 --out a.jsonl\n         \
+                  faultline compare a.jsonl --baseline v6.12"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// What there is, with a sentence each
+    List(list::Args),
+    /// Measure; append records
+    Run(Box<run::Args>),
+    /// The comparison table
+    Compare(compare::Args),
+    /// Plain text for a cover letter, at most 75 columns
+    Letter(letter::Args),
+    /// The figures
+    #[cfg(feature = "plot")]
+    Plot(plot::Args),
+    /// Topology and pin plans; write a host file; hygiene report
+    Host(host::Args),
+}
+
+/// Parses the command line and runs its verb; returns the exit code.
+pub fn main() -> i32 {
+    // A closed pipe (`| head`) ends the program quietly, as with other tools.
+    // SAFETY: before any thread starts.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let cli = match Cli::try_parse() {
+        Ok(c) => c,
+        Err(e) => return usage(&e),
+    };
+    let r = match cli.verb {
+        Verb::List(a) => list::main(&a),
+        Verb::Run(a) => run::main(&a),
+        Verb::Compare(a) => compare::main(&a),
+        Verb::Letter(a) => letter::main(&a),
+        #[cfg(feature = "plot")]
+        Verb::Plot(a) => plot::main(&a),
+        Verb::Host(a) => host::main(&a),
+    };
+    match r {
+        Ok(()) => 0,
+        Err(Failure::Check(e)) => {
+            eprintln!("faultline: {}", one_line(&e));
+            1
+        }
+        Err(Failure::Input(e)) => {
+            eprintln!("faultline: {}", one_line(&e));
+            2
+        }
+        Err(Failure::Interrupted(e)) => {
+            eprintln!("faultline: {}", one_line(&e));
+            130
+        }
+    }
+}
+
+fn one_line(s: &str) -> String {
+    s.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// clap's complaint in one line.
+fn usage(e: &clap::Error) -> i32 {
+    match e.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            print!("{e}");
+            return 0;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("faultline: a command is missing; accepted: list, run, compare, letter, plot, host, help");
+            return 2;
+        }
+        _ => {}
+    }
+    let text = e.to_string();
+    let mut line = one_line(text.lines().next().unwrap_or("bad arguments")).replacen("error: ", "", 1);
+    for (kind, what) in [(ContextKind::ValidValue, "accepted"), (ContextKind::ValidSubcommand, "accepted")] {
+        if let Some(v) = e.get(kind) {
+            let v = match v {
+                ContextValue::Strings(v) => v.join(", "),
+                ContextValue::String(v) => v.clone(),
+                _ => continue,
+            };
+            line += &format!("; {what}: {v}");
+        }
+    }
+    if e.kind() == ErrorKind::MissingRequiredArgument {
+        line = one_line(text.split("Usage:").next().unwrap_or(&text)).replacen("error: ", "", 1);
+    }
+    if e.kind() == ErrorKind::InvalidSubcommand {
+        line += "; accepted: list, run, compare, letter, plot, host, help";
+    }
+    eprintln!("faultline: {line}");
+    2
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `faultline run`: measures, and appends a record per sample, each synced before the next one starts.
+//!
+//! Ctrl-C lets the running sample end, writes its record, and says how to go on; a killed run loses the sample it was
+//! taking and nothing else. `--resume` skips the samples that are on file with the same key.
+
+use super::Failure;
+use crate::arch::{Arch, Native};
+use crate::host::{Host, PinKind, plan::auto_ladder};
+use crate::init::KernelConfig;
+use crate::measure::run::Stop;
+use crate::mm::variant::{self, Variant};
+use crate::rcu::QsPolicy;
+use crate::report::session::{Request, Session, World};
+use crate::report::store::{Appender, read_files};
+use crate::workload::{self, Mode};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: faultline run --variant v6.12,v6.15 --workload brk1,anon_fault --threads 1,2 \\\n         \
+                        --trials 10 --seconds 0.5 --out a.jsonl\n\
+                        Ctrl-C lets the running sample end; the same command with --resume goes on from there."
+)]
+pub struct Args {
+    /// Variants to interleave: named kernels (v6.12, v6.15) or PROTOCOL+CACHE@ALLOCATOR; `all` for every one built
+    #[arg(long, value_delimiter = ',')]
+    variant: Vec<String>,
+    /// Workloads; `all` for every one
+    #[arg(long, value_delimiter = ',', required = true)]
+    workload: Vec<String>,
+    /// thread (one mm), process (an mm per CPU), both, or default (each workload's own)
+    #[arg(long, default_value = "default")]
+    mode: String,
+    /// Worker counts, or auto: a ladder up to the CPUs allowed
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    threads: Vec<String>,
+    /// native (pinned threads), sim (virtual CPUs), kernel (the host's own kernel; no variant)
+    #[arg(long, default_value = "native")]
+    world: String,
+    /// this, a name under hosts/ or built in, a host.toml or hwloc XML, synthetic:STRING
+    #[arg(long)]
+    host: Option<String>,
+    /// compact, scatter, per-node, no-smt, or a CPU list such as 0,2,4-7
+    #[arg(long, default_value = "compact")]
+    pin: String,
+    /// Trials: complete blocks of all samples [default: 10; with --quick 6; in sim 1]
+    #[arg(long)]
+    trials: Option<u32>,
+    /// Length of a sample, s: real time, in sim virtual time [default: 1; with --quick 0.2; in sim 0.02]
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Warm-up of a sample, s [default: 0.2; with --quick 0.1; in sim 0.02]
+    #[arg(long)]
+    warm_up: Option<f64>,
+    /// Seed of order and randomness
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Record file to append to
+    #[arg(long, default_value = "faultline.jsonl")]
+    out: PathBuf,
+    /// Skip what the record file holds already
+    #[arg(long)]
+    resume: bool,
+    /// Fewer and shorter samples
+    #[arg(long)]
+    quick: bool,
+    /// Timer frequency of the modelled kernel
+    #[arg(long, default_value_t = 250)]
+    hz: u32,
+    /// When a tick is a quiescent state: user-only, preempt-zero, always
+    #[arg(long, default_value = "preempt-zero")]
+    qs_policy: String,
+    /// Print each sample's record as it is taken, too
+    #[arg(long)]
+    json: bool,
+}
+
+fn positive(name: &str, v: f64) -> Result<u64, Failure> {
+    if !(v.is_finite() && v > 0.0 && v <= 86_400.0) {
+        return Err(Failure::Input(format!("--{name} {v}: accepted: more than 0, at most 86400")));
+    }
+    Ok((v * 1e9) as u64)
+}
+
+/// The host to simulate where none is named: the smallest built-in example that has the CPUs.
+fn sim_host(threads: &[String]) -> Result<Host, Failure> {
+    let most = threads.iter().filter_map(|t| t.parse::<u32>().ok()).max().unwrap_or(0);
+    let mut fit: Vec<Host> = Host::list()
+        .iter()
+        .filter(|l| l.origin == "built in" && l.name != "this")
+        .filter_map(|l| Host::load(&l.name).ok())
+        .filter(|h| h.id.cpus >= most)
+        .collect();
+    fit.sort_by_key(|h| h.id.cpus);
+    fit.into_iter().next().ok_or_else(|| {
+        Failure::Input(format!(
+            "--threads {most}: no built-in host has so many CPUs; give one with --host synthetic:STRING"
+        ))
+    })
+}
+
+fn request(a: &Args) -> Result<Request, Failure> {
+    let world = World::ALL
+        .iter()
+        .find(|(n, _)| *n == a.world)
+        .map(|(_, w)| *w)
+        .ok_or_else(|| Failure::Input(format!("--world {}: accepted: native, sim, kernel", a.world)))?;
+    let variants: Vec<Variant> = match (world, a.variant.as_slice()) {
+        (World::Kernel, []) => Vec::new(),
+        (World::Kernel, v) => {
+            return Err(Failure::Input(format!(
+                "--variant {}: the kernel world runs the host's own kernel and takes no variant",
+                v.join(",")
+            )));
+        }
+        (_, []) => {
+            return Err(Failure::Input(format!(
+                "--variant is missing; accepted: all, {}",
+                variant::all().into_iter().map(|v| v.name).collect::<Vec<_>>().join(", ")
+            )));
+        }
+        (_, [all]) if all == "all" => variant::all(),
+        (_, names) => names
+            .iter()
+            .map(|n| variant::parse(n).map_err(|e| Failure::Input(format!("--variant {n}: {e}"))))
+            .collect::<Result<_, _>>()?,
+    };
+    let workloads = if a.workload == ["all"] {
+        workload::LIST.iter().collect()
+    } else {
+        a.workload
+            .iter()
+            .map(|w| workload::find(w).map_err(|e| Failure::Input(format!("--workload {w}: {e}"))))
+            .collect::<Result<_, _>>()?
+    };
+    let modes = match a.mode.as_str() {
+        "default" => vec![],
+        "thread" => vec![Mode::Thread],
+        "process" => vec![Mode::Process],
+        "both" => vec![Mode::Thread, Mode::Process],
+        m => return Err(Failure::Input(format!("--mode {m}: accepted: default, thread, process, both"))),
+    };
+    let host = match (&a.host, world) {
+        (Some(h), _) => Host::load(h).map_err(|e| Failure::Input(format!("--host {h}: {e}")))?,
+        (None, World::Sim) => sim_host(&a.threads)?,
+        (None, _) => Host::load("this").map_err(Failure::input)?,
+    };
+    let cpus = host.topology.allowed.len() as u32;
+    let threads = if a.threads == ["auto"] {
+        auto_ladder(cpus)
+    } else {
+        let mut t = a
+            .threads
+            .iter()
+            .map(|t| match t.parse::<u32>() {
+                Ok(n) if n >= 1 && n <= cpus => Ok(n),
+                _ => Err(Failure::Input(format!(
+                    "--threads {t}: accepted: 1 to {cpus} (the CPUs allowed on host {}), or auto",
+                    host.id.name
+                ))),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        t.sort_unstable();
+        t.dedup();
+        t
+    };
+    let sim = world == World::Sim;
+    let pick = |given: Option<f64>, sim_s: f64, quick_s: f64, full_s: f64| {
+        given.unwrap_or(if sim {
+            sim_s
+        } else if a.quick {
+            quick_s
+        } else {
+            full_s
+        })
+    };
+    let span = positive("seconds", pick(a.seconds, 0.02, 0.2, 1.0))?;
+    let warm_up_ns = positive("warm-up", pick(a.warm_up, 0.02, 0.1, 0.2))?;
+    let trials = a.trials.unwrap_or(if sim {
+        1
+    } else if a.quick {
+        6
+    } else {
+        10
+    });
+    if trials == 0 {
+        return Err(Failure::Input("--trials 0: accepted: 1 or more".into()));
+    }
+    let pin: PinKind = a.pin.parse().map_err(|e| Failure::Input(format!("--pin {}: {e}", a.pin)))?;
+    if !(24..=10_000).contains(&a.hz) {
+        return Err(Failure::Input(format!("--hz {}: accepted: 24 to 10000", a.hz)));
+    }
+    let qs_policy = match a.qs_policy.as_str() {
+        "user-only" => QsPolicy::USER_ONLY,
+        "preempt-zero" => QsPolicy::PREEMPT_ZERO,
+        "always" => QsPolicy::Always,
+        q => return Err(Failure::Input(format!("--qs-policy {q}: accepted: user-only, preempt-zero, always"))),
+    };
+    let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy);
+    Ok(Request {
+        variants,
+        workloads,
+        modes,
+        threads,
+        world,
+        host,
+        pin,
+        trials,
+        stop: Stop::After(span),
+        warm_up_ns,
+        seed: a.seed,
+        kernel,
+    })
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Bad input; a full disk; samples whose balances do not hold (exit code 1, after all were taken); Ctrl-C.
+pub fn main(a: &Args) -> Result<(), Failure> {
+    let mut session = Session::new(request(a)?).map_err(Failure::Input)?;
+    // Calibrates the clock before anything is pinned or timed.
+    let _ = Native::now();
+    let on_file = if a.resume && a.out.exists() {
+        read_files(&[&a.out]).map_err(|e| Failure::Input(format!("--out: {e}")))?.keys()
+    } else {
+        Default::default()
+    };
+    let mut out = Appender::open(&a.out).map_err(|e| Failure::Input(format!("--out: {e}")))?;
+    let todo: Vec<_> = session.cells().iter().filter(|c| !on_file.contains(&session.key(c))).cloned().collect();
+    let skipped = session.cells().len() - todo.len();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    // A second handler cannot be set in one process; tests that call this twice keep the first.
+    let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
+    let bar = progress(todo.len() as u64, session.guess_s());
+    let (mut taken, mut errors) = (0usize, Vec::new());
+    for cell in &todo {
+        bar.set_message(format!(
+            "{} {} {} x{}",
+            session.variant_name(cell),
+            cell.config.workload,
+            cell.config.mode.name(),
+            cell.config.threads
+        ));
+        let sample = session.measure(cell);
+        out.append(&sample).map_err(Failure::input)?;
+        taken += 1;
+        bar.inc(1);
+        if a.json {
+            println!("{}", serde_json::to_string(&sample).map_err(Failure::input)?);
+        }
+        if let Some(e) = sample.errors.first() {
+            errors.push(format!("{} {} x{}: {e}", sample.variant, sample.workload, sample.threads));
+        }
+        if stop.load(Ordering::Relaxed) && taken < todo.len() {
+            bar.finish_and_clear();
+            return Err(Failure::Interrupted(format!(
+                "interrupted: {taken} of {} samples are in {}; the same command with --resume goes on from there",
+                todo.len(),
+                a.out.display()
+            )));
+        }
+    }
+    bar.finish_and_clear();
+    if std::io::stderr().is_terminal() || !a.json {
+        eprintln!(
+            "{taken} samples appended to {}{}",
+            a.out.display(),
+            if skipped > 0 { format!(", {skipped} were there already") } else { String::new() }
+        );
+    }
+    match errors.first() {
+        None => Ok(()),
+        Some(first) => {
+            Err(Failure::Check(format!("{} of {taken} samples are error rows; the first: {first}", errors.len())))
+        }
+    }
+}
+
+/// A bar with the time left on a terminal, nothing in a pipe.
+pub fn progress(n: u64, guess_s: f64) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(n), target);
+    if let Ok(s) = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} ({eta} left) {msg}") {
+        bar.set_style(s);
+    }
+    bar.println(format!("{n} samples, about {:.0} s", n as f64 * guess_s));
+    bar.enable_steady_tick(Duration::from_secs(1));
+    bar
+}

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The program as its user meets it: every world once, what it says to bad input, and what is left of a run that is
+//! interrupted, killed, or out of disk.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn faultline(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_faultline"));
+    c.args(args).stdin(Stdio::null());
+    c
+}
+
+fn run(args: &[&str]) -> Output {
+    faultline(args).output().expect("the binary starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn ok(args: &[&str]) -> String {
+    let o = run(args);
+    assert!(o.status.success(), "{args:?}: {:?}\n{}", o.status.code(), text(&o.stderr));
+    text(&o.stdout)
+}
+
+fn records(path: &Path) -> Vec<Value> {
+    let all = std::fs::read_to_string(path).expect("readable");
+    all.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+fn without_run(mut v: Value) -> Value {
+    v.as_object_mut().expect("an object").remove("run").expect("has a run object");
+    v
+}
+
+/// A run that takes many short samples.
+fn long_run(out: &str) -> Vec<&str> {
+    vec![
+        "run",
+        "--variant",
+        "v6.12,v6.15",
+        "--workload",
+        "brk1",
+        "--threads",
+        "1",
+        "--trials",
+        "10",
+        "--seconds",
+        "0.05",
+        "--warm-up",
+        "0.01",
+        "--out",
+        out,
+    ]
+}
+
+#[test]
+fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |n: &str| dir.path().join(n).to_string_lossy().into_owned();
+    let (foreign, xml, nothing) = (at("foreign.jsonl"), at("not-hwloc.xml"), at("absent.jsonl"));
+    std::fs::write(&foreign, "{\"hello\": 1}\n").unwrap();
+    std::fs::write(&xml, "<?xml version=\"1.0\"?>\n<svg/>\n").unwrap();
+    let out = at("o.jsonl");
+    let base = ["run", "--variant", "v6.12", "--workload", "brk1", "--out", &out];
+    let with = |more: &[&str]| -> Vec<String> { base.iter().chain(more).map(|s| s.to_string()).collect() };
+    let v = |a: &[&str]| -> Vec<String> { a.iter().map(|s| s.to_string()).collect() };
+    let cases: Vec<(Vec<String>, &[&str])> = vec![
+        (v(&["run", "--variant", "v9.9", "--workload", "brk1"]), &["--variant", "v9.9", "v6.12"]),
+        (
+            v(&["run", "--variant", "rwsem_separate+typesafe@slub", "--workload", "brk1"]),
+            &["typesafe", "rwsem_separate"],
+        ),
+        (v(&["run", "--variant", "v6.12", "--workload", "pft"]), &["--workload", "pft", "anon_fault"]),
+        (v(&["run", "--workload", "brk1"]), &["--variant", "v6.12"]),
+        (with(&["--host", "no-such-host"]), &["--host", "no-such-host"]),
+        (with(&["--host", &xml, "--world", "sim"]), &["--host", "not-hwloc.xml"]),
+        (with(&["--threads", "100000"]), &["--threads", "100000"]),
+        (with(&["--threads", "0"]), &["--threads", "0"]),
+        (with(&["--seconds", "0"]), &["--seconds", "0", "accepted"]),
+        (with(&["--trials", "0"]), &["--trials", "0", "accepted"]),
+        (with(&["--world", "real"]), &["--world", "real", "native, sim, kernel"]),
+        (with(&["--world", "kernel"]), &["--variant", "kernel"]),
+        (with(&["--mode", "fiber"]), &["--mode", "fiber", "thread"]),
+        (with(&["--pin", "left"]), &["--pin", "left", "compact"]),
+        (with(&["--hz", "0"]), &["--hz", "0"]),
+        (with(&["--qs-policy", "never"]), &["--qs-policy", "never", "always"]),
+        (with(&["--out", &foreign]), &["foreign.jsonl"]),
+        (with(&["--out", &at("")]), &["--out"]),
+        (with(&["--frobnicate"]), &["--frobnicate"]),
+        (v(&["compare", &nothing, "--baseline", "v6.12"]), &["absent.jsonl"]),
+        (v(&["compare", &foreign, "--baseline", "v6.12"]), &["foreign.jsonl"]),
+        (v(&["letter", &foreign, "--baseline", "v6.12", "--patched", "v6.15"]), &["foreign.jsonl"]),
+        (v(&["frob"]), &["frob"]),
+        (v(&[]), &["command"]),
+        (v(&["host", "show", "--host", "nowhere"]), &["nowhere"]),
+    ];
+    for (args, names) in cases {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let o = run(&args);
+        let err = text(&o.stderr);
+        assert_eq!(o.status.code(), Some(2), "{args:?}: {err}");
+        assert_eq!(err.trim_end().lines().count(), 1, "{args:?} says one line:\n{err}");
+        for n in names {
+            assert!(err.contains(n), "{args:?} does not say {n}: {err}");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&foreign).unwrap(), "{\"hello\": 1}\n", "a foreign file is left alone");
+}
+
+#[test]
+fn every_world_gives_records_whose_balances_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    for (world, args) in [
+        ("native", &["--variant", "v6.12,v6.15", "--threads", "1", "--trials", "2", "--seconds", "0.03"][..]),
+        ("sim", &["--variant", "v6.12,v6.15", "--threads", "4", "--trials", "1", "--seconds", "0.002"][..]),
+        ("kernel", &["--threads", "1", "--trials", "2", "--seconds", "0.03"][..]),
+    ] {
+        let path = dir.path().join(format!("{world}.jsonl"));
+        let out = path.to_string_lossy();
+        let mut all = vec!["run", "--workload", "all", "--world", world, "--warm-up", "0.002", "--out", &out];
+        all.extend(args);
+        ok(&all);
+        let rows = records(&path);
+        let samples = if world == "sim" { 8 } else { 2 * 4 * if world == "kernel" { 1 } else { 2 } };
+        assert_eq!(rows.len(), samples, "{world}");
+        for r in &rows {
+            assert_eq!(r["schema"], 1);
+            assert!(r.get("errors").is_none(), "{world}: {r}");
+            assert!(r["operations"].as_u64().unwrap() > 0, "{world}: {r}");
+            assert_eq!(r["per_thread"].as_array().unwrap().len() as u64, r["threads"].as_u64().unwrap());
+            if world != "kernel" {
+                let c = |n: &str| r["counters"][n].as_u64().unwrap_or_else(|| panic!("{n} missing: {r}"));
+                let ended = c("vma_lock_success") + c("vma_lock_retry") + c("vma_lock_abort");
+                assert_eq!(c("pgfault"), ended, "{r}");
+                assert_eq!(c("rcu_callbacks_queued"), c("rcu_callbacks_invoked"), "{r}");
+                assert_eq!(c("vma_alloc"), c("vma_free"), "{r}");
+                assert!(c("vma_alloc") > 0);
+            }
+            if world == "sim" {
+                assert!(r["lines"].as_object().is_some_and(|l| !l.is_empty()), "{r}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_simulated_run_repeats_to_the_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<Vec<Value>> = ["a", "b"]
+        .iter()
+        .map(|n| {
+            let path = dir.path().join(n);
+            ok(&[
+                "run",
+                "--variant",
+                "v6.12,v6.15",
+                "--workload",
+                "brk1,fault_vs_unmap",
+                "--world",
+                "sim",
+                "--threads",
+                "8",
+                "--seconds",
+                "0.002",
+                "--warm-up",
+                "0.001",
+                "--out",
+                &path.to_string_lossy(),
+            ]);
+            records(&path).into_iter().map(without_run).collect()
+        })
+        .collect();
+    assert_eq!(rows[0].len(), 4);
+    assert_eq!(rows[0], rows[1]);
+    let path = dir.path().join("c");
+    ok(&[
+        "run",
+        "--variant",
+        "v6.12,v6.15",
+        "--workload",
+        "fault_vs_unmap",
+        "--world",
+        "sim",
+        "--threads",
+        "8",
+        "--seed",
+        "2",
+        "--seconds",
+        "0.002",
+        "--warm-up",
+        "0.001",
+        "--out",
+        &path.to_string_lossy(),
+    ]);
+    let other = records(&path).into_iter().map(without_run).find(|r| r["variant"] == "v6.15").unwrap();
+    let first = rows[0].iter().find(|r| r["variant"] == "v6.15" && r["workload"] == "fault_vs_unmap").unwrap();
+    assert_ne!(first["counters"], other["counters"], "another seed is another run");
+}
+
+fn wait_for_lines(path: &Path, n: usize) {
+    let t = Instant::now();
+    while std::fs::read_to_string(path).map_or(0, |s| s.lines().count()) < n {
+        assert!(t.elapsed() < Duration::from_secs(60), "no records came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_killed_run_loses_the_sample_in_flight_at_most_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.jsonl");
+    let out = path.to_string_lossy().into_owned();
+    let mut child = faultline(&long_run(&out)).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_lines(&path, 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = records(&path);
+    assert!(before.len() >= 3 && before.len() < 20, "{} records", before.len());
+    // What a kill in the middle of a write would leave.
+    use std::io::Write;
+    let mut f = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    f.write_all(b"{\"schema\":1,\"kind\":\"sam").unwrap();
+    drop(f);
+    let mut args = long_run(&out);
+    args.push("--resume");
+    ok(&args);
+    let all = std::fs::read_to_string(&path).unwrap();
+    let whole: Vec<Value> = all.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    assert_eq!(whole.len(), 20);
+    assert_eq!(&whole[..before.len()], &before[..], "what was measured is still there");
+    let mut keys: Vec<String> = whole.iter().map(|r| format!("{} {}", r["variant"], r["trial"])).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), 20, "no sample twice");
+    ok(&args);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), all, "nothing left to do");
+    let table = ok(&["compare", &out, "--baseline", "v6.12"]);
+    assert!(table.contains("brk1"), "{table}");
+}
+
+#[test]
+fn ctrl_c_ends_the_sample_and_says_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.jsonl");
+    let out = path.to_string_lossy().into_owned();
+    let child = faultline(&long_run(&out)).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_lines(&path, 2);
+    // SAFETY: our own child.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let o = child.wait_with_output().unwrap();
+    let err = text(&o.stderr);
+    assert_eq!(o.status.code(), Some(130), "{err}");
+    assert!(err.contains("--resume"), "{err}");
+    let n = records(&path).len();
+    assert!((2..20).contains(&n), "{n} records");
+}
+
+#[test]
+fn a_full_disk_is_one_line() {
+    let o = run(&[
+        "run",
+        "--variant",
+        "v6.15",
+        "--workload",
+        "brk1",
+        "--threads",
+        "1",
+        "--trials",
+        "1",
+        "--seconds",
+        "0.01",
+        "--out",
+        "/dev/full",
+    ]);
+    let err = text(&o.stderr);
+    assert_eq!(o.status.code(), Some(2), "{err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+    assert!(err.contains("/dev/full"), "{err}");
+}
+
+#[test]
+fn lists_help_and_tables_are_there_in_text_and_json() {
+    let help = ok(&["--help"]);
+    assert!(help.contains("Example"), "{help}");
+    for verb in ["list", "run", "compare", "letter", "host"] {
+        assert!(ok(&[verb, "--help"]).contains("Example"), "{verb} --help has an example");
+    }
+    let list: Value = serde_json::from_str(&ok(&["list", "--json"])).unwrap();
+    for (what, name) in [("variants", "v6.12"), ("workloads", "brk1"), ("hosts", "this"), ("events", "vma_lock_miss")] {
+        let rows = list[what].as_array().unwrap_or_else(|| panic!("{what}"));
+        assert!(rows.iter().any(|r| r["name"] == name), "{what} has {name}");
+    }
+    let words = ok(&["list", "workloads"]);
+    assert!(words.contains("never allocates or frees a VMA"), "{words}");
+}
