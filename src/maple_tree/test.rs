@@ -420,7 +420,7 @@ const BLOCKS: u64 = 24;
 const FIXED: u64 = 8;
 
 /// One writer stores, clears and splits ranges between fixed ones; readers walk and step. Every entry found lies within
-/// the range it was stored over, contains the key asked for, steps are in order, and no fixed entry is ever missed.
+/// the range it was stored over, contains the key asked for, steps never go back over a fixed entry, and none is missed.
 #[test]
 fn readers_beside_a_writer() {
     let k = boot(3);
@@ -531,9 +531,12 @@ fn read_some(cpu: &Cpu<Native>, k: &Kernel, mt: &MapleTree<Native>, rec: &Record
             break;
         }
         check(&mas, e);
-        assert!(if forward { mas.index > at.1 } else { mas.last < at.0 }, "steps out of order");
-        at = (mas.index, mas.last);
         let now = mas.index / BLOCK;
+        // A slot store may move the boundary that the reader stands at: the next step then begins inside what the last
+        // one returned (as in the kernel, which loads that pivot anew). It never crosses a fixed entry.
+        let in_order = if forward { mas.index > at.1 } else { mas.last < at.0 };
+        assert!(in_order || now == block, "stepped back from block {block} to {now}");
+        at = (mas.index, mas.last);
         let skipped = if forward { now > block + 1 } else { now + 1 < block };
         assert!(!skipped, "from block {block} to {now}");
         if now != block && forward {
