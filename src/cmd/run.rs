@@ -6,6 +6,7 @@
 
 use super::Failure;
 use crate::arch::{Arch, Native};
+use crate::host::file::EXAMPLES;
 use crate::host::{Host, PinKind, plan::auto_ladder};
 use crate::init::KernelConfig;
 use crate::measure::run::Stop;
@@ -92,14 +93,8 @@ fn positive(name: &str, v: f64) -> Result<u64, Failure> {
 /// The host to simulate where none is named: the smallest built-in example that has the CPUs.
 fn sim_host(threads: &[String]) -> Result<Host, Failure> {
     let most = threads.iter().filter_map(|t| t.parse::<u32>().ok()).max().unwrap_or(0);
-    let mut fit: Vec<Host> = Host::list()
-        .iter()
-        .filter(|l| l.origin == "built in" && l.name != "this")
-        .filter_map(|l| Host::load(&l.name).ok())
-        .filter(|h| h.id.cpus >= most)
-        .collect();
-    fit.sort_by_key(|h| h.id.cpus);
-    fit.into_iter().next().ok_or_else(|| {
+    let examples = EXAMPLES.iter().filter_map(|(name, _)| Host::load(name).ok());
+    examples.filter(|h| h.id.cpus >= most).min_by_key(|h| h.id.cpus).ok_or_else(|| {
         Failure::Input(format!(
             "--threads {most}: no built-in host has so many CPUs; give one with --host synthetic:STRING"
         ))

@@ -5,7 +5,6 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 #[expect(missing_docs, reason = "the kernel's names")]
-#[expect(clippy::upper_case_acronyms, reason = "the kernel's names")]
 pub enum Errno {
     EPERM = 1,
     EINTR = 4,

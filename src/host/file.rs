@@ -20,7 +20,7 @@ pub const SCHEMA: u32 = 1;
 const HELP: &str = "see docs/hosts.md";
 
 /// Built-in hosts: name and file.
-pub(super) const EXAMPLES: [(&str, &str); 3] = [
+pub const EXAMPLES: [(&str, &str); 3] = [
     ("example-2x14x2", include_str!("../../hosts/example-2x14x2/host.toml")),
     ("example-8n-64", include_str!("../../hosts/example-8n-64/host.toml")),
     ("example-16n-512", include_str!("../../hosts/example-16n-512/host.toml")),

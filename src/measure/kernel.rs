@@ -261,13 +261,10 @@ pub fn sample<W: Workload>(
 pub fn balances(s: &KernelSample) -> Vec<String> {
     let mut bad = Vec::new();
     for (i, (t, minor)) in s.tallies.iter().zip(&s.minor_faults).enumerate() {
-        if let Ok(t) = t {
-            if *minor < t.faults_whole_run || *minor > t.faults_whole_run + STRAY_FAULTS {
-                bad.push(format!(
-                    "worker {i}: the kernel counted {minor} minor faults, the workload made {}",
-                    t.faults_whole_run
-                ));
-            }
+        let Ok(t) = t else { continue };
+        if !(t.faults_whole_run..=t.faults_whole_run + STRAY_FAULTS).contains(minor) {
+            let made = t.faults_whole_run;
+            bad.push(format!("worker {i}: the kernel counted {minor} minor faults, the workload made {made}"));
         }
     }
     bad

@@ -42,7 +42,7 @@ pub const BUILT: &[(&str, &str, &str)] = &[
     ("refcnt", "call_rcu", "slub"),
 ];
 
-/// Runs `$body` with `$K` standing for the build of a [`Variant`](crate::mm::variant::Variant) in world `$A`: from a
+/// Runs `$body` with `$K` standing for the build of a [`Variant`] in world `$A`: from a
 /// name to a monomorphised function, once a run.
 #[macro_export]
 macro_rules! with_variant {

@@ -4,7 +4,7 @@
 //! SVG comes from plotters; PNG is rendered from that SVG with an embedded font, so that no machine's fonts matter. The
 //! same records give the same bytes. A figure without data is not drawn, and the reason is handed back.
 //!
-//! A new figure is one file and one line in [`FIGURES`].
+//! A new figure is one file and one line in `FIGURES`.
 
 mod backlog;
 mod common;

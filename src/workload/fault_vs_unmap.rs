@@ -60,7 +60,7 @@ fn area(window: u64, i: u64) -> u64 {
 
 fn cycle<S: Space>(s: &S, st: &mut State) -> Result<u64, Errno> {
     st.turn += 1;
-    let at = if st.turn % 2 == 0 {
+    let at = if st.turn.is_multiple_of(2) {
         // The end of some reader's area: merges with its VMA.
         area(st.window, s.random() % st.areas) + PAGES * PAGE
     } else {
@@ -110,7 +110,7 @@ impl Workload for FaultVsUnmap {
         s.touch(st.base + st.next * PAGE)?;
         st.next += 1;
         let mut faults = 1;
-        if st.role == Role::Both && st.next % ALONE == 0 {
+        if st.role == Role::Both && st.next.is_multiple_of(ALONE) {
             faults += cycle(s, st)?;
         }
         Ok(Step { operations: 1, faults, exhausted: st.next == PAGES })
