@@ -2,11 +2,11 @@
 //! `start_kernel()`: boots a small kernel on a machine, in the kernel's order [init/main.c, kernel/fork.c, 6.12].
 //!
 //! There are no globals: what a kernel keeps in statics is a field of [`Kernel`]. A machine runs one kernel at a time;
-//! starting the next one forgets the memory of the last ([`Arena::reset`]), so [`shutdown`] must have been called.
+//! starting the next one forgets the last ([`Machine::reset`]), so [`shutdown`] must have been called.
 //!
 //! Order: per-CPU areas, page allocator, RCU, slab, maple tree, the caches of mm.
 //!
-//! [`Arena::reset`]: crate::arch::Arena::reset
+//! [`Machine::reset`]: crate::arch::Machine::reset
 
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Plain, Release};
@@ -130,8 +130,8 @@ unsafe impl<K: Kconfig> Send for Kernel<K> {}
 
 /// Boots. The calling thread is CPU 0 for the time of the call.
 pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &KernelConfig) -> Kernel<K> {
+    machine.reset();
     let arena = machine.arena();
-    arena.reset();
     let nr_cpus = machine.nr_cpus();
     let total = nr_cpus + EXTRA_CPUS;
     let node_of = |cpu: u32| if cpu < nr_cpus { machine.node_of(cpu) } else { 0 };

@@ -145,8 +145,6 @@ pub trait Arch: Sized + Copy + Send + Sync + std::fmt::Debug + 'static {
 /// Work that is not memory traffic of the port's own words, charged where time is virtual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Clearing a page of `bytes`.
-    ClearPage,
     /// Entry to and exit from the exception or system call handler: the port has none, the kernel does. Charged in
     /// `sim`; free in `native` (BIAS.md says by how much that flatters).
     KernelEntry,

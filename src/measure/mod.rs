@@ -6,6 +6,8 @@ pub mod outcome;
 pub mod perf;
 pub mod plan;
 pub mod port;
+#[cfg(test)]
+mod port_tests;
 pub mod probe;
 pub mod run;
 pub mod stat;

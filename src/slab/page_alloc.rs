@@ -17,7 +17,7 @@
 use crate::arch::arena::{
     ARENA_SHIFT, ARENA_SIZE, KRef, NodeRest, PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record, record_page,
 };
-use crate::arch::{Arena, Atomic, Hardware, Native, Plain, Relaxed, Work};
+use crate::arch::{Arena, Atomic, Hardware, Native, Plain, Relaxed};
 use crate::cpu::{Cpu, PerCpu};
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 use std::alloc::Layout;
@@ -578,7 +578,6 @@ pub unsafe fn free_page<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, p: *mu
 pub unsafe fn clear_page<A: Hardware>(p: *mut u8) {
     // SAFETY: the caller's.
     unsafe { A::clear(p, PAGE_SIZE) };
-    A::charge(Work::ClearPage);
 }
 
 /// `prep_compound_page()`: makes the tail pages' records point to the head's.

@@ -831,7 +831,6 @@ pub(super) unsafe fn charge(core: *mut Core, what: impl FnOnce(&Price) -> u64) {
 /// What [`Work`] costs.
 pub(super) fn price_of(work: Work, p: &Price) -> u64 {
     match work {
-        Work::ClearPage => p.clear_page,
         Work::KernelEntry => p.kernel_entry,
     }
 }

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The port on simulated machines: every variant and workload on 4, 16 and 64 CPUs, in as many interleavings as
+//! `FAULTLINE_SIM_SEEDS` asks for (one without and one with random delays by default). Every balance must hold and
+//! nothing may be left; two identical runs are identical.
+//!
+//! It cannot find a missing barrier: the simulator does not reorder (`arch/sim`).
+
+use super::port::{Plan, sample};
+use super::run::Stop;
+use crate::arch::Sim;
+use crate::arch::sim::{Jitter, SimConfig, SimMachine};
+use crate::init::KernelConfig;
+use crate::measure::outcome::Outcome;
+use crate::mm::variant::{self, Variant};
+use crate::workload::{LIST, Mode};
+use crate::{with_variant, with_workload};
+
+/// Interleavings: the first without delays.
+fn seeds() -> u64 {
+    std::env::var("FAULTLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2)
+}
+
+fn machine(nodes: u32, cpus: u32) -> SimMachine {
+    SimMachine::new(SimConfig { bytes_per_node: 256 << 20, ..SimConfig::nodes(nodes, cpus / nodes) }).unwrap()
+}
+
+/// One sample in interleaving `seed`.
+fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u64) -> Outcome {
+    // Many short delays, some that last as long as a slow path, few as long as a tick.
+    let (every, max_ns) = [(50, 3_000), (7, 500), (400, 30_000), (3_000, 300_000)][seed as usize % 4];
+    m.set_jitter((seed > 0).then_some(Jitter { seed, every, max_ns }));
+    // Ten ticks a millisecond, so that grace periods end within a short span.
+    let kernel = KernelConfig { seed, ..KernelConfig::default().hz(10_000) };
+    let threads = m.config().cpus.len() as u32;
+    let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel };
+    with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
+}
+
+/// Every variant and workload on `cpus` CPUs for `us` of virtual time each.
+fn matrix(nodes: u32, cpus: u32, us: u64) {
+    let m = machine(nodes, cpus);
+    let mut bad = Vec::new();
+    for seed in 0..seeds() {
+        for w in LIST {
+            // Seeds take turns at the other mode, too.
+            let mode = match w.mode {
+                _ if seed % 3 < 2 => w.mode,
+                Mode::Thread => Mode::Process,
+                Mode::Process => Mode::Thread,
+            };
+            for v in variant::all() {
+                let t = std::time::Instant::now();
+                let o = run(&m, &v, w.name, mode, us, seed);
+                let n = |c: &str| o.counters.get(c).copied().unwrap_or(0);
+                eprintln!(
+                    "{cpus:2} {:14} {:7} {:36} seed {seed}: {:4} ms, operations {}, faults {}, retries {}, \
+                     callbacks {}, grace periods {}, accesses {}",
+                    w.name,
+                    mode.name(),
+                    v.name,
+                    t.elapsed().as_millis(),
+                    n("workload_operations"),
+                    n("pgfault"),
+                    n("vma_lock_retry"),
+                    n("rcu_callbacks_invoked"),
+                    n("rcu_grace_periods"),
+                    m.stats().accesses,
+                );
+                bad.extend(o.errors.iter().map(|e| format!("{} {} x{cpus} seed {seed}: {e}", v.name, w.name)));
+                if seed == 0 && w.name == "brk1" && v.cache != "typesafe" && n("rcu_grace_periods") < 3 {
+                    bad.push(format!("{} x{cpus} seed {seed}: no grace periods to speak of", v.name));
+                }
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn balances_hold_on_4_simulated_cpus() {
+    matrix(2, 4, 3000);
+}
+
+#[test]
+fn balances_hold_on_16_simulated_cpus() {
+    matrix(2, 16, 1000);
+}
+
+#[test]
+fn balances_hold_on_64_simulated_cpus() {
+    matrix(4, 64, 300);
+}
+
+#[test]
+fn two_identical_runs_are_identical() {
+    // The second machine lies elsewhere, since the first holds the address, and has had another kernel before.
+    let (first, second) = (machine(2, 16), machine(2, 16));
+    let v = variant::parse("v6.12").unwrap();
+    run(&second, &variant::parse("v6.15").unwrap(), "fault_vs_unmap", Mode::Thread, 100, 0);
+    for seed in [0, 3] {
+        for (w, mode) in [("brk1", Mode::Process), ("fault_vs_unmap", Mode::Thread)] {
+            let of = |m: &SimMachine, seed| {
+                let o = run(m, &v, w, mode, 200, seed);
+                (format!("{o:?}"), m.stats())
+            };
+            let a = of(&first, seed);
+            assert_eq!(a, of(&second, seed), "on another machine");
+            assert_eq!(a, of(&first, seed), "again on the same machine");
+            let (other, stats) = of(&first, seed + 4);
+            assert!(a.0 != other && a.1.trace != stats.trace, "the seed changes nothing");
+        }
+    }
+}
