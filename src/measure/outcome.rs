@@ -73,6 +73,15 @@ impl Outcome {
         ok().map(|t| t.end).max().unwrap_or(0).saturating_sub(begin)
     }
 
+    /// Books that threads were taken off their CPUs: a spinning neighbour or the grace-period thread had to wait, which
+    /// no kernel's would.
+    pub fn book_preemptions(&mut self, n: u64) {
+        self.counters.insert("involuntary_context_switches".into(), n);
+        if n > 0 {
+            self.warnings.push("workers were preempted in their span (involuntary_context_switches)".into());
+        }
+    }
+
     /// Books the failures of workers as errors.
     pub fn book_failures(&mut self) {
         for (i, t) in self.tallies.iter().enumerate() {

@@ -14,7 +14,7 @@ use crate::maple_tree::MapleEvent;
 use crate::measure::outcome::{Moves, Outcome, Over, Seated};
 use crate::measure::probe::{Probe, Seen};
 use crate::measure::run::{Harness, Stop, Tally, drive};
-use crate::mm::mm_types::{VM_READ, VM_WRITE};
+use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::RcuCounter;
@@ -28,9 +28,6 @@ use std::sync::Mutex;
 
 /// First address where workloads map: one page table's span into a top-level entry, far below where placement begins.
 const WINDOW: u64 = 0x1000_0000_0000;
-
-/// Where the image of a process is mapped.
-const IMAGE: u64 = 0x7f00_0000_0000;
 
 /// Points of a time series; a sample longer than that many ticks keeps its beginning.
 const OVER_MAX: usize = 4096;
@@ -256,14 +253,13 @@ where
     });
 
     let mut out = Outcome { kconfig: describe(&config, &k), ..Outcome::default() };
+    let mut preempted = 0;
     for (i, p) in parts.into_iter().enumerate() {
         let Some(p) = p.into_inner().unwrap_or_else(|e| e.into_inner()) else {
             out.tallies.push(Err("the worker did not report".into()));
             continue;
         };
-        if p.seen.preempted > 0 {
-            out.warnings.push(format!("worker {i} was preempted {} times in its span", p.seen.preempted));
-        }
+        preempted += p.seen.preempted;
         out.tallies.push(p.tally);
         out.seats.push(Seated {
             cpu: p.seen.cpu.unwrap_or(i as u32),
@@ -276,6 +272,7 @@ where
             out.lines = p.lines;
         }
     }
+    out.book_preemptions(preempted);
     for (name, slot) in counter_slots() {
         out.counters.insert(name.into(), counters.iter().map(|c| c[slot]).sum());
     }
@@ -360,14 +357,35 @@ fn balances(out: &Outcome) -> Vec<String> {
     bad
 }
 
-/// VMAs of a process besides the workload's.
-const IMAGE_VMAS: u64 = 24;
+/// What a small dynamically linked program has mapped before it does anything: (address, pages, protection), in the
+/// order in which exec and the dynamic linker map it. Without these the tree would be a single node, and every moving
+/// break would replace its root. Neighbours differ in protection, so none merge.
+const IMAGE: &[(u64, u64, u64)] = &[
+    (0x7fff_fffd_e000, 33, VM_READ | VM_WRITE),
+    (0x5555_5555_0000, 1, VM_READ),
+    (0x5555_5555_1000, 2, VM_READ | VM_EXEC),
+    (0x5555_5555_3000, 1, VM_READ),
+    (0x5555_5555_4000, 1, VM_READ | VM_WRITE),
+    (0x7fff_f7fc_7000, 1, VM_READ),
+    (0x7fff_f7fc_8000, 37, VM_READ | VM_EXEC),
+    (0x7fff_f7fe_d000, 10, VM_READ),
+    (0x7fff_f7ff_b000, 2, VM_READ | VM_WRITE),
+    (0x7fff_f7fc_3000, 4, VM_READ | VM_WRITE),
+    (0x7fff_f7dc_7000, 38, VM_READ),
+    (0x7fff_f7de_d000, 343, VM_READ | VM_EXEC),
+    (0x7fff_f7f4_4000, 83, VM_READ),
+    (0x7fff_f7f9_8000, 6, VM_READ | VM_WRITE),
+    (0x7fff_f7cd_f000, 13, VM_READ),
+    (0x7fff_f7ce_c000, 120, VM_READ | VM_EXEC),
+    (0x7fff_f7d6_4000, 90, VM_READ),
+    (0x7fff_f7dc_0000, 3, VM_READ | VM_WRITE),
+    (0x7fff_f7cd_a000, 3, VM_READ | VM_WRITE),
+    (0x7fff_f7fb_d000, 2, VM_READ | VM_WRITE),
+];
 
-/// Maps what every process has before it does anything: program, libraries, stack. Without them the tree would be one
-/// node, and a break that moves would replace its root. As many VMAs as a small dynamically linked program has, each
-/// apart from the next, above the workload's window.
-fn process_image<S: Space>(s: &S) -> Result<(), Errno> {
-    (0..IMAGE_VMAS).try_for_each(|i| s.map(Some(IMAGE + i * 64 * PAGE), 1 + i % 16).map(drop))
+/// Maps [`IMAGE`].
+fn process_image<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) -> Result<(), Errno> {
+    IMAGE.iter().try_for_each(|&(at, pages, flags)| mm::vm_mmap(cpu, k, mm, Some(at), pages * PAGE, flags).map(drop))
 }
 
 fn worker<K: Kconfig, W: Workload>(
@@ -386,7 +404,7 @@ where
     let (mm, shared) = if own || i == 0 {
         let mm = mm::mm_alloc(cpu, k);
         let space = PortSpace { cpu, k, mm, clock: Cell::new(None) };
-        let shared = process_image(&space).and_then(|()| W::setup(&space, seat));
+        let shared = process_image(cpu, k, mm).and_then(|()| W::setup(&space, seat));
         if !own {
             l.mm.store(mm.as_ptr(), Relaxed);
             if let Ok(s) = shared {

@@ -210,9 +210,7 @@ impl Session {
         })
         .map_err(|e| format!("kernel world: {e}"))?;
         let mut out = Outcome { errors: kernel::balances(&s), ..Outcome::default() };
-        for (i, n) in s.preempted.iter().enumerate().filter(|(_, n)| **n > 0) {
-            out.warnings.push(format!("worker {i} was preempted {n} times"));
-        }
+        out.book_preemptions(s.preempted.iter().sum());
         for (slot, (cpu, verified)) in slots.iter().zip(&s.placement) {
             out.seats.push(Seated { cpu: *cpu, node: slot.node, verified: *verified });
         }
