@@ -138,8 +138,15 @@ impl Items {
 }
 
 /// How many of `n` slots each of the new nodes gets; `null(i)`: slot `i` of a leaf is a hole, which may not end one.
-fn deal(n: usize, cap: usize, null: impl Fn(usize) -> bool) -> ([usize; 3], usize) {
-    let cut = |at: usize| if null(at - 1) { at - 1 } else { at };
+fn deal(n: usize, kind: MapleType, null: impl Fn(usize) -> bool) -> ([usize; 3], usize) {
+    let cap = kind.slots();
+    // mab_no_null_split(): the cut moves up where it can. Down, the left node would be left with so few slots that
+    // taking one entry out again made it too small: a break that moves up and down would split and merge each time.
+    let cut = |at: usize| match null(at - 1) {
+        false => at,
+        true if at < cap && n - at > kind.min_end() => at + 1,
+        true => at - 1,
+    };
     if n <= cap {
         return ([n, 0, 0], 1);
     }
@@ -249,7 +256,7 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
         let whole = |l: &Path, r: &Path| l.level[d].min == 0 && r.level[d].max == u64::MAX;
         let sibling = !whole(&l, &r) && take_sibling::<A>(&mut l, &mut r, d, how, &mut items);
         let whole = whole(&l, &r);
-        let (sizes, n) = deal(items.n, kind.slots(), |i| kind.is_leaf() && items.item[i].slot.is_null());
+        let (sizes, n) = deal(items.n, kind, |i| kind.is_leaf() && items.item[i].slot.is_null());
         let mut built = [nothing; 3];
         let (mut at, mut min) = (0, l.level[d].min);
         for (b, &size) in built.iter_mut().zip(&sizes[..n]) {

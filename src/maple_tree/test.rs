@@ -13,6 +13,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const MAX: u64 = u64::MAX;
 
+/// A break that moves up and down among the mappings of a process: after the leaf has split once there is room.
+#[test]
+fn an_entry_that_comes_and_goes_does_not_split_a_leaf_each_time() {
+    let (cpu, k) = (Cpu::<Native>::for_test(0), boot(1));
+    for others in 20..40 {
+        let mut p = Pair::new(&cpu, &k, MM_MT_FLAGS);
+        for i in 0..others {
+            p.store(1000 + i * 100, 1009 + i * 100, entry(i), true);
+        }
+        let n = || [MapleEvent::Split, MapleEvent::Rebalance, MapleEvent::Spanning].map(|e| cpu.counters.get(e));
+        let before: u64 = n().iter().sum();
+        for _ in 0..10 {
+            p.store(10, 19, entry(99), true);
+            p.store(10, 19, null_mut(), true);
+        }
+        assert!(n().iter().sum::<u64>() - before <= 2, "{others} others: {:?}", n());
+    }
+}
+
 #[test]
 fn next_and_prev_stop_at_limits_and_come_back() {
     let (cpu, k) = (Cpu::<Native>::for_test(0), boot(1));
