@@ -11,7 +11,7 @@ use super::mm_types::{MM_ANONPAGES, VM_ACCESS_FLAGS, VM_WRITE, VmaFields};
 use super::mmap_lock::{mmap_read_trylock, mmap_read_unlock, vma_end_read};
 use super::pgtable::{
     PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, PageTable, alloc_zeroed_page, pmd_alloc, pte_alloc,
-    pte_lock, pte_table, zap_range,
+    pte_lock, pte_table,
 };
 use super::rmap::__anon_vma_prepare;
 use super::vmstat::VmEvent;
@@ -74,7 +74,13 @@ fn handle_pte_fault<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K>
     if vmf.flags & FAULT_FLAG_WRITE != 0 && orig & PAGE_RW == 0 {
         return do_wp_page(cpu, k, vmf, pmd, orig);
     }
-    // Another thread set the entry between the access and here.
+    // Another thread set the entry between the access and here. There is nothing to change in it (accessed and dirty
+    // bits have no reader here), but the kernel looks under the lock.
+    if let Some(t) = table {
+        let ptl = pte_lock(cpu, t);
+        let _pte = t.entry(0, vmf.address).load(Relaxed);
+        raw_spin_unlock(cpu, &ptl);
+    }
     cpu.count(VmEvent::PgfaultRaced);
     0
 }
@@ -231,6 +237,8 @@ pub fn get_mm_counter_sum<K: Kconfig>(k: &Kernel<K>, mm: MmPtr<K>, which: usize)
 pub struct MmuGather {
     local: [*mut u8; 8],
     nr: usize,
+    /// The whole mm goes: nobody walks its tables any more.
+    pub(super) fullmm: bool,
     /// A page used as an array of page addresses, once `local` is full.
     batch: *mut *mut u8,
     batch_nr: usize,
@@ -242,7 +250,13 @@ const BATCH: usize = PAGE_SIZE / 8 - 2;
 impl MmuGather {
     /// `tlb_gather_mmu()`
     pub fn new() -> Self {
-        MmuGather { local: [std::ptr::null_mut(); 8], nr: 0, batch: std::ptr::null_mut(), batch_nr: 0 }
+        let local = [std::ptr::null_mut(); 8];
+        MmuGather { local, nr: 0, fullmm: false, batch: std::ptr::null_mut(), batch_nr: 0 }
+    }
+
+    /// `tlb_gather_mmu_fullmm()`
+    pub fn new_fullmm() -> Self {
+        MmuGather { fullmm: true, ..Self::new() }
     }
 
     /// `__tlb_remove_page()`: queues; returns whether the queue is full.
@@ -301,21 +315,6 @@ impl MmuGather {
 impl Default for MmuGather {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// `unmap_vmas()` for one VMA's part of a range: zaps it and takes it off the resident count.
-pub fn unmap_single_vma<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    tlb: &mut MmuGather,
-    start: u64,
-    end: u64,
-) {
-    let n = zap_range(cpu, k, mm, tlb, start, end);
-    if n != 0 {
-        add_mm_counter(cpu, k, mm, MM_ANONPAGES, -n);
     }
 }
 

@@ -7,18 +7,19 @@
 //! `max_map_count`, overcommit, randomisation, populate. Not here yet: mprotect, mremap, mlock, fork.
 
 use super::kconfig::{Kconfig, MmPtr};
-use super::memory::{MmuGather, unmap_single_vma};
+use super::memory::MmuGather;
 use super::mm_types::{
     MMAP_MIN_ADDR, MmStruct, NR_MM_COUNTERS, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_MAYEXEC, VM_MAYREAD,
     VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE, VmaFields,
 };
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_write_unlock};
-use super::pgtable::{free_pgd_range, pgd_alloc, pgd_free};
+use super::pgtable::{free_pgd_range, pgd_alloc, pgd_free, unmap_single_vma};
 use super::rmap::unlink_anon_vmas;
 use super::vma::{
-    VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, start_of, vma_find, vma_iter_store_new,
-    vma_merge_new_range, vma_next, vma_prev, vma_set_range, vms_abort_munmap_vmas, vms_clear_ptes,
-    vms_complete_munmap_vmas, vms_gather_munmap_vmas,
+    VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, is_data_mapping, start_of, vma_find,
+    vma_iter_config, vma_iter_next_rewind, vma_iter_store_gfp, vma_iter_store_new, vma_merge_new_range, vma_next,
+    vma_prev_limit, vma_set_range, vms_abort_munmap_vmas, vms_clear_ptes, vms_complete_munmap_vmas,
+    vms_gather_munmap_vmas,
 };
 use super::vma_init::{vm_area_alloc, vm_area_free, vm_area_free_unreachable};
 use super::vma_lock::VmaLock;
@@ -29,7 +30,7 @@ use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
 use crate::maple_tree::{
     MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MaState, MapleTree, mas_empty_area_rev,
-    mas_preallocate, mas_set_range, mas_store_gfp, mt_clear_in_rcu, mt_destroy,
+    mas_next_range, mas_preallocate, mas_set, mas_set_range, mt_clear_in_rcu, mt_destroy,
 };
 use crate::slab::{kmem_cache_alloc, kmem_cache_free};
 use std::ptr::NonNull;
@@ -55,6 +56,8 @@ pub const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
 
 const MASK: u64 = PAGE_SIZE as u64 - 1;
 const PMD_SIZE: u64 = 2 << 20;
+/// `stack_guard_gap`, bytes.
+const STACK_GUARD_GAP: u64 = 256 << PAGE_SHIFT;
 /// Flags that private anonymous memory may always get later.
 const MAY: u64 = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 
@@ -106,8 +109,8 @@ fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
 fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
     mmap_read_lock(cpu, &*mm);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
-    let mut tlb = MmuGather::new();
-    let mut vma = vma_find::<K>(cpu, &mut mas, 0);
+    let mut tlb = MmuGather::new_fullmm();
+    let mut vma = vma_next::<K>(cpu, &mut mas);
     while let Some(v) = vma {
         unmap_single_vma(cpu, k, mm, &mut tlb, start_of::<K>(v), end_of::<K>(v));
         vma = vma_next::<K>(cpu, &mut mas);
@@ -116,16 +119,18 @@ fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
     mmap_write_lock(cpu, &*mm);
     mt_clear_in_rcu(mm.mm_mt());
     // free_pgtables()
-    vma = vma_find::<K>(cpu, &mut mas, 0);
+    mas_set(&mut mas, 0);
+    vma = vma_next::<K>(cpu, &mut mas);
     while let Some(v) = vma {
         K::Lock::vma_start_write(cpu, v);
         unlink_anon_vmas(cpu, k, v);
         vma = vma_next::<K>(cpu, &mut mas);
     }
-    free_pgd_range(cpu, k, mm, 0, TASK_SIZE, 0, u64::MAX);
+    free_pgd_range(cpu, k, mm, &mut tlb, 0, TASK_SIZE, 0, u64::MAX);
     tlb.finish(cpu, k);
     let mut count = 0;
-    vma = vma_find::<K>(cpu, &mut mas, 0);
+    mas_set(&mut mas, 0);
+    vma = vma_next::<K>(cpu, &mut mas);
     while let Some(v) = vma {
         vma = vma_next::<K>(cpu, &mut mas);
         if K::Lock::DETACH_AT_EXIT {
@@ -168,8 +173,9 @@ fn get_unmapped_area<K: Kconfig>(
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     if hint != 0 {
         let addr = hint & !MASK;
-        if addr <= TASK_SIZE - len && vma_find::<K>(cpu, &mut mas, addr).is_none_or(|v| start_of::<K>(v) >= addr + len)
-        {
+        // find_vma_prev()
+        mas_set(&mut mas, addr);
+        if addr <= TASK_SIZE - len && vma_next::<K>(cpu, &mut mas).is_none_or(|v| start_of::<K>(v) >= addr + len) {
             return Ok(addr);
         }
     }
@@ -232,7 +238,7 @@ fn __do_mmap<K: Kconfig>(
     let addr = get_unmapped_area(cpu, k, mm, addr, len, fixed)?;
     if flags & MAP_FIXED_NOREPLACE != 0 {
         let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
-        if vma_find::<K>(cpu, &mut mas, addr).is_some_and(|v| start_of::<K>(v) < addr + len) {
+        if vma_find::<K>(cpu, &mut mas, addr + len).is_some() {
             return Err(Errno::EEXIST);
         }
     }
@@ -255,16 +261,14 @@ fn mmap_region<K: Kconfig>(
     let pgoff = addr >> PAGE_SHIFT;
     let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
     let mut vms = VmaMunmap::new(addr, end);
-    let first = vma_find::<K>(cpu, &mut mas, addr);
-    let (prev, next) = match first {
-        Some(v) if start_of::<K>(v) < end => {
-            vms_gather_munmap_vmas(cpu, k, mm, &mut mas, &mut vms, v)?;
+    let (prev, next) = match vma_find::<K>(cpu, &mut mas, end) {
+        Some(first) => {
+            vms_gather_munmap_vmas(cpu, k, mm, &mut mas, &mut vms, first)?;
             (vms.prev, vms.next)
         }
-        Some(v) => (vma_prev::<K>(cpu, &mut mas), Some(v)),
         None => {
-            mas_set_range(&mut mas, addr, addr);
-            (vma_prev::<K>(cpu, &mut mas), None)
+            let (next, prev) = vma_iter_next_rewind::<K>(cpu, &mut mas);
+            (prev, next)
         }
     };
     // accountable_mapping(): writable private memory counts against the commit limit.
@@ -282,7 +286,7 @@ fn mmap_region<K: Kconfig>(
         vma_set_range::<K>(vma, addr, end, pgoff);
         vma.vm_flags().store(vm_flags, Relaxed);
         vma.vm_page_prot().store(vm_flags & VM_ACCESS_FLAGS, Relaxed);
-        mas_set_range(&mut mas, addr, end - 1);
+        vma_iter_config::<K>(&mut mas, addr, end);
         if let Err(e) = mas_preallocate(cpu, &mut mas, vma.as_ptr().cast()) {
             vm_area_free::<K>(cpu, vma);
             vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
@@ -295,7 +299,7 @@ fn mmap_region<K: Kconfig>(
     }
     vms_complete_munmap_vmas(cpu, k, mm, &mut vms, false);
     mm.total_vm.store(mm.total_vm.load(Relaxed) + (len >> PAGE_SHIFT), Relaxed);
-    if vm_flags & VM_WRITE != 0 {
+    if is_data_mapping(vm_flags) {
         mm.data_vm.set(mm.data_vm.get() + (len >> PAGE_SHIFT));
     }
     Ok(addr)
@@ -357,7 +361,7 @@ pub fn sys_brk<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, brk: u6
     }
     let mut mas = MaState::new(mm.mm_mt(), k.maple, newbrk, newbrk);
     if brk <= origbrk {
-        if let Some(v) = vma_find::<K>(cpu, &mut mas, newbrk).filter(|v| start_of::<K>(*v) < oldbrk) {
+        if let Some(v) = vma_find::<K>(cpu, &mut mas, oldbrk) {
             // Before the lock is dropped, which the removal does.
             mm.brk.set(brk);
             if do_vmi_align_munmap(cpu, k, mm, &mut mas, v, newbrk, oldbrk, true).is_ok() {
@@ -368,16 +372,14 @@ pub fn sys_brk<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, brk: u6
         mmap_write_unlock(cpu, &*mm);
         return origbrk;
     }
-    // A page must stay free below whatever comes next.
-    let next = vma_find::<K>(cpu, &mut mas, oldbrk);
+    mas_set(&mut mas, oldbrk);
+    // A page must stay free below whatever comes next, and the gap below it if it is a stack.
+    let next = vma_find::<K>(cpu, &mut mas, newbrk + PAGE_SIZE as u64 + STACK_GUARD_GAP);
     if next.is_some_and(|n| newbrk + PAGE_SIZE as u64 > start_of::<K>(n)) {
         mmap_write_unlock(cpu, &*mm);
         return origbrk;
     }
-    if next.is_none() {
-        mas_set_range(&mut mas, oldbrk, oldbrk);
-    }
-    let prev = vma_prev::<K>(cpu, &mut mas).filter(|p| start_of::<K>(*p) >= mm.start_brk.get());
+    let prev = vma_prev_limit::<K>(cpu, &mut mas, mm.start_brk.get());
     let r = do_brk_flags(cpu, k, mm, &mut mas, prev, oldbrk, newbrk - oldbrk);
     let now = if r.is_ok() { brk } else { origbrk };
     mm.brk.set(now);
@@ -400,17 +402,22 @@ fn do_brk_flags<K: Kconfig>(
         return Err(Errno::ENOMEM);
     }
     let pgoff = addr >> PAGE_SHIFT;
-    let merge = VmaMerge { prev, next: None, start: addr, end: addr + len, flags, pgoff, just_expand: true };
-    if vma_merge_new_range(cpu, k, mm, mas, &merge).is_none() {
+    let expanded = prev.is_some_and(|p| end_of::<K>(p) == addr) && {
+        let merge = VmaMerge { prev, next: None, start: addr, end: addr + len, flags, pgoff, just_expand: true };
+        vma_merge_new_range(cpu, k, mm, mas, &merge).is_some()
+    };
+    if !expanded {
+        if prev.is_some() {
+            mas_next_range(cpu, mas, u64::MAX);
+        }
         let vma = vm_area_alloc(cpu, k, mm).ok_or(Errno::ENOMEM)?;
         vma_set_range::<K>(vma, addr, addr + len, pgoff);
         vma.vm_flags().store(flags, Relaxed);
         vma.vm_page_prot().store(flags & VM_ACCESS_FLAGS, Relaxed);
         K::Lock::vma_start_write(cpu, vma);
-        mas_set_range(mas, addr, addr + len - 1);
-        // vma_iter_store_gfp(): this store can fail, so the VMA is attached after it. A reader that finds it before is
+        // This store can fail, so the VMA is attached after it. A reader that finds it before is
         // stopped by vm_lock_seq, or at worst finds it detached and looks again.
-        if let Err(e) = mas_store_gfp(cpu, mas, vma.as_ptr().cast()) {
+        if let Err(e) = vma_iter_store_gfp::<K>(cpu, mas, vma) {
             vm_area_free::<K>(cpu, vma);
             return Err(e);
         }
@@ -445,7 +452,7 @@ pub fn madvise_dontneed<K: Kconfig>(
     }
     mmap_read_lock(cpu, &*mm);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
-    let mut vma = vma_find::<K>(cpu, &mut mas, addr);
+    let mut vma = vma_next::<K>(cpu, &mut mas);
     let mut at = addr;
     let mut holes = false;
     let mut tlb = MmuGather::new();

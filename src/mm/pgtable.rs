@@ -11,10 +11,11 @@
 //! Lock order: `page_table_lock`; the lock of a PMD table; the lock of a PTE table. Never two of them at once.
 
 use super::kconfig::{Kconfig, MmPtr};
-use super::memory::MmuGather;
+use super::memory::{MmuGather, add_mm_counter};
+use super::mm_types::MM_ANONPAGES;
 use super::vmstat::VmEvent;
 use crate::arch::arena::{KRef, PAGE_SIZE, page_record};
-use crate::arch::{Acquire, Arch, Atomic, Hardware, Relaxed, smp_wmb};
+use crate::arch::{Acquire, Arch, Atomic, Full, Hardware, Relaxed, smp_wmb};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
 use crate::slab::{alloc_pages, clear_page, free_pages};
@@ -155,6 +156,7 @@ fn upper_alloc<K: Kconfig>(
     if !won {
         table_free(cpu, k, new);
     }
+    // ORDER: acquire stands for the address dependency; meets table_install() of whoever won.
     Ok(table_of(t.entry(level, addr).load(Acquire)))
 }
 
@@ -214,6 +216,7 @@ pub fn pte_lock<A: Hardware>(cpu: &Cpu<A>, table: KRef<PageTable<A>>) -> KRef<Ra
 pub fn pte_lookup<K: Kconfig>(mm: MmPtr<K>, addr: u64) -> u64 {
     let mut t = pgd::<K>(mm);
     for level in [3, 2, 1] {
+        // ORDER: acquire stands for the address dependency; meets table_install().
         let e = t.entry(level, addr).load(Acquire);
         if e & PAGE_PRESENT == 0 {
             return 0;
@@ -223,17 +226,16 @@ pub fn pte_lookup<K: Kconfig>(mm: MmPtr<K>, addr: u64) -> u64 {
     t.entry(0, addr).load(Relaxed)
 }
 
-/// `zap_pte_range()` and the walk above it: clears the entries of `[start, end)` and queues their pages. Returns how
-/// many pages went. Under the VMA's or the mm's lock.
-pub fn zap_range<K: Kconfig>(
+/// `unmap_single_vma()` down to `zap_pte_range()`: clears the entries of `[start, end)`, queues their pages, and takes
+/// them off the resident count, one table at a time. Under the VMA's or the mm's lock.
+pub fn unmap_single_vma<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
     tlb: &mut MmuGather,
     start: u64,
     end: u64,
-) -> i64 {
-    let mut zapped = 0;
+) {
     let mut addr = start;
     while addr < end {
         let (mut t, mut level) = (pgd::<K>(mm), TOP);
@@ -242,6 +244,7 @@ pub fn zap_range<K: Kconfig>(
             if level == 0 {
                 break None;
             }
+            // ORDER: acquire stands for the address dependency; meets table_install().
             let e = t.entry(level, addr).load(Acquire);
             if e & PAGE_PRESENT == 0 {
                 break Some(level);
@@ -255,14 +258,24 @@ pub fn zap_range<K: Kconfig>(
             let mut from = addr;
             while from < stop {
                 let ptl = pte_lock(cpu, t);
+                let mut zapped = 0;
                 while from < stop {
                     let pte = t.entry(0, from);
-                    let e = pte.load(Relaxed);
-                    from += PAGE_SIZE as u64;
-                    if e & PAGE_PRESENT == 0 {
+                    if pte.load(Relaxed) & PAGE_PRESENT == 0 {
+                        from += PAGE_SIZE as u64;
                         continue;
                     }
-                    pte.store(0, Relaxed);
+                    // ptep_get_and_clear_full()
+                    let e = if tlb.fullmm {
+                        let e = pte.load(Relaxed);
+                        pte.store(0, Relaxed);
+                        e
+                    } else {
+                        // ORDER: full, as the kernel's xchg(): the processor that walks the table sets bits in the
+                        // entry until it is gone. Here nobody does; the price is the kernel's.
+                        pte.swap(0, Full)
+                    };
+                    from += PAGE_SIZE as u64;
                     let page = (e & PTE_PFN_MASK) as *mut u8;
                     if page != k.zero_page.as_ptr() {
                         zapped += 1;
@@ -271,6 +284,10 @@ pub fn zap_range<K: Kconfig>(
                         }
                     }
                 }
+                // add_mm_rss_vec()
+                if zapped != 0 {
+                    add_mm_counter(cpu, k, mm, MM_ANONPAGES, -zapped);
+                }
                 raw_spin_unlock(cpu, &ptl);
                 // The queue is full: the kernel flushes the TLB under the lock and frees outside it.
                 tlb.flush_if_full(cpu, k);
@@ -278,20 +295,30 @@ pub fn zap_range<K: Kconfig>(
         }
         addr = stop;
     }
-    zapped
 }
 
-/// `free_pgd_range()`: frees the tables under `[start, end)` whose whole span lies in `[floor, ceiling)`.
+/// `free_pgd_range()`: queues the tables under `[start, end)` whose whole span lies in `[floor, ceiling)`.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, with the kernel and the CPU before them")]
 pub fn free_pgd_range<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
+    tlb: &mut MmuGather,
     start: u64,
     end: u64,
     floor: u64,
     ceiling: u64,
 ) {
-    free_level(cpu, k, mm, pgd::<K>(mm), TOP, start, end, floor, ceiling);
+    // Most ranges share their first and last PTE table with a neighbour: nothing to do, seen from here.
+    let pmd = 1u64 << SHIFT[1];
+    let mut first = start & !(pmd - 1);
+    if first < floor {
+        first += pmd;
+    }
+    let end = if end > ceiling & !(pmd - 1) { end.saturating_sub(pmd) } else { end };
+    if first < end {
+        free_level(cpu, k, mm, tlb, pgd::<K>(mm), TOP, first, end, floor, ceiling);
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "one recursive function in place of the kernel's four")]
@@ -299,6 +326,7 @@ fn free_level<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
+    tlb: &mut MmuGather,
     t: KRef<PageTable<K::A>>,
     level: usize,
     start: u64,
@@ -310,17 +338,20 @@ fn free_level<K: Kconfig>(
     let mut base = start & !(span - 1);
     while base < end {
         let entry = t.entry(level, base);
+        // ORDER: acquire stands for the address dependency; meets table_install().
         let e = entry.load(Acquire);
         if e & PAGE_PRESENT != 0 {
             let child = table_of(e);
             if level > 1 {
-                free_level(cpu, k, mm, child, level - 1, start.max(base), end.min(base + span), floor, ceiling);
+                free_level(cpu, k, mm, tlb, child, level - 1, start.max(base), end.min(base + span), floor, ceiling);
             }
             if base >= floor && base + span <= ceiling {
-                // No VMA overlaps the span: nobody walks here.
+                // No VMA overlaps the span: nobody walks here. The table's page goes with the queued ones, after the
+                // (absent) flush.
                 entry.store(0, Relaxed);
+                tlb.queue(cpu, k, child.as_ptr().cast());
+                tlb.flush_if_full(cpu, k);
                 mm.pgtables_bytes.fetch_sub(PAGE_SIZE as i64, Relaxed);
-                table_free(cpu, k, child);
             }
         }
         base += span;

@@ -276,50 +276,83 @@ pub fn __anon_vma_prepare<K: Kconfig>(
 /// `ENOMEM`, with `dst` unlinked.
 pub fn anon_vma_clone<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, dst: VmaPtr<K>, src: VmaPtr<K>) -> Result<(), Errno> {
     let head = std::ptr::from_ref(src.anon_vma_chain()).cast_mut();
+    let mut root = None;
     let mut e = src.anon_vma_chain().prev();
     while e != head {
         let pavc = avc_of(e);
         let Some(avc) = anon_vma_chain_alloc(cpu, k) else {
+            unlock_anon_vma_root(cpu, root);
             dst.anon_vma().store(null_mut(), Relaxed);
             unlink_anon_vmas(cpu, k, dst);
             return Err(Errno::ENOMEM);
         };
         // SAFETY: alive while linked.
         let av = unsafe { KRef::new(NonNull::new_unchecked(pavc.anon_vma.get())) };
-        anon_vma_lock_write(cpu, &av);
+        root = lock_anon_vma_root(cpu, root, av);
         anon_vma_chain_assign::<K>(dst, avc, av);
-        anon_vma_unlock_write(cpu, &av);
         e = pavc.same_vma.prev();
     }
     if let Some(av) = vma_anon_vma::<K>(dst) {
-        anon_vma_lock_write(cpu, &av);
         av.num_active_vmas.set(av.num_active_vmas.get() + 1);
-        anon_vma_unlock_write(cpu, &av);
     }
+    unlock_anon_vma_root(cpu, root);
     Ok(())
+}
+
+/// `lock_anon_vma_root()`: the lock is held over a whole chain. All of a chain have one root, so it is taken once.
+#[inline]
+fn lock_anon_vma_root<A: Arch>(
+    cpu: &Cpu<A>,
+    held: Option<KRef<AnonVma<A>>>,
+    av: KRef<AnonVma<A>>,
+) -> Option<KRef<AnonVma<A>>> {
+    match held {
+        Some(h) if h.root.get() == av.root.get() => held,
+        _ => {
+            unlock_anon_vma_root(cpu, held);
+            anon_vma_lock_write(cpu, &av);
+            Some(av)
+        }
+    }
+}
+
+/// `unlock_anon_vma_root()`
+#[inline]
+fn unlock_anon_vma_root<A: Arch>(cpu: &Cpu<A>, held: Option<KRef<AnonVma<A>>>) {
+    if let Some(h) = held {
+        anon_vma_unlock_write(cpu, &h);
+    }
 }
 
 /// `unlink_anon_vmas()`: takes `vma` off all its anon_vmas; frees those that nobody else is linked to.
 pub fn unlink_anon_vmas<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<K>) {
     let head = vma.anon_vma_chain();
-    if let Some(av) = vma_anon_vma::<K>(vma) {
-        anon_vma_lock_write(cpu, &av);
-        av.num_active_vmas.set(av.num_active_vmas.get() - 1);
-        anon_vma_unlock_write(cpu, &av);
-        vma.anon_vma().store(null_mut(), Relaxed);
-    }
-    while !head.is_empty() {
-        let avc = avc_of(head.next.load(Relaxed));
+    let end = std::ptr::from_ref(head).cast_mut();
+    let mut root = None;
+    let mut e = head.next.load(Relaxed);
+    while e != end {
+        let avc = avc_of(e);
+        e = avc.same_vma.next.load(Relaxed);
         // SAFETY: alive while linked.
         let av = unsafe { KRef::new(NonNull::new_unchecked(avc.anon_vma.get())) };
-        anon_vma_lock_write(cpu, &av);
+        root = lock_anon_vma_root(cpu, root, av);
         av.rb_root.set(av.rb_root.get() - 1);
-        let last = av.rb_root.get() == 0;
-        list_del(&avc.same_vma);
-        anon_vma_unlock_write(cpu, &av);
-        if last {
-            put_anon_vma(cpu, k, av);
+        // An anon_vma that nobody is linked to stays on the list: it is freed without the lock, which is in it.
+        if av.rb_root.get() != 0 {
+            list_del(&avc.same_vma);
+            anon_vma_chain_free(cpu, k, avc);
         }
+    }
+    if let Some(av) = vma_anon_vma::<K>(vma) {
+        av.num_active_vmas.set(av.num_active_vmas.get() - 1);
+        vma.anon_vma().store(null_mut(), Relaxed);
+    }
+    unlock_anon_vma_root(cpu, root);
+    while !head.is_empty() {
+        let avc = avc_of(head.next.load(Relaxed));
+        // SAFETY: its last link is this one.
+        put_anon_vma(cpu, k, unsafe { KRef::new(NonNull::new_unchecked(avc.anon_vma.get())) });
+        list_del(&avc.same_vma);
         anon_vma_chain_free(cpu, k, avc);
     }
 }

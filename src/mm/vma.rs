@@ -4,18 +4,21 @@
 //! dup: which object survives each operation (a partial unmap frees the ORIGINAL), the order of write-locking,
 //! changing, storing, detaching and freeing, the side tree of a removal, the downgrade before zapping. The merge rules
 //! are 6.12's in every named kernel, 7.3's differ for a VMA whose neighbour is the only faulted one (vma-ops.md 5.1).
-//! custom: each tree operation begins a new walk; the kernel reuses its cursor's node between some of them. The page
-//! tables of a removed range are freed in one sweep instead of one per VMA; the same tables go.
+//! One cursor goes through each operation, from the first look to the store, as the kernel's iterator does; a store
+//! behind it starts where it stands.
+//! custom: the page tables of a removed range are freed in one sweep instead of one per VMA; the same tables go.
 //! stub: files, policies, userfaultfd, names, accounting limits.
 //!
 //! INVARIANT: all functions here run under `mmap_lock` for write unless they say otherwise. A VMA is attached (in the
 //! protocol's sense) exactly while it is in the main tree, but for the moment in which a section moves it.
 
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
-use super::memory::{MmuGather, unmap_single_vma};
-use super::mm_types::{DEFAULT_MAX_MAP_COUNT, TASK_SIZE, VM_SPECIAL, VmaFields, vma_pages};
+use super::memory::MmuGather;
+use super::mm_types::{
+    DEFAULT_MAX_MAP_COUNT, TASK_SIZE, VM_GROWSDOWN, VM_SHARED, VM_SPECIAL, VM_WRITE, VmaFields, vma_pages,
+};
 use super::mmap_lock::{mmap_read_unlock, mmap_write_downgrade, mmap_write_unlock, vma_of_entry};
-use super::pgtable::free_pgd_range;
+use super::pgtable::{free_pgd_range, unmap_single_vma};
 use super::rmap::{anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write, unlink_anon_vmas, vma_anon_vma};
 use super::vma_init::{vm_area_dup, vm_area_free};
 use super::vma_lock::VmaLock;
@@ -25,8 +28,8 @@ use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
 use crate::maple_tree::{
-    MT_FLAGS_LOCK_EXTERN, MaState, MapleTree, mas_find, mas_next, mas_preallocate, mas_prev, mas_set_range,
-    mas_store_gfp, mas_store_prealloc, mt_destroy,
+    __mas_set_range, MT_FLAGS_LOCK_EXTERN, MaState, MaStatus, MapleTree, mas_find, mas_next_range, mas_pause,
+    mas_preallocate, mas_prev, mas_prev_range, mas_set, mas_set_range, mas_store_gfp, mas_store_prealloc, mt_destroy,
 };
 
 /// First address.
@@ -40,6 +43,12 @@ pub fn end_of<K: Kconfig>(vma: VmaPtr<K>) -> u64 {
     vma.vm_end().load(Relaxed)
 }
 
+/// `is_data_mapping()`: writable, private, no stack.
+#[inline(always)]
+pub(super) fn is_data_mapping(flags: u64) -> bool {
+    flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
+}
+
 /// `vma_set_range()`
 pub fn vma_set_range<K: Kconfig>(vma: VmaPtr<K>, start: u64, end: u64, pgoff: u64) {
     vma.vm_start().store(start, Relaxed);
@@ -47,31 +56,97 @@ pub fn vma_set_range<K: Kconfig>(vma: VmaPtr<K>, start: u64, end: u64, pgoff: u6
     vma.vm_pgoff().store(pgoff, Relaxed);
 }
 
-/// The VMA at or after the cursor, then the next one.
-pub(super) fn vma_find<'t, K: Kconfig>(cpu: &Cpu<K::A>, mas: &mut MaState<'t, K::A>, addr: u64) -> Option<VmaPtr<K>> {
-    mas_set_range(mas, addr, addr);
+/// `vma_find()`: the first VMA below `max` at or after a fresh cursor's address; then, each time, the next one.
+pub(super) fn vma_find<K: Kconfig>(cpu: &Cpu<K::A>, vmi: &mut MaState<'_, K::A>, max: u64) -> Option<VmaPtr<K>> {
     // SAFETY: under mmap_lock.
-    unsafe { vma_of_entry::<K>(mas_find(cpu, mas, u64::MAX)) }
+    unsafe { vma_of_entry::<K>(mas_find(cpu, vmi, max - 1)) }
 }
 
-/// The VMA behind the cursor's.
-pub(super) fn vma_next<K: Kconfig>(cpu: &Cpu<K::A>, mas: &mut MaState<'_, K::A>) -> Option<VmaPtr<K>> {
+/// `vma_next()`: as [`vma_find`] without a limit.
+pub(super) fn vma_next<K: Kconfig>(cpu: &Cpu<K::A>, vmi: &mut MaState<'_, K::A>) -> Option<VmaPtr<K>> {
     // SAFETY: under mmap_lock.
-    unsafe { vma_of_entry::<K>(mas_next(cpu, mas, u64::MAX)) }
+    unsafe { vma_of_entry::<K>(mas_find(cpu, vmi, u64::MAX)) }
 }
 
-/// The VMA before the cursor's.
-pub(super) fn vma_prev<K: Kconfig>(cpu: &Cpu<K::A>, mas: &mut MaState<'_, K::A>) -> Option<VmaPtr<K>> {
+/// `vma_prev()`: the VMA before the cursor's.
+pub(super) fn vma_prev<K: Kconfig>(cpu: &Cpu<K::A>, vmi: &mut MaState<'_, K::A>) -> Option<VmaPtr<K>> {
+    vma_prev_limit::<K>(cpu, vmi, 0)
+}
+
+/// `vma_prev_limit()`: the VMA before the cursor's, if it reaches beyond `min`.
+pub(super) fn vma_prev_limit<K: Kconfig>(cpu: &Cpu<K::A>, vmi: &mut MaState<'_, K::A>, min: u64) -> Option<VmaPtr<K>> {
     // SAFETY: under mmap_lock.
-    unsafe { vma_of_entry::<K>(mas_prev(cpu, mas, 0)) }
+    unsafe { vma_of_entry::<K>(mas_prev(cpu, vmi, min)) }
+}
+
+/// `vma_iter_next_rewind()`: the VMAs behind and before a hole; leaves the cursor on the hole.
+pub(super) fn vma_iter_next_rewind<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    vmi: &mut MaState<'_, K::A>,
+) -> (Option<VmaPtr<K>>, Option<VmaPtr<K>>) {
+    let next = vma_next::<K>(cpu, vmi);
+    let prev = vma_prev::<K>(cpu, vmi);
+    if prev.is_some() {
+        mas_next_range(cpu, vmi, u64::MAX);
+    }
+    (next, prev)
+}
+
+/// `vma_iter_config()`: the range of the next store; the cursor keeps its place in the tree.
+#[inline(always)]
+pub(super) fn vma_iter_config<K: Kconfig>(vmi: &mut MaState<'_, K::A>, start: u64, end: u64) {
+    __mas_set_range(vmi, start, end - 1);
+}
+
+/// What `vma_iter_store()` and `vma_iter_store_gfp()` begin with: a cursor that is elsewhere starts again.
+#[inline(always)]
+fn vma_iter_at<K: Kconfig>(vmi: &mut MaState<'_, K::A>, vma: VmaPtr<K>) {
+    let start = start_of::<K>(vma);
+    if vmi.status != MaStatus::Start && (vmi.index > start || vmi.last < start) {
+        mas_pause(vmi);
+    }
+    vma_iter_config::<K>(vmi, start, end_of::<K>(vma));
+}
+
+/// `vma_iter_store()`: after a preallocation; cannot fail.
+pub(super) fn vma_iter_store<K: Kconfig>(cpu: &Cpu<K::A>, vmi: &mut MaState<'_, K::A>, vma: VmaPtr<K>) {
+    vma_iter_at::<K>(vmi, vma);
+    mas_store_prealloc(cpu, vmi, vma.as_ptr().cast());
+}
+
+/// `vma_iter_store_gfp()`
+///
+/// # Errors
+/// `ENOMEM`
+pub(super) fn vma_iter_store_gfp<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    vmi: &mut MaState<'_, K::A>,
+    vma: VmaPtr<K>,
+) -> Result<(), Errno> {
+    vma_iter_at::<K>(vmi, vma);
+    mas_store_gfp(cpu, vmi, vma.as_ptr().cast())
+}
+
+/// `vma_iter_clear_gfp()`
+///
+/// # Errors
+/// `ENOMEM`
+fn vma_iter_clear_gfp<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    vmi: &mut MaState<'_, K::A>,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
+    vma_iter_config::<K>(vmi, start, end);
+    mas_store_gfp(cpu, vmi, std::ptr::null_mut())
 }
 
 /// `vma_iter_store_new()`: attaches and stores after a preallocation for the VMA's range.
-pub(super) fn vma_iter_store_new<K: Kconfig>(cpu: &Cpu<K::A>, mas: &mut MaState<'_, K::A>, vma: VmaPtr<K>) {
+pub(super) fn vma_iter_store_new<K: Kconfig>(cpu: &Cpu<K::A>, vmi: &mut MaState<'_, K::A>, vma: VmaPtr<K>) {
     // Attached first: the store cannot fail, and a reader that finds the VMA is stopped by vm_lock_seq until the
     // section ends.
     K::Lock::vma_mark_attached(cpu, vma);
-    mas_store_prealloc(cpu, mas, vma.as_ptr().cast());
+    vma_iter_store::<K>(cpu, vmi, vma);
 }
 
 /// `struct vma_merge_struct`: a range that is to become part of the address space, and its neighbours.
@@ -151,6 +226,10 @@ pub fn vma_merge_new_range<K: Kconfig>(
         start = start_of::<K>(p);
         vma = Some(p);
         pgoff = p.vm_pgoff().load(Relaxed);
+        // The store begins at the VMA before, where brk stands already.
+        if !m.just_expand {
+            vma_prev::<K>(cpu, mas);
+        }
     }
     let vma = vma?;
     let remove = if left && right { m.next } else { None };
@@ -186,7 +265,7 @@ fn vma_expand<K: Kconfig>(
             anon_dup = true;
         }
     }
-    mas_set_range(mas, start, end - 1);
+    vma_iter_config::<K>(mas, start, end);
     if let Err(e) = mas_preallocate(cpu, mas, vma.as_ptr().cast()) {
         if anon_dup {
             unlink_anon_vmas(cpu, k, vma);
@@ -199,7 +278,7 @@ fn vma_expand<K: Kconfig>(
         anon_vma_lock_write(cpu, &*av);
     }
     vma_set_range::<K>(vma, start, end, pgoff);
-    mas_store_prealloc(cpu, mas, vma.as_ptr().cast());
+    vma_iter_store::<K>(cpu, mas, vma);
     if let Some(av) = anon_vma {
         anon_vma_unlock_write(cpu, &*av);
     }
@@ -214,8 +293,8 @@ fn vma_expand<K: Kconfig>(
     Ok(())
 }
 
-/// `__split_vma()`: a new VMA takes `[start, addr)` (`new_below`) or `[addr, end)`; the original keeps the rest.
-/// Returns the new one.
+/// `__split_vma()`: a new VMA takes `[start, addr)` (`new_below`) or `[addr, end)`; the original keeps the rest, and
+/// the cursor stands on it.
 ///
 /// # Errors
 /// `ENOMEM`, with nothing changed.
@@ -227,7 +306,7 @@ pub fn __split_vma<K: Kconfig>(
     vma: VmaPtr<K>,
     addr: u64,
     new_below: bool,
-) -> Result<VmaPtr<K>, Errno> {
+) -> Result<(), Errno> {
     let new = vm_area_dup(cpu, k, vma).ok_or(Errno::ENOMEM)?;
     let offset = (addr - start_of::<K>(vma)) >> PAGE_SHIFT;
     if new_below {
@@ -236,7 +315,7 @@ pub fn __split_vma<K: Kconfig>(
         new.vm_start().store(addr, Relaxed);
         new.vm_pgoff().store(vma.vm_pgoff().load(Relaxed) + offset, Relaxed);
     }
-    mas_set_range(mas, start_of::<K>(new), end_of::<K>(new) - 1);
+    vma_iter_config::<K>(mas, start_of::<K>(new), end_of::<K>(new));
     if let Err(e) = mas_preallocate(cpu, mas, new.as_ptr().cast()) {
         vm_area_free::<K>(cpu, new);
         return Err(e);
@@ -264,7 +343,13 @@ pub fn __split_vma<K: Kconfig>(
         anon_vma_unlock_write(cpu, &*av);
     }
     cpu.count(VmEvent::VmaSplit);
-    Ok(new)
+    // Back to what is left of the original.
+    if new_below {
+        vma_next::<K>(cpu, mas);
+    } else {
+        vma_prev::<K>(cpu, mas);
+    }
+    Ok(())
 }
 
 /// `struct vma_munmap_struct`: a removal on its way.
@@ -281,6 +366,10 @@ pub struct VmaMunmap<K: Kconfig> {
     pub vma_count: u64,
     /// Pages of their ranges.
     pub nr_pages: u64,
+    /// Those that counted as data.
+    pub data_vm: u64,
+    /// First VMA taken out.
+    vma: Option<VmaPtr<K>>,
     /// Whether PTEs are still there.
     pub clear_ptes: bool,
     detached: MapleTree<K::A>,
@@ -296,20 +385,22 @@ impl<K: Kconfig> VmaMunmap<K> {
             next: None,
             vma_count: 0,
             nr_pages: 0,
+            data_vm: 0,
+            vma: None,
             clear_ptes: false,
             detached: MapleTree::new(MT_FLAGS_LOCK_EXTERN),
         }
     }
 
-    fn for_each(&self, cpu: &Cpu<K::A>, k: &Kernel<K>, mut f: impl FnMut(VmaPtr<K>)) {
-        if self.vma_count == 0 {
-            return;
+    /// Runs `f` on each VMA taken out, from index `from` of the side tree on; what comes before is `first`.
+    fn for_each(&self, cpu: &Cpu<K::A>, k: &Kernel<K>, first: Option<VmaPtr<K>>, mut f: impl FnMut(VmaPtr<K>)) {
+        let from = u64::from(first.is_some());
+        let mut mas = MaState::new(&self.detached, k.maple, from, from);
+        if let Some(vma) = first {
+            f(vma);
         }
-        let mut mas = MaState::new(&self.detached, k.maple, 0, 0);
-        let mut e = mas_find(cpu, &mut mas, self.vma_count - 1);
         // SAFETY: the side tree holds VMAs that nobody has freed.
-        while let Some(vma) = unsafe { vma_of_entry::<K>(e) } {
-            e = mas_next(cpu, &mut mas, self.vma_count - 1);
+        while let Some(vma) = unsafe { vma_of_entry::<K>(mas_find(cpu, &mut mas, u64::MAX)) } {
             f(vma);
         }
     }
@@ -317,7 +408,7 @@ impl<K: Kconfig> VmaMunmap<K> {
 
 /// `reattach_vmas()`: a removal that failed puts its VMAs back.
 fn reattach_vmas<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vms: &VmaMunmap<K>) {
-    vms.for_each(cpu, k, |vma| K::Lock::vma_mark_attached(cpu, vma));
+    vms.for_each(cpu, k, None, |vma| K::Lock::vma_mark_attached(cpu, vma));
     mt_destroy(cpu, k.maple, &vms.detached);
 }
 
@@ -339,50 +430,42 @@ pub fn vms_gather_munmap_vmas<K: Kconfig>(
         if vms.end < end_of::<K>(first) && mm.map_count.get() >= k.max_map_count {
             return Err(Errno::ENOMEM);
         }
-        vms.prev = Some(__split_vma(cpu, k, mm, mas, first, vms.start, true)?);
-        vma_find::<K>(cpu, mas, vms.start);
-    } else {
-        // The cursor is at the first VMA.
-        vms.prev = vma_prev::<K>(cpu, mas);
-        vma_find::<K>(cpu, mas, vms.start);
+        __split_vma(cpu, k, mm, mas, first, vms.start, true)?;
     }
+    vms.prev = vma_prev::<K>(cpu, mas);
     let mut side = MaState::new(&vms.detached, k.maple, 0, 0);
-    let mut cur = Some(first);
     let mut result = Ok(());
-    let mut split_end = None;
-    while let Some(vma) = cur {
-        if start_of::<K>(vma) >= vms.end {
-            vms.next = Some(vma);
+    while let Some(vma) = vma_find::<K>(cpu, mas, vms.end) {
+        if end_of::<K>(vma) > vms.end
+            && let Err(e) = __split_vma(cpu, k, mm, mas, vma, vms.end, false)
+        {
+            result = Err(e);
             break;
         }
-        if end_of::<K>(vma) > vms.end {
-            match __split_vma(cpu, k, mm, mas, vma, vms.end, false) {
-                Ok(new) => split_end = Some(new),
-                Err(e) => {
-                    result = Err(e);
-                    break;
-                }
-            }
-        }
         K::Lock::vma_start_write(cpu, vma);
-        mas_set_range(&mut side, vms.vma_count, vms.vma_count);
+        mas_set(&mut side, vms.vma_count);
         if let Err(e) = mas_store_gfp(cpu, &mut side, vma.as_ptr().cast()) {
             result = Err(e);
             break;
         }
         vms.vma_count += 1;
         K::Lock::vma_mark_detached(cpu, vma);
-        vms.nr_pages += vma_pages::<K::A, K::Lock>(&vma);
-        if split_end.is_some() {
-            vms.next = split_end;
-            break;
+        let pages = vma_pages::<K::A, K::Lock>(&vma);
+        vms.nr_pages += pages;
+        if is_data_mapping(vma.vm_flags().load(Relaxed)) {
+            vms.data_vm += pages;
         }
-        cur = vma_next::<K>(cpu, mas);
     }
     if result.is_err() {
         reattach_vmas(cpu, k, vms);
         return result;
     }
+    vms.next = vma_next::<K>(cpu, mas);
+    // Back to where the store that follows begins.
+    while mas.index > vms.start {
+        mas_prev_range(cpu, mas, 0);
+    }
+    vms.vma = Some(first);
     vms.clear_ptes = true;
     Ok(())
 }
@@ -394,12 +477,12 @@ pub fn vms_clear_ptes<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, 
         return;
     }
     let mut tlb = MmuGather::new();
-    vms.for_each(cpu, k, |vma| unmap_single_vma(cpu, k, mm, &mut tlb, start_of::<K>(vma), end_of::<K>(vma)));
+    vms.for_each(cpu, k, vms.vma, |vma| unmap_single_vma(cpu, k, mm, &mut tlb, start_of::<K>(vma), end_of::<K>(vma)));
     // free_pgtables()
-    vms.for_each(cpu, k, |vma| unlink_anon_vmas(cpu, k, vma));
+    vms.for_each(cpu, k, vms.vma, |vma| unlink_anon_vmas(cpu, k, vma));
     let floor = vms.prev.map_or(0, end_of::<K>);
     let ceiling = vms.next.map_or(u64::MAX, start_of::<K>);
-    free_pgd_range(cpu, k, mm, vms.start, vms.end, floor, ceiling);
+    free_pgd_range(cpu, k, mm, &mut tlb, vms.start, vms.end, floor, ceiling);
     tlb.finish(cpu, k);
     vms.clear_ptes = false;
 }
@@ -423,7 +506,8 @@ pub fn vms_complete_munmap_vmas<K: Kconfig>(
     }
     vms_clear_ptes(cpu, k, mm, vms);
     mm.total_vm.store(mm.total_vm.load(Relaxed) - vms.nr_pages, Relaxed);
-    vms.for_each(cpu, k, |vma| vm_area_free::<K>(cpu, vma));
+    mm.data_vm.set(mm.data_vm.get() - vms.data_vm);
+    vms.for_each(cpu, k, None, |vma| vm_area_free::<K>(cpu, vma));
     if unlock {
         mmap_read_unlock(cpu, &*mm);
     }
@@ -470,8 +554,7 @@ pub fn do_vmi_align_munmap<K: Kconfig>(
 ) -> Result<(), Errno> {
     let mut vms = VmaMunmap::new(start, end);
     vms_gather_munmap_vmas(cpu, k, mm, mas, &mut vms, first)?;
-    mas_set_range(mas, start, end - 1);
-    if let Err(e) = mas_store_gfp(cpu, mas, std::ptr::null_mut()) {
+    if let Err(e) = vma_iter_clear_gfp::<K>(cpu, mas, start, end) {
         reattach_vmas(cpu, k, &vms);
         return Err(e);
     }
@@ -500,11 +583,9 @@ pub fn do_vmi_munmap<K: Kconfig>(
         return Err(Errno::EINVAL);
     }
     let mut mas = MaState::new(mm.mm_mt(), k.maple, start, start);
-    match vma_find::<K>(cpu, &mut mas, start) {
-        Some(first) if start_of::<K>(first) < end => {
-            do_vmi_align_munmap(cpu, k, mm, &mut mas, first, start, end, unlock)
-        }
-        _ => {
+    match vma_find::<K>(cpu, &mut mas, end) {
+        Some(first) => do_vmi_align_munmap(cpu, k, mm, &mut mas, first, start, end, unlock),
+        None => {
             if unlock {
                 mmap_write_unlock(cpu, &*mm);
             }

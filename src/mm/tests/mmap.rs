@@ -58,8 +58,8 @@ fn golden_rows<K: Kconfig<A = Native>>() {
 fn original_freed<K: Kconfig<A = Native>>() {
     with_mm::<K>(|cpu, k, mm| {
         let at = |p: u64| {
-            let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
-            vma_find::<K>(cpu, &mut mas, BASE + p * P).unwrap().as_ptr()
+            let mut mas = MaState::new(mm.mm_mt(), k.maple, BASE + p * P, BASE + p * P);
+            vma_next::<K>(cpu, &mut mas).unwrap().as_ptr()
         };
         for (gone, rest) in [(0, 9), (9, 0), (5, 0)] {
             vm_mmap(cpu, k, mm, Some(BASE), 10 * P, RW).unwrap();

@@ -10,7 +10,7 @@ mod stress;
 use super::kconfig::{Kconfig, MmPtr};
 use super::mm_types::{VM_READ, VM_WRITE, VmaFields};
 use super::pgtable::{PAGE_PRESENT, PAGE_RW, PTE_PFN_MASK, pte_lookup};
-use super::vma::{vma_find, vma_next};
+use super::vma::vma_next;
 use super::vma_lock::VmaLock;
 use super::vmstat::VmEvent;
 use super::{do_user_addr_fault, mm_alloc, mmput};
@@ -75,7 +75,7 @@ pub(crate) use on_every_variant;
 /// The VMAs as (start page, end page) relative to [`BASE`], and flags.
 pub fn layout<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) -> Vec<(u64, u64)> {
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
-    let mut v = vma_find::<K>(cpu, &mut mas, 0);
+    let mut v = vma_next::<K>(cpu, &mut mas);
     let mut out = Vec::new();
     while let Some(vma) = v {
         out.push((
@@ -90,8 +90,8 @@ pub fn layout<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPt
 /// Tree, VMAs and `map_count` agree; no VMA is locked.
 pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) {
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
-    let mut v = vma_find::<K>(cpu, &mut mas, 0);
-    let (mut n, mut pages, mut last) = (0, 0, 0);
+    let mut v = vma_next::<K>(cpu, &mut mas);
+    let (mut n, mut pages, mut data, mut last) = (0, 0, 0, 0);
     while let Some(vma) = v {
         let (s, e) = (vma.vm_start().load(Relaxed), vma.vm_end().load(Relaxed));
         assert!(s < e && s >= last, "ranges in order");
@@ -100,11 +100,12 @@ pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: 
         assert_eq!(K::Lock::NAME == "refcnt", !K::Lock::vma_lock_is_free(vma), "attached");
         n += 1;
         pages += (e - s) / P;
+        data += if vma.vm_flags().load(Relaxed) & VM_WRITE != 0 { (e - s) / P } else { 0 };
         last = e;
         v = vma_next::<K>(cpu, &mut mas);
     }
     assert_eq!(n, mm.map_count.get());
-    assert_eq!(pages, mm.total_vm.load(Relaxed));
+    assert_eq!((pages, data), (mm.total_vm.load(Relaxed), mm.data_vm.get()));
     assert_eq!(mm.mm_lock_seq.word().load(Relaxed) % 2, 0);
 }
 

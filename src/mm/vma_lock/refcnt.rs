@@ -77,6 +77,7 @@ fn vma_enter_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>, detaching: bool) -> bool
     if !vma.vm_refcnt.add_not_zero(VMA_LOCK_OFFSET) {
         return false;
     }
+    // ORDER: acquire, meets the release in vma_refcount_put(): what readers did under the lock is seen. See PORT above.
     rcuwait_wait_event(cpu, &mm_of(vma).vma_writer_wait, || vma.vm_refcnt.word().load(Acquire) == target);
     true
 }
@@ -147,11 +148,13 @@ impl VmaLock for Refcnt {
 
     #[inline(always)]
     fn vma_start_write<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+        // W1. ORDER: relaxed: both words are written under mmap_lock only, which the caller holds for write.
         let seq = mm_of(vma).mm_lock_seq.word().load(Relaxed);
         if vma.vm_lock_seq().load(Relaxed) == seq {
             return;
         }
         let locked = vma_enter_locked(cpu, vma, false);
+        // ORDER: relaxed: R2 may see it at any time; R4 sees it through the count.
         vma.vm_lock_seq().store(seq, Relaxed);
         if locked {
             let detached = vma_exit_locked(vma);

@@ -120,12 +120,15 @@ impl VmaLock for RwsemSeparate {
 
     #[inline(always)]
     fn vma_start_write<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+        // W1. ORDER: relaxed: both words are written under mmap_lock only, which the caller holds for write.
         let seq = mm_of(vma).mm_lock_seq.word().load(Relaxed);
         if vma.vm_lock_seq().load(Relaxed) == seq {
             return;
         }
         let sem = vm_lock(vma);
+        // ORDER: acquire, meets up_read() of vma_end_read(): what readers did under the lock is seen.
         down_write(cpu, &sem.lock);
+        // ORDER: relaxed: R2 may see it at any time; R4 sees it through the semaphore.
         vma.vm_lock_seq().store(seq, Relaxed);
         // ORDER: release, meets the trylock of vma_start_read() (E1).
         up_write(cpu, &sem.lock);
@@ -134,6 +137,7 @@ impl VmaLock for RwsemSeparate {
     #[inline(always)]
     fn vma_mark_attached<A: Arch>(_cpu: &Cpu<A>, vma: Vma<A>) {
         // Born attached: only a removal that failed has something to undo.
+        // ORDER: relaxed: reaches a reader by E2.
         vma.detached.store(0, Relaxed);
     }
 
