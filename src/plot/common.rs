@@ -103,7 +103,7 @@ fn caption(data: &Data) -> String {
     let n = if b.n.0 == b.n.1 { b.n.0.to_string() } else { format!("{} to {}", b.n.0, b.n.1) };
     let hidden: String = b.hidden.iter().map(|(k, v)| format!(", {k}={v}")).collect();
     format!(
-        "host {} ({}, {} CPUs, {} nodes); world {}, mode {}; n={n} a point; faultline {}{hidden}",
+        "host {} ({}, {} CPUs, nodes: {}); world {}, mode {}; n={n} a point; faultline {}{hidden}",
         b.host.name, b.host.cpu_model, b.host.cpus, b.host.nodes, b.world, b.mode, b.tool
     )
 }

@@ -15,11 +15,28 @@ pub fn draw(data: &Data) -> Result<String, String> {
     if b.world != "sim" {
         return Err(format!("lines moved are known in the simulator only, not in world {}", b.world));
     }
+    // A struct gets a layer for its largest share in any bar, so that a busy workload does not hide what dominates a
+    // quiet one.
+    let mut bars: BTreeMap<(&str, u32, usize), f64> = BTreeMap::new();
+    let moves = |r: &LineRow| {
+        let m: Vec<(usize, f64)> =
+            r.values.iter().enumerate().filter_map(|(v, l)| Some((v, l.as_ref()?.moved))).collect();
+        m
+    };
+    for r in &b.lines {
+        for (v, m) in moves(r) {
+            *bars.entry((&r.workload, r.threads, v)).or_default() += m;
+        }
+    }
     let mut total: BTreeMap<&str, f64> = BTreeMap::new();
     for r in &b.lines {
-        *total.entry(&r.name).or_default() += r.values.iter().flatten().map(|l| l.moved).sum::<f64>();
+        for (v, m) in moves(r).into_iter().filter(|(_, m)| *m > 0.0) {
+            let share = m / bars[&(r.workload.as_str(), r.threads, v)];
+            let most = total.entry(&r.name).or_default();
+            *most = most.max(share);
+        }
     }
-    let mut names: Vec<&str> = total.iter().filter(|(_, v)| **v > 0.0).map(|(k, _)| *k).collect();
+    let mut names: Vec<&str> = total.keys().copied().collect();
     if names.is_empty() {
         return Err("no line moved, or the samples carry no line transfers".into());
     }

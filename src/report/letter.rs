@@ -211,23 +211,38 @@ fn retries(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
     out.item("all = retry + aborts (none to range); a miss walks again and ends elsewhere.");
 }
 
-/// Rows of one list: workload-threads, name, baseline, patched.
+/// Rows of one list: workload-threads, name, baseline, patched; grouped by the first.
 fn list(out: &mut Letter, rows: &[(String, String, Option<f64>, Option<f64>)]) {
-    let w = rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0).min(22);
-    let name = WIDTH - 2 - w - 1 - 12 - 12 - 10;
-    out.line(&format!("  {:w$} {:name$}{:>12}{:>12}{:>10}", "", "", "baseline", "patched", "change"));
+    const NAME: usize = WIDTH - 4 - 12 - 12 - 10;
+    out.line(&format!("    {:NAME$}{:>12}{:>12}{:>10}", "", "baseline", "patched", "change"));
+    let mut group = "";
     for (at, what, base, new) in rows.iter().take(LIST_MAX) {
-        let change = match (base, new) {
-            (Some(a), Some(b)) if *a > 0.0 => format!("{:+.1}%", 100.0 * (b / a - 1.0)),
-            _ => String::new(),
-        };
-        let fit = |s: &str, w: usize| -> String { s.chars().take(w).collect() };
+        if group != at {
+            out.item(&format!("  {at}"));
+            group = at;
+        }
         let number = |v: &Option<f64>| v.map_or("n/a".into(), number);
-        let (at, what) = (fit(at, w), fit(what, name));
-        out.line(&format!("  {at:w$} {what:name$}{:>12}{:>12}{change:>10}", number(base), number(new)));
+        // A name too long for its column stands on a line of its own: two counters must not look alike.
+        let name = if what.chars().count() < NAME {
+            what.as_str()
+        } else {
+            out.item(&format!("    {what}"));
+            ""
+        };
+        let change = change(*base, *new);
+        out.line(&format!("    {name:NAME$}{:>12}{:>12}{change:>10}", number(base), number(new)));
     }
     if rows.len() > LIST_MAX {
         out.item(&format!("  and {} rows more (faultline compare shows all)", rows.len() - LIST_MAX));
+    }
+}
+
+/// A change in percent, or as a factor where percents would be long; nothing where there is no base.
+fn change(base: Option<f64>, new: Option<f64>) -> String {
+    match (base, new) {
+        (Some(a), Some(b)) if a > 0.0 && b / a < 10.0 => format!("{:+.1}%", 100.0 * (b / a - 1.0)),
+        (Some(a), Some(b)) if a > 0.0 => format!("x{}", number(b / a)),
+        _ => String::new(),
     }
 }
 
