@@ -121,9 +121,10 @@ pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     up_write(cpu, &rcu.barrier_mutex);
 }
 
-/// `rcu_scheduler_active == RCU_SCHEDULER_INACTIVE`: one thread, so that every moment is a grace period.
+/// `rcu_scheduler_active == RCU_SCHEDULER_INACTIVE`: one thread, so that every moment is a grace period. CPUs that
+/// sleep are up: their callbacks are theirs to call, even where the grace-period thread has not run yet.
 fn rcu_scheduler_inactive<A: Arch>(rcu: &RcuState<A>) -> bool {
-    rcu.gp_kthread.load(Acquire).is_null() && rcu.rda.iter().all(|r| !r.remote.watching.rcu_is_watching())
+    rcu.gp_kthread.load(Acquire).is_null() && rcu.rda.iter().all(|r| r.remote.task.load(Acquire).is_null())
 }
 
 /// Calls all that is queued on a CPU that is not up.
