@@ -17,6 +17,8 @@
 #[cfg(test)]
 mod invariants;
 pub mod page_alloc;
+#[cfg(test)]
+mod sim_torture;
 pub mod slab_common;
 pub mod slub;
 pub mod slub_def;

@@ -23,10 +23,14 @@ mod machine;
 mod price;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod torn;
 
 pub use line::{Kind, LineCounts, UNLABELLED, UNMAPPED};
 pub use machine::{ARENA_AT, Jitter, RunStats, SimConfig, SimMachine};
 pub use price::Price;
+#[cfg(test)]
+pub use torn::tear_exchanges;
 
 use super::prim::{IntOps, WordOps};
 use super::{Arch, Fence, Hardware, Int, Prim, RawCell, RawPlain, Work};
@@ -244,6 +248,11 @@ impl Hardware for Sim {
 
     #[inline(always)]
     unsafe fn cmpxchg_double(pair: *mut u64, old: [u64; 2], new: [u64; 2]) -> bool {
+        #[cfg(test)]
+        if torn::torn() {
+            // SAFETY: the caller's.
+            return unsafe { torn::exchange_pair(pair, old, new) };
+        }
         touch(pair, Kind::Rmw);
         // SAFETY: the caller's.
         unsafe { exchange_pair(pair, old, new) }
