@@ -150,6 +150,9 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
             n: Plain::new(MAX_MMS as u32),
         },
     );
+    K::A::label(rss_free.as_ptr().cast(), size_of::<RssFree<K::A>>(), "rss_stat slots");
+    let end = arena.boot_new(0, EndLine { left: Atomic::new(0), over: Atomic::new(0) });
+    K::A::label(end.as_ptr().cast(), size_of::<EndLine<K::A>>(), "harness");
     // mm_core_init()
     let pages = page_alloc_init::<K::A>(arena, nr_cpus, &node_of);
     build_zonelists(&pages, &|from, to| machine.distance(from, to));
@@ -165,6 +168,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         slab,
         KmemCacheArgs {
             name: "mm_struct",
+            label: None,
             size: size_of::<Mm<K>>(),
             align: align_of::<Mm<K>>(),
             flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
@@ -187,7 +191,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         rss_batch: (2 * nr_cpus).max(32),
         max_map_count: config.max_map_count,
         rss_free,
-        end: arena.boot_new(0, EndLine { left: Atomic::new(0), over: Atomic::new(0) }),
+        end,
         tasks,
         remotes,
         lock_nodes,
@@ -197,7 +201,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     };
     let boot = k.cpu(0);
     memblock_free_all(&boot, &k.pages);
-    k.zero_page = NonNull::new(alloc_zeroed_page(&boot, &k)).expect("memory for the zero page");
+    k.zero_page = NonNull::new(alloc_zeroed_page(&boot, &k, "zero page")).expect("memory for the zero page");
     k
 }
 

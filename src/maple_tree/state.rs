@@ -67,6 +67,7 @@ pub fn maple_tree_init<A: Hardware>(arena: &Arena, slab: KRef<SlabState<A>>) -> 
         slab,
         KmemCacheArgs {
             name: "maple_node",
+            label: None,
             size: super::node::MAPLE_NODE_SIZE,
             align: super::node::MAPLE_NODE_SIZE,
             flags: SLAB_PANIC,

@@ -8,12 +8,13 @@
 use super::port::{Plan, sample};
 use super::run::Stop;
 use crate::arch::Sim;
-use crate::arch::sim::{Jitter, SimConfig, SimMachine};
+use crate::arch::sim::{Jitter, SimConfig, SimMachine, UNLABELLED, UNMAPPED};
 use crate::init::KernelConfig;
 use crate::measure::outcome::Outcome;
 use crate::mm::variant::{self, Variant};
 use crate::workload::{LIST, Mode};
 use crate::{with_variant, with_workload};
+use std::collections::BTreeSet;
 
 /// Interleavings: the first without delays.
 fn seeds() -> u64 {
@@ -108,6 +109,43 @@ fn two_identical_runs_are_identical() {
             assert_eq!(a, of(&first, seed), "again on the same machine");
             let (other, stats) = of(&first, seed + 4);
             assert!(a.0 != other && a.1.trace != stats.trace, "the seed changes nothing");
+        }
+    }
+}
+
+#[test]
+fn every_line_that_the_port_touches_has_a_name() {
+    let m = machine(2, 8);
+    for v in variant::all() {
+        let mut seen = BTreeSet::new();
+        for w in LIST {
+            let o = run(&m, &v, w.name, w.mode, 300, 0);
+            assert_eq!(o.lines.get(UNLABELLED), None, "{} {}", v.name, w.name);
+            assert_eq!(o.lines.get("free page"), None, "{} {}", v.name, w.name);
+            // What is no arena memory is the harness's and boot's, never shared.
+            let total: u64 = o.lines.values().map(|c| c.accesses).sum();
+            assert!(o.lines.get(UNMAPPED).is_none_or(|c| c.accesses < total / 20), "{} {}", v.name, w.name);
+            seen.extend(o.lines.into_keys());
+        }
+        let lock = (v.protocol == "rwsem_separate").then_some("vma_lock");
+        for name in [
+            "vm_area_struct",
+            "mm_struct",
+            "maple_node",
+            "struct page",
+            "page table",
+            "rcu_data",
+            "rcu_node",
+            "kmem_cache_cpu",
+            "kmem_cache_node",
+            "per_cpu_pages",
+            "zone",
+            "anon_vma",
+        ]
+        .into_iter()
+        .chain(lock)
+        {
+            assert!(seen.contains(name), "{}: no access to {name}; seen: {seen:?}", v.name);
         }
     }
 }

@@ -144,7 +144,7 @@ fn do_anonymous_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K
     if ret != 0 {
         return ret;
     }
-    let page = alloc_zeroed_page(cpu, k);
+    let page = alloc_zeroed_page(cpu, k, "anonymous page");
     if page.is_null() {
         return VM_FAULT_OOM;
     }
@@ -167,7 +167,7 @@ fn do_wp_page<K: Kconfig>(
     if ret != 0 {
         return ret;
     }
-    let page = alloc_zeroed_page(cpu, k);
+    let page = alloc_zeroed_page(cpu, k, "anonymous page");
     let Some(table) = pte_table(pmd, vmf.address).filter(|_| !page.is_null()) else { return VM_FAULT_OOM };
     set_anon_pte(cpu, k, vmf, table, page, orig)
 }

@@ -68,7 +68,7 @@ fn ptlock_ptr<A: Hardware>(table: KRef<PageTable<A>>) -> KRef<RawSpinLock<A>> {
 
 /// A zeroed table; `None` when out of memory.
 fn table_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<KRef<PageTable<K::A>>> {
-    let p = NonNull::new(alloc_zeroed_page(cpu, k).cast::<PageTable<K::A>>())?;
+    let p = NonNull::new(alloc_zeroed_page(cpu, k, "page table").cast::<PageTable<K::A>>())?;
     // SAFETY: a page of zeros is a table without entries.
     let t = unsafe { KRef::new(p) };
     // SAFETY: as in ptlock_ptr(); nobody else knows the table yet.
@@ -82,11 +82,12 @@ fn table_free<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, t: KRef<PageTable<K::A
     unsafe { free_pages(cpu, &k.pages, t.as_ptr().cast(), 0) };
 }
 
-/// A page of zeros; null when out of memory.
+/// A page of zeros, `label` to the simulator; null when out of memory.
 #[inline]
-pub fn alloc_zeroed_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> *mut u8 {
+pub fn alloc_zeroed_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'static str) -> *mut u8 {
     let p = alloc_pages(cpu, &k.pages, 0);
     if !p.is_null() {
+        K::A::label(p, PAGE_SIZE, label);
         cpu.count(VmEvent::Pgalloc);
         // SAFETY: a page nobody else knows.
         unsafe { clear_page::<K::A>(p) };

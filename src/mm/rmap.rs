@@ -54,6 +54,7 @@ const _: () = {
 pub fn anon_vma_args<A: Hardware>() -> KmemCacheArgs {
     KmemCacheArgs {
         name: "anon_vma",
+        label: None,
         size: size_of::<AnonVma<A>>(),
         align: 8,
         flags: SLAB_TYPESAFE_BY_RCU | SLAB_PANIC | SLAB_ACCOUNT,
@@ -66,6 +67,7 @@ pub fn anon_vma_args<A: Hardware>() -> KmemCacheArgs {
 pub fn anon_vma_chain_args<A: Hardware>() -> KmemCacheArgs {
     KmemCacheArgs {
         name: "anon_vma_chain",
+        label: None,
         size: size_of::<AnonVmaChain<A>>(),
         align: 8,
         flags: SLAB_PANIC | SLAB_ACCOUNT,

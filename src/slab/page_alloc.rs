@@ -197,6 +197,11 @@ pub(super) fn boot_slice<T>(arena: &Arena, node: u32, n: usize, mut init: impl F
     unsafe { KRef::new(std::ptr::NonNull::new_unchecked(slice_from_raw_parts_mut(p.as_ptr(), n))) }
 }
 
+/// Names a table to the simulator.
+fn label_slice<A: Hardware, T>(t: KRef<[T]>, what: &'static str) {
+    A::label(t.as_ptr().cast::<u8>(), size_of_val(&*t), what);
+}
+
 /// `mm_init()`, first half: makes the zones and the per-CPU lists. Pages come with [`memblock_free_all`], after the
 /// last piece of boot memory was taken. Nodes are tried in the order of their numbers until [`build_zonelists`].
 pub fn page_alloc_init<A: Hardware>(
@@ -221,6 +226,7 @@ pub fn page_alloc_init<A: Hardware>(
                 i => i,
             })
         });
+        label_slice::<A, _>(zonelist, "zonelist");
         let z = arena.boot_new(
             nid,
             Zone {
@@ -240,7 +246,9 @@ pub fn page_alloc_init<A: Hardware>(
     });
     let rest = boot_slice(arena, 0, nr_nodes as usize, |nid| arena.rest(nid as u32));
     let cpu_to_node = boot_slice(arena, 0, nr_cpu_ids as usize, |c| node(c as u32));
-    arena.boot_new(0, PageAllocator { zones, rest, cpu_to_node, high: Plain::new(PCP_HIGH) })
+    let pa = arena.boot_new(0, PageAllocator { zones, rest, cpu_to_node, high: Plain::new(PCP_HIGH) });
+    A::label(pa.as_ptr().cast(), size_of::<PageAllocator<A>>(), "page_allocator");
+    pa
 }
 
 /// `build_all_zonelists()`: nearest nodes first, by `distance(from, to)`. At boot.
@@ -532,6 +540,7 @@ pub unsafe fn free_pages<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, p: *m
     // SAFETY: every page has a record.
     let pg = unsafe { &*page };
     assert_eq!(pg.page_type.load(Relaxed), PG_NONE, "bad page state: {p:p} freed at order {order}");
+    A::label(p, PAGE_SIZE << order, "free page");
     let z = &*pa.zones[page_to_nid(pg) as usize];
     if order <= PAGE_ALLOC_COSTLY_ORDER {
         let pcp = z.pcp.this(cpu);

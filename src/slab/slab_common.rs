@@ -37,8 +37,10 @@ const SHRINK_PROMOTE_MAX: usize = 32;
 /// Arguments of `kmem_cache_create()`.
 #[derive(Clone, Copy, Debug)]
 pub struct KmemCacheArgs {
-    /// Name, as in slabinfo; also the simulator's label.
+    /// Name, as in slabinfo.
     pub name: &'static str,
+    /// What its objects are, for the simulator's counts, where the name does not say it.
+    pub label: Option<&'static str>,
     /// Bytes of an object.
     pub size: usize,
     /// Alignment wanted (0 or 8: natural).
@@ -211,6 +213,7 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
             ctor: a.ctor,
             random_seq,
             name: a.name,
+            label: a.label.unwrap_or(a.name),
             node,
             state: s,
             list: Plain::new(s.caches.get()),
@@ -254,7 +257,11 @@ pub fn kmalloc_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, c
     ];
     let name = NAMES.iter().find(|n| n.0 == class).expect("a kmalloc class").1;
     let align = 1 << class.trailing_zeros();
-    kmem_cache_create(arena, s, KmemCacheArgs { name, size: class, align, flags: 0, freeptr_offset: None, ctor: None })
+    kmem_cache_create(
+        arena,
+        s,
+        KmemCacheArgs { name, label: None, size: class, align, flags: 0, freeptr_offset: None, ctor: None },
+    )
 }
 
 /// `kmem_cache_shrink()`: gives empty slabs back and sorts the node lists, fullest first. Returns whether slabs remain.

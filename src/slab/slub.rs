@@ -323,7 +323,7 @@ fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bo
         s.stat(cpu, StatItem::OrderFallback);
     }
     let (order, objects) = oo;
-    A::label(p, PAGE_SIZE << order, s.name);
+    A::label(p, PAGE_SIZE << order, s.label);
     s.stat_add(cpu, StatItem::PagesTaken, 1 << order);
     if s.state.options.init_on_alloc {
         // SAFETY: our fresh pages.
@@ -660,7 +660,6 @@ fn __free_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) {
     let p = slab.address() as *mut u8;
     s.stat_add(cpu, StatItem::PagesGiven, 1 << order);
     slab.page_type.store(PG_NONE, Relaxed);
-    A::label(p, PAGE_SIZE << order, "free page");
     // SAFETY: our block, of which nobody uses anything any more.
     unsafe {
         destroy_compound_page(from_ref(slab).cast_mut().cast::<Page<A>>(), order);

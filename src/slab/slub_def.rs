@@ -277,6 +277,8 @@ pub struct KmemCache<A: Hardware> {
     pub(super) list: Plain<Native, *mut KmemCache<A>>,
     /// Name.
     pub name: &'static str,
+    /// What its objects are, for the simulator's counts.
+    pub(super) label: &'static str,
 }
 
 impl<A: Hardware> KmemCache<A> {

@@ -33,6 +33,7 @@ pub(super) fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -
 pub(super) fn vma_args(flags: u32) -> KmemCacheArgs {
     KmemCacheArgs {
         name: "vm_area_struct",
+        label: None,
         size: 192,
         align: 0,
         flags: flags | SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
@@ -103,7 +104,15 @@ fn geometry_by_cpu_count_is_the_kernels() {
             want = cell.unwrap_or(want);
             let first = 4u32 << col;
             for cpus in [first, 2 * first - 1] {
-                let a = KmemCacheArgs { name: "t", size, align: 0, flags: 0, freeptr_offset: None, ctor: None };
+                let a = KmemCacheArgs {
+                    name: "t",
+                    label: None,
+                    size,
+                    align: 0,
+                    flags: 0,
+                    freeptr_offset: None,
+                    ctor: None,
+                };
                 let g = calculate_sizes(&a, cpus, 64).unwrap();
                 assert_eq!(g.size, size);
                 if (g.order, g.objects, g.cpu_partial_slabs) != want {
@@ -120,7 +129,7 @@ fn free_pointer_and_alignment_are_the_kernels() {
     unsafe fn ctor(_: *mut u8) {}
     let g = |size, align, flags, freeptr_offset, ctor: bool, line| {
         let ctor = ctor.then_some(ctor_fn as unsafe fn(*mut u8));
-        calculate_sizes(&KmemCacheArgs { name: "t", size, align, flags, freeptr_offset, ctor }, 4, line)
+        calculate_sizes(&KmemCacheArgs { name: "t", label: None, size, align, flags, freeptr_offset, ctor }, 4, line)
             .map(|g| (g.size, g.offset))
     };
     use ctor as ctor_fn;

@@ -24,6 +24,7 @@ impl VmaCache for KmallocCallRcu {
     fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "kmalloc-192",
+            label: Some("vm_area_struct"),
             size: size.next_multiple_of(192),
             align,
             flags: SLAB_PANIC,
@@ -35,6 +36,7 @@ impl VmaCache for KmallocCallRcu {
     fn vma_lock_args(size: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "kmalloc-64",
+            label: Some("vma_lock"),
             size: size.next_multiple_of(64),
             align: 64,
             flags: SLAB_PANIC,

@@ -23,6 +23,7 @@ impl VmaCache for CallRcu {
     fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "vm_area_struct",
+            label: None,
             size,
             align,
             flags: SLAB_PANIC | SLAB_ACCOUNT,
@@ -34,6 +35,7 @@ impl VmaCache for CallRcu {
     fn vma_lock_args(size: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "vma_lock",
+            label: None,
             size,
             align: 8,
             flags: SLAB_PANIC | SLAB_ACCOUNT,

@@ -25,6 +25,7 @@ impl VmaCache for Typesafe {
     fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "vm_area_struct",
+            label: None,
             size,
             align,
             flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_TYPESAFE_BY_RCU | SLAB_ACCOUNT,
