@@ -39,7 +39,7 @@ fn torture(m: &SimMachine, seed: u64, flags: u32) {
         };
         let mut mine: Vec<*mut u8> = Vec::new();
         let mut r = splitmix64(seed ^ u64::from(id) << 32);
-        for i in 0..1500 {
+        for i in 0..1500u32 {
             r = splitmix64(r);
             // Long enough at few objects that slabs run empty and are given up.
             let want = if i / 250 % 2 == 0 { 60 } else { 4 };
@@ -55,7 +55,7 @@ fn torture(m: &SimMachine, seed: u64, flags: u32) {
                     mail[(r >> 44) as usize % mail.len()].lock().unwrap().push(p as usize);
                 }
             }
-            if i % 16 == 0 {
+            if i.is_multiple_of(16) {
                 let post = std::mem::take(&mut *mail[id as usize].lock().unwrap());
                 post.into_iter().for_each(|p| give(p as *mut u8));
             }
