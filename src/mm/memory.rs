@@ -19,7 +19,7 @@ use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Relaxed, smp_wmb};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
-use crate::slab::free_pages;
+use crate::slab::{free_pages, free_unref_folios};
 use crate::sync::{raw_spin_lock, raw_spin_unlock};
 
 /// The fault is a write.
@@ -244,6 +244,8 @@ pub struct MmuGather {
     batch_nr: usize,
 }
 
+/// Pages of a folio batch.
+const PAGEVEC_SIZE: usize = 31;
 /// Entries of a page of the gather queue: the kernel's page has a header of two words.
 const BATCH: usize = PAGE_SIZE / 8 - 2;
 
@@ -292,13 +294,19 @@ impl MmuGather {
     }
 
     fn flush<K: Kconfig>(&mut self, cpu: &Cpu<K::A>, k: &Kernel<K>) {
-        for i in 0..self.nr {
-            free_page(cpu, k, self.local[i]);
-        }
+        let free = |pages: &[*mut u8]| {
+            cpu.counters.add(VmEvent::Pgfree, pages.len() as u64);
+            // free_pages_and_swap_cache() hands them on by folio batches.
+            for batch in pages.chunks(PAGEVEC_SIZE) {
+                // SAFETY: pages of ours that no entry maps.
+                unsafe { free_unref_folios(cpu, &k.pages, batch) };
+            }
+        };
+        free(&self.local[..self.nr]);
         self.nr = 0;
-        for i in 0..self.batch_nr {
-            // SAFETY: written by queue().
-            free_page(cpu, k, unsafe { self.batch.add(i).read() });
+        if self.batch_nr != 0 {
+            // SAFETY: written by queue(), and nobody else knows the page they are in.
+            free(unsafe { std::slice::from_raw_parts(self.batch, self.batch_nr) });
         }
         self.batch_nr = 0;
     }

@@ -28,7 +28,7 @@ mod tests;
 
 pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
-    drain_all_pages, free_page, free_pages, memblock_free_all, page_alloc_init,
+    drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
 };
 pub use slab_common::{
     KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU, kmalloc_cache_create,

@@ -527,6 +527,69 @@ fn alloc_pages_slowpath<A: Hardware>(
     null_mut()
 }
 
+/// `free_unref_page_commit()`: onto the CPU's list, and a batch of them on to the zone when there are too many.
+///
+/// # Safety
+/// `page` is free and on no list; the list's lock is held.
+#[inline(always)]
+unsafe fn free_unref_page_commit<A: Hardware>(
+    cpu: &Cpu<A>,
+    pa: &PageAllocator<A>,
+    z: &Zone<A>,
+    pcp: &PerCpuPages<A>,
+    page: *mut Page<A>,
+    order: u32,
+) {
+    // SAFETY: every page has a record; the caller's.
+    unsafe {
+        (*page).page_type.store(PG_PCP, Relaxed);
+        pcp.lists[order as usize].push(page);
+    }
+    let count = pcp.count.get() + (1 << order);
+    pcp.count.set(count);
+    if count >= pa.high.get() {
+        free_pcppages_bulk(cpu, z, pcp, PCP_BATCH, order);
+    }
+}
+
+/// `free_unref_folios()`: frees single pages, the CPU's lists locked once for all that are of one node.
+///
+/// # Safety
+/// As [`free_pages`] with order 0, for each.
+pub unsafe fn free_unref_folios<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, pages: &[*mut u8]) {
+    let mut held: Option<(&Zone<A>, &PerCpuPages<A>)> = None;
+    for &p in pages {
+        let page = virt_to_page::<A>(p);
+        // SAFETY: every page has a record.
+        let pg = unsafe { &*page };
+        assert_eq!(pg.page_type.load(Relaxed), PG_NONE, "bad page state: {p:p} freed");
+        let z = &*pa.zones[page_to_nid(pg) as usize];
+        if held.is_none_or(|(h, _)| !std::ptr::eq(h, z)) {
+            if let Some((_, pcp)) = held.take() {
+                raw_spin_unlock(cpu, &pcp.lock);
+            }
+            let pcp = z.pcp.this(cpu);
+            if raw_spin_trylock(cpu, &pcp.lock) {
+                held = Some((z, pcp));
+            }
+        }
+        // SAFETY: the caller's; under the list's lock, or the zone's.
+        unsafe {
+            match held {
+                Some((z, pcp)) => free_unref_page_commit(cpu, pa, z, pcp, page, 0),
+                None => {
+                    raw_spin_lock(cpu, &z.lock);
+                    free_one_page(z, page, 0);
+                    raw_spin_unlock(cpu, &z.lock);
+                }
+            }
+        }
+    }
+    if let Some((_, pcp)) = held {
+        raw_spin_unlock(cpu, &pcp.lock);
+    }
+}
+
 /// `free_pages()`
 ///
 /// # Safety
@@ -545,14 +608,8 @@ pub unsafe fn free_pages<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, p: *m
     if order <= PAGE_ALLOC_COSTLY_ORDER {
         let pcp = z.pcp.this(cpu);
         if raw_spin_trylock(cpu, &pcp.lock) {
-            pg.page_type.store(PG_PCP, Relaxed);
             // SAFETY: on no list; under the list's lock.
-            unsafe { pcp.lists[order as usize].push(page) };
-            let count = pcp.count.get() + (1 << order);
-            pcp.count.set(count);
-            if count >= pa.high.get() {
-                free_pcppages_bulk(cpu, z, pcp, PCP_BATCH, order);
-            }
+            unsafe { free_unref_page_commit(cpu, pa, z, pcp, page, order) };
             raw_spin_unlock(cpu, &pcp.lock);
             return;
         }
