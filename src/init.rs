@@ -282,6 +282,7 @@ pub fn run_on_cpus<K: Kconfig>(
                 // ORDER: full; the last one's body is over before rcu_barrier() begins.
                 end.left.fetch_sub(1, crate::arch::Full);
                 if id == 0 {
+                    // ORDER: acquire; meets the others' decrements: their bodies are over.
                     idle_loop(&cpu, || end.left.load(Acquire) == 0);
                     rcu_barrier(&cpu, &k.rcu);
                     // ORDER: release; meets the acquire of the others below.
@@ -292,6 +293,7 @@ pub fn run_on_cpus<K: Kconfig>(
                     }
                     k.rcu.stop();
                 } else {
+                    // ORDER: acquire; meets worker 0's store.
                     idle_loop(&cpu, || end.over.load(Acquire) != 0);
                 }
                 k.rcu.remove_hooks(&cpu);

@@ -347,6 +347,7 @@ pub fn unlink_anon_vmas<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<
     }
     if let Some(av) = vma_anon_vma::<K>(vma) {
         av.num_active_vmas.set(av.num_active_vmas.get() - 1);
+        // ORDER: relaxed: the VMA is out of the tree, or (an expansion that failed) write-locked.
         vma.anon_vma().store(null_mut(), Relaxed);
     }
     unlock_anon_vma_root(cpu, root);

@@ -50,7 +50,10 @@ pub(super) fn is_data_mapping(flags: u64) -> bool {
 }
 
 /// `vma_set_range()`
+///
+/// Before the VMA is attached, or write-locked.
 pub fn vma_set_range<K: Kconfig>(vma: VmaPtr<K>, start: u64, end: u64, pgoff: u64) {
+    // ORDER: relaxed: reach a reader by the attach's release (E1) or by the section's end (E2).
     vma.vm_start().store(start, Relaxed);
     vma.vm_end().store(end, Relaxed);
     vma.vm_pgoff().store(pgoff, Relaxed);
@@ -260,6 +263,7 @@ fn vma_expand<K: Kconfig>(
         K::Lock::vma_start_write(cpu, next);
         // dup_anon_vma(): the survivor takes over pages that hang on the other's anon_vma.
         if vma.anon_vma().load(Relaxed).is_null() && !next.anon_vma().load(Relaxed).is_null() {
+            // ORDER: relaxed: both are write-locked, so no fault looks; later ones are ordered by E2.
             vma.anon_vma().store(next.anon_vma().load(Relaxed), Relaxed);
             anon_vma_clone(cpu, k, vma, next)?;
             anon_dup = true;

@@ -23,7 +23,7 @@
 use super::{AbortCause, Reuse, StartRead, Verdict, VmaLock};
 use crate::arch::arena::KRef;
 use crate::arch::atomic::StoreOrder;
-use crate::arch::{Acquire, Arch, Relaxed, Release};
+use crate::arch::{Acquire, Arch, Relaxed, Release, smp_rmb};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, MmStruct, VmAreaStruct615, VmaFields, VmaRef};
 use crate::mm::vmstat::warn_on_once;
@@ -75,6 +75,12 @@ fn vma_enter_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>, detaching: bool) -> bool
     let target = if detaching { VMA_LOCK_OFFSET } else { VMA_LOCK_OFFSET + 1 };
     // ORDER: relaxed: bit 30 only keeps readers out; the wait below is what orders.
     if !vma.vm_refcnt.add_not_zero(VMA_LOCK_OFFSET) {
+        if detaching {
+            // ORDER: with the look that found 0 an acquire, meets the release of the reader that left last, between
+            // our decrement and here: what it loaded comes before the object's next life. PORT: a control dependency
+            // in C, which Rust does not know.
+            smp_rmb::<A>();
+        }
         return false;
     }
     // ORDER: acquire, meets the release in vma_refcount_put(): what readers did under the lock is seen. See PORT above.
