@@ -83,7 +83,14 @@ fn mas_wr_store_type<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) -> W
     let (node, end) = loop {
         let (node, kind) = decode::<A>(mas.node);
         let end = node.data_end(kind, mas.max);
+        // mas_wr_node_walk(): from where the cursor stands. PORT: the kernel trusts that this is not past `index`.
         let (mut offset, mut min, mut max) = (0, mas.min, mas.max);
+        if mas.offset <= end {
+            let at = node.safe_min(mas.offset, mas.min);
+            if at <= index {
+                (offset, min) = (mas.offset, at);
+            }
+        }
         while offset < end {
             let p = node.pivot(offset).load(Relaxed);
             if p >= index {
@@ -106,6 +113,7 @@ fn mas_wr_store_type<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) -> W
         }
         mas.node = node.slot(kind, offset).load(Relaxed);
         (mas.min, mas.max) = (min, max);
+        mas.offset = 0;
     };
     let slot = |i| node.slot(MapleType::Leaf64, i).load(Relaxed);
     let piv = |i| node.safe_pivot(i, end, mas.max);
