@@ -12,11 +12,13 @@
 use crate::arch::{Arch, Native};
 use crate::cpu::{Errno, splitmix64};
 use crate::host::affinity;
+use crate::measure::perf::{PerfGroup, Reading, Ring, from_lines, to_lines};
 use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// First address of the place where workloads map: far from where the kernel places anything by itself.
 const WINDOW: u64 = 0x1000_0000_0000;
@@ -32,6 +34,8 @@ pub struct KernelSample {
     pub minor_faults: Vec<u64>,
     /// Involuntary context switches of each worker.
     pub preempted: Vec<u64>,
+    /// Events of each worker's span, in kernel mode.
+    pub perf: Vec<BTreeMap<String, Reading>>,
 }
 
 /// Words shared between the runner and its children.
@@ -54,7 +58,14 @@ struct Worker {
     status: AtomicI32,
     placed: AtomicU32,
     words: [AtomicU64; 10],
+    /// Length of what stands in `text`, stored when it is whole.
+    text_len: AtomicU32,
+    /// Its events, as lines.
+    text: [AtomicU8; TEXT_MAX],
 }
+
+/// Room for a worker's events and the reasons of those that were not counted.
+const TEXT_MAX: usize = 4096;
 
 struct HostSpace {
     rng: Cell<u64>,
@@ -125,6 +136,7 @@ struct HostHarness<'a> {
     shared: &'a Shared,
     workers: u32,
     faults0: Cell<u64>,
+    events: RefCell<PerfGroup>,
 }
 
 impl Harness for HostHarness<'_> {
@@ -162,7 +174,10 @@ impl Harness for HostHarness<'_> {
         0
     }
     fn edge(&self, begins: bool) {
-        if !begins {
+        if begins {
+            self.events.borrow_mut().enable();
+        } else {
+            self.events.borrow_mut().disable();
             self.shared.ended.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -253,6 +268,9 @@ pub fn sample<W: Workload>(
         out.placement.push((cpu, w.placed.load(Ordering::Acquire) == cpu));
         out.minor_faults.push(n(7));
         out.preempted.push(n(8));
+        let len = w.text_len.load(Ordering::Acquire) as usize;
+        let text: Vec<u8> = w.text[..len].iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        out.perf.push(from_lines(&String::from_utf8_lossy(&text)));
     }
     Ok(out)
 }
@@ -348,10 +366,16 @@ fn worker<W: Workload>(
         }
     };
     let mut state = W::attach(&space, words, seat)?;
-    let h = HostHarness { space: &space, shared, workers, faults0: Cell::new(0) };
+    let events = RefCell::new(PerfGroup::open_ring(Ring::Kernel));
+    let h = HostHarness { space: &space, shared, workers, faults0: Cell::new(0), events };
     let preempted0 = rusage().1;
     let t = drive::<W, _, _>(&space, &h, &mut state, warm_up_ns, stop)?;
     let (faults, preempted) = rusage();
+    let text = to_lines(&h.events.borrow_mut().read());
+    for (cell, byte) in out.text.iter().zip(text.bytes()) {
+        cell.store(byte, Ordering::Relaxed);
+    }
+    out.text_len.store(text.len().min(TEXT_MAX) as u32, Ordering::Release);
     let words = [
         t.operations,
         t.faults,
@@ -461,6 +485,9 @@ mod tests {
                     assert!(ops > 0, "{} {mode:?} x{n} did nothing", about.name);
                     assert_eq!(balances(&s), [] as [String; 0], "{} {mode:?} x{n}", about.name);
                     assert!(s.placement.iter().all(|p| p.1));
+                    for p in &s.perf {
+                        assert!(p.contains_key("cycles:k"), "counted or absent with a reason: {p:?}");
+                    }
                 }
             }
         }

@@ -247,6 +247,30 @@ impl PerfGroup {
     }
 }
 
+/// Readings as lines of text, for a worker that can only hand back bytes; [`from_lines`] reads them.
+pub fn to_lines(readings: &BTreeMap<String, Reading>) -> String {
+    let line = |(name, r): (&String, &Reading)| match r {
+        Reading::Counted { value, enabled, running } => format!("{name}\t{value} {enabled} {running}\n"),
+        Reading::Absent { reason } => format!("{name}\t!{}\n", reason.replace(['\n', '\t'], " ")),
+    };
+    readings.iter().map(line).collect()
+}
+
+/// Reads [`to_lines`]; a line that was cut short is left out.
+pub fn from_lines(text: &str) -> BTreeMap<String, Reading> {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let reading = |line: &str| {
+        let (name, rest) = line.split_once('\t')?;
+        if let Some(reason) = rest.strip_prefix('!') {
+            return Some((name.to_string(), Reading::absent(reason)));
+        }
+        let mut n = rest.split(' ').map_while(|n| n.parse().ok());
+        let (value, enabled, running) = (n.next()?, n.next()?, n.next()?);
+        Some((name.to_string(), Reading::Counted { value, enabled, running }))
+    };
+    whole.lines().filter_map(reading).collect()
+}
+
 /// Sums the readings of several threads. An event that one thread could not count has no sum: it is absent, with the
 /// number of threads and the first reason.
 pub fn merge<'a>(threads: impl IntoIterator<Item = &'a BTreeMap<String, Reading>>) -> BTreeMap<String, Reading> {
@@ -317,6 +341,19 @@ mod tests {
 
     fn counted(value: u64, enabled: u64, running: u64) -> Reading {
         Reading::Counted { value, enabled, running }
+    }
+
+    #[test]
+    fn lines_carry_counts_and_reasons_and_survive_a_cut() {
+        let mut m = BTreeMap::new();
+        m.insert("cycles:k".to_string(), counted(12, 30, 15));
+        m.insert("instructions:k".to_string(), Reading::absent("no PMU:\tENOENT\n"));
+        let text = to_lines(&m);
+        let back = from_lines(&text);
+        assert_eq!(back["cycles:k"], counted(12, 30, 15));
+        assert_eq!(back["instructions:k"], Reading::absent("no PMU: ENOENT "));
+        assert_eq!(from_lines(&text[..text.len() - 1]).len(), 1, "a line without its end is no line");
+        assert!(from_lines("cycles:k\t1 2\n").is_empty());
     }
 
     /// Maps, touches and unmaps base pages.

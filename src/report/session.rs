@@ -217,6 +217,7 @@ impl Session {
         out.counters.insert("minor_faults".into(), s.minor_faults.iter().sum());
         out.kconfig = running_kernel();
         out.tallies = s.tallies;
+        out.perf = s.perf;
         out.book_failures();
         Ok(out)
     }
@@ -325,8 +326,7 @@ impl Session {
         if out.perf.iter().all(BTreeMap::is_empty) {
             let reason = match self.request.world {
                 World::Sim => "simulated: no PMU exists",
-                World::Kernel => "not read in the kernel world",
-                World::Native => "not opened",
+                World::Native | World::Kernel => "not opened",
             };
             perf.insert("cycles".into(), PerfCell::Absent { reason: reason.into() });
         }

@@ -43,7 +43,7 @@ fn torture(m: &SimMachine, seed: u64, flags: u32) {
             r = splitmix64(r);
             // Long enough at few objects that slabs run empty and are given up.
             let want = if i / 250 % 2 == 0 { 60 } else { 4 };
-            if mine.len() < want && r % 4 != 0 {
+            if mine.len() < want && !r.is_multiple_of(4) {
                 let p = get(&cpu, &s);
                 assert!(owned.lock().unwrap().insert(p as usize), "{p:p} handed out twice");
                 mine.push(p);
