@@ -68,7 +68,8 @@ pub fn rcu_seq_end<A: Arch>(s: &Atomic<A, u64>) {
 pub fn rcu_seq_snap<A: Arch>(s: &Atomic<A, u64>) -> u64 {
     let v = rcu_seq_snap_of(s.load(Relaxed));
     // ORDER: full; what the caller does with the label must not be seen before the load it rests on; meets
-    // rcu_seq_start().
+    // rcu_seq_start(). Nothing stands before the load, as in 6.12 (7.3 has a full barrier there): what the label is
+    // for was put in order by add_len() when the callback was queued.
     smp_mb::<A>();
     v
 }
