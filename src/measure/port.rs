@@ -350,6 +350,12 @@ fn balances(out: &Outcome) -> Vec<String> {
     );
     hold("rcu callbacks queued = invoked", c("rcu_callbacks_queued"), c("rcu_callbacks_invoked"));
     hold("vma_alloc = vma_free", c("vma_alloc"), c("vma_free"));
+    hold("vma_alloc = vma_reclaim", c("vma_alloc"), c("vma_reclaim"));
+    hold("anon_vma_alloc = anon_vma_free", c("anon_vma_alloc"), c("anon_vma_free"));
+    hold("anon_vma_chain_alloc = anon_vma_chain_free", c("anon_vma_chain_alloc"), c("anon_vma_chain_free"));
+    let causes = out.counters.iter().filter(|(n, _)| n.starts_with("vma_lock_abort_")).map(|(_, v)| v).sum();
+    hold("vma_lock_abort = its causes", c("vma_lock_abort"), causes);
+    hold("conditions that must not happen", c("mm_warn"), 0);
     let made: u64 = out.tallies.iter().flatten().map(|t| t.faults_whole_run).sum();
     if out.tallies.iter().all(Result::is_ok) && c("pgfault") < made {
         bad.push(format!("pgfault: {} < {made} faults of the workload", c("pgfault")));

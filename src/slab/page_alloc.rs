@@ -563,6 +563,7 @@ pub unsafe fn free_unref_folios<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>
         // SAFETY: every page has a record.
         let pg = unsafe { &*page };
         assert_eq!(pg.page_type.load(Relaxed), PG_NONE, "bad page state: {p:p} freed");
+        A::label(p, PAGE_SIZE, "free page");
         let z = &*pa.zones[page_to_nid(pg) as usize];
         if held.is_none_or(|(h, _)| !std::ptr::eq(h, z)) {
             if let Some((_, pcp)) = held.take() {
