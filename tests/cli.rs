@@ -65,7 +65,11 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
     let (foreign, xml, nothing) = (at("foreign.jsonl"), at("not-hwloc.xml"), at("absent.jsonl"));
     std::fs::write(&foreign, "{\"hello\": 1}\n").unwrap();
     std::fs::write(&xml, "<?xml version=\"1.0\"?>\n<svg/>\n").unwrap();
-    let out = at("o.jsonl");
+    let (out, good) = (at("o.jsonl"), at("good.jsonl"));
+    let quick = ["--threads", "1", "--trials", "1", "--seconds", "0.001", "--warm-up", "0.001", "--out", &good];
+    // Names given twice are measured once.
+    ok(&[&["run", "--variant", "v6.12,v6.15,v6.12", "--workload", "brk1,brk1"], &quick[..]].concat());
+    assert_eq!(records(Path::new(&good)).len(), 2);
     let base = ["run", "--variant", "v6.12", "--workload", "brk1", "--out", &out];
     let with = |more: &[&str]| -> Vec<String> { base.iter().chain(more).map(|s| s.to_string()).collect() };
     let v = |a: &[&str]| -> Vec<String> { a.iter().map(|s| s.to_string()).collect() };
@@ -82,12 +86,24 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         (with(&["--threads", "100000"]), &["--threads", "100000"]),
         (with(&["--threads", "0"]), &["--threads", "0"]),
         (with(&["--seconds", "0"]), &["--seconds", "0", "accepted"]),
+        (with(&["--seconds", "-1"]), &["--seconds", "-1", "accepted"]),
+        (with(&["--seconds", "NaN"]), &["--seconds", "NaN", "accepted"]),
+        (with(&["--seconds", "1e300"]), &["--seconds", "1e300", "accepted"]),
+        (with(&["--seconds", "1e-12"]), &["--seconds", "1e-12", "accepted"]),
+        (with(&["--seconds", "soon"]), &["--seconds", "soon", "accepted"]),
+        (with(&["--warm-up", "-1"]), &["--warm-up", "-1", "accepted"]),
         (with(&["--trials", "0"]), &["--trials", "0", "accepted"]),
+        (with(&["--trials", "-1"]), &["--trials", "-1", "accepted"]),
+        (with(&["--trials", "4294967295"]), &["--trials", "4294967295", "accepted"]),
+        (with(&["--threads", "-1"]), &["--threads", "-1", "accepted"]),
+        (with(&["--seed", "x"]), &["--seed", "x", "accepted"]),
+        (with(&["--pin", "9999"]), &["--pin", "9999"]),
+        (with(&["--out", ""]), &["--out"]),
         (with(&["--world", "real"]), &["--world", "real", "native, sim, kernel"]),
         (with(&["--world", "kernel"]), &["--variant", "kernel"]),
         (with(&["--mode", "fiber"]), &["--mode", "fiber", "thread"]),
         (with(&["--pin", "left"]), &["--pin", "left", "compact"]),
-        (with(&["--hz", "0"]), &["--hz", "0"]),
+        (with(&["--hz", "0"]), &["--hz", "0", "accepted"]),
         (with(&["--qs-policy", "never"]), &["--qs-policy", "never", "always"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--out", &foreign]), &["foreign.jsonl"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--out", &at("")]), &["--out"]),
@@ -96,9 +112,22 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         (v(&["compare", &nothing, "--baseline", "v6.12"]), &["absent.jsonl"]),
         (v(&["compare", &foreign, "--baseline", "v6.12"]), &["foreign.jsonl"]),
         (v(&["letter", &foreign, "--baseline", "v6.12", "--patched", "v6.15"]), &["foreign.jsonl"]),
+        (v(&["compare", "/dev/zero", "--baseline", "v6.12"]), &["/dev/zero", "not a record"]),
+        (v(&["compare", &good, "--baseline", "v6.11"]), &["--baseline", "v6.11", "v6.12"]),
+        (v(&["compare", &good, "--baseline", "v6.12", "--patched", "v6.13"]), &["--patched", "v6.13", "v6.15"]),
+        (v(&["letter", &good, "--baseline", "v6.12", "--patched", "v6.12"]), &["--patched", "v6.12", "baseline"]),
+        (v(&["compare", &good, "--baseline", "v6.12", "--metric", "speed"]), &["--metric", "speed", "ns_per_op"]),
+        (v(&["compare", &good, "--baseline", "v6.12", "--metric", "counter:x"]), &["--metric", "counter:x", "pgfault"]),
+        (v(&["compare", &good, "--baseline", "v6.12", "--format", "pdf"]), &["--format", "pdf", "mmtests"]),
+        (v(&["compare", &good]), &["--baseline"]),
+        (v(&["letter"]), &["--baseline", "--patched", "FILES"]),
         (v(&["frob"]), &["frob"]),
         (v(&[]), &["command"]),
+        (v(&["list", "frob"]), &["frob", "workloads"]),
+        (v(&["host"]), &["show", "capture", "ready"]),
         (v(&["host", "show", "--host", "nowhere"]), &["nowhere"]),
+        (v(&["host", "ready", "--host", "example-8n-64"]), &["--host", "example-8n-64"]),
+        (v(&["host", "capture", "--out", &good]), &["--out", "good.jsonl"]),
     ];
     for (args, names) in cases {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -109,7 +138,10 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         for n in names {
             assert!(err.contains(n), "{args:?} does not say {n}: {err}");
         }
+        assert!(!err.contains("accepted: \n") && !err.contains(":;"), "{args:?}: {err}");
     }
+    assert_eq!(records(Path::new(&good)).len(), 2, "bad input touches no record");
+    assert!(!Path::new(&out).exists(), "bad input makes no file");
     assert_eq!(std::fs::read_to_string(&foreign).unwrap(), "{\"hello\": 1}\n", "a foreign file is left alone");
 }
 
@@ -201,6 +233,62 @@ fn a_simulated_run_repeats_to_the_byte() {
     let other = records(&path).into_iter().map(without_run).find(|r| r["variant"] == "v6.15").unwrap();
     let first = rows[0].iter().find(|r| r["variant"] == "v6.15" && r["workload"] == "fault_vs_unmap").unwrap();
     assert_ne!(first["counters"], other["counters"], "another seed is another run");
+}
+
+#[test]
+fn what_parts_two_tables_is_in_their_titles_and_error_rows_alone_are_exit_code_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.jsonl");
+    let file = path.to_string_lossy().into_owned();
+    let quick = ["--threads", "1", "--trials", "2", "--seconds", "0.001", "--warm-up", "0.001", "--out", &file];
+    ok(&[&["run", "--variant", "v6.12,v6.15", "--workload", "brk1"], &quick[..]].concat());
+    let write = |edit: &dyn Fn(&mut Value)| {
+        let rows = records(&path).into_iter().map(|mut r| {
+            edit(&mut r);
+            format!("{r}\n")
+        });
+        let text: String = rows.collect();
+        std::fs::write(&path, text).unwrap();
+    };
+    write(&|r| {
+        if r["trial"] == 1 {
+            r["commit"] = "another".into();
+        }
+    });
+    let table = ok(&["compare", &file, "--baseline", "v6.12"]);
+    let titles: Vec<&str> = table.lines().filter(|l| l.starts_with("throughput (")).collect();
+    assert!(titles.len() == 2 && titles[0] != titles[1], "{titles:?}");
+    assert!(titles.iter().any(|t| t.contains("another")), "{titles:?}");
+    write(&|r| r["errors"] = serde_json::json!(["books do not close"]));
+    for args in [&["compare", &file][..], &["letter", &file, "--patched", "v6.15"][..]] {
+        let o = run(&[args, &["--baseline", "v6.12"]].concat());
+        assert_eq!(o.status.code(), Some(1), "{args:?}");
+        assert!(text(&o.stderr).contains("all 4 samples are error rows"), "{args:?}: {}", text(&o.stderr));
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_does_not_wait_for_the_sample() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.jsonl");
+    let out = path.to_string_lossy().into_owned();
+    let args = ["run", "--variant", "v6.12", "--workload", "brk1", "--threads", "1", "--seconds", "600", "--out", &out];
+    let child = faultline(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let t = Instant::now();
+    while !path.exists() {
+        assert!(t.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(200));
+        // SAFETY: our own child.
+        unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    }
+    let o = child.wait_with_output().unwrap();
+    assert_eq!(o.status.code(), Some(130), "{}", text(&o.stderr));
+    assert!(text(&o.stderr).contains("--resume"));
+    assert!(t.elapsed() < Duration::from_secs(30));
+    assert!(records(&path).is_empty());
 }
 
 fn wait_for_lines(path: &Path, n: usize) {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[command(after_help = "Example: faultline host show --host synthetic:'node:2 core:4 pu:2'")]
 pub struct Args {
     /// show (topology, pin plans, ladder), capture (write hosts/NAME/), ready (hygiene report)
-    #[arg(value_parser = ["show", "capture", "ready"])]
+    #[arg(value_parser = ["show", "capture", "ready"], value_name = "show|capture|ready", hide_possible_values = true)]
     what: String,
     /// this, a name under hosts/ or built in, a host.toml or hwloc XML, synthetic:STRING
     #[arg(long, default_value = "this")]
@@ -39,12 +39,12 @@ pub fn main(a: &Args) -> Result<(), Failure> {
             if let Some(n) = &a.name {
                 h.id.name.clone_from(n);
             }
-            for f in h.capture(&a.out).map_err(Failure::input)? {
+            for f in h.capture(&a.out).map_err(|e| Failure::Input(format!("--out {}: {e}", a.out.display())))? {
                 println!("{}", f.display());
             }
         }
         _ => {
-            let ready = h.ready().map_err(Failure::input)?;
+            let ready = h.ready().map_err(|e| Failure::Input(format!("--host {}: {e}", a.host)))?;
             if a.json {
                 println!("{}", serde_json::to_string(&ready).map_err(Failure::input)?);
             } else {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `faultline letter`: plain text for a cover letter.
 
-use super::{Failure, compare::load};
+use super::Failure;
+use super::compare::{load, sides, usable};
 use crate::report::compare::Options;
 use std::path::PathBuf;
 
@@ -23,11 +24,13 @@ pub struct Args {
 /// Runs the verb.
 ///
 /// # Errors
-/// Bad input.
+/// Bad input; nothing but error rows (exit code 1, after the text).
 pub fn main(a: &Args) -> Result<(), Failure> {
     let mut options = Options::new(&a.baseline);
     options.patched = vec![a.patched.clone()];
-    let text = crate::report::letter::letter(&load(&a.files)?, &options).map_err(Failure::Input)?;
+    let samples = load(&a.files)?;
+    sides(&samples, &a.baseline, &options.patched)?;
+    let text = crate::report::letter::letter(&samples, &options).map_err(Failure::Input)?;
     print!("{text}");
-    Ok(())
+    usable(&samples)
 }

@@ -115,24 +115,30 @@ fn usage(e: &clap::Error) -> i32 {
         }
         _ => {}
     }
-    let text = e.to_string();
-    let mut line = one_line(text.lines().next().unwrap_or("bad arguments")).replacen("error: ", "", 1);
-    for (kind, what) in [(ContextKind::ValidValue, "accepted"), (ContextKind::ValidSubcommand, "accepted")] {
-        if let Some(v) = e.get(kind) {
-            let v = match v {
-                ContextValue::Strings(v) => v.join(", "),
-                ContextValue::String(v) => v.clone(),
-                _ => continue,
-            };
-            line += &format!("; {what}: {v}");
+    let named = |kind| match e.get(kind) {
+        Some(ContextValue::String(v)) => v.clone(),
+        Some(ContextValue::Strings(v)) => v.join(", "),
+        _ => String::new(),
+    };
+    let arg = named(ContextKind::InvalidArg);
+    // `--seconds <SECONDS>` and `[WHAT]` by the word that the user typed or could type.
+    let name = arg.split([' ', '=']).next().unwrap_or(&arg).trim_matches(['<', '>', '[', ']', '.']);
+    let (value, accepted) = (named(ContextKind::InvalidValue), named(ContextKind::ValidValue));
+    let source = std::error::Error::source(e).map(ToString::to_string).unwrap_or_default();
+    let line = match e.kind() {
+        ErrorKind::MissingRequiredArgument => format!("missing: {arg}; --help says what is accepted"),
+        ErrorKind::InvalidValue if value.is_empty() => {
+            format!("{name}: a value is missing; --help says what is accepted")
         }
-    }
-    if e.kind() == ErrorKind::MissingRequiredArgument {
-        line = one_line(text.split("Usage:").next().unwrap_or(&text)).replacen("error: ", "", 1);
-    }
-    if e.kind() == ErrorKind::InvalidSubcommand {
-        line += "; accepted: list, run, compare, letter, plot, host, help";
-    }
+        ErrorKind::InvalidValue => format!("{name} {value}: accepted: {accepted}"),
+        ErrorKind::ValueValidation => format!("{name} {value}: {source}"),
+        ErrorKind::UnknownArgument => format!("{arg}: no such argument; --help lists what is accepted"),
+        ErrorKind::InvalidSubcommand => {
+            let verb = named(ContextKind::InvalidSubcommand);
+            format!("{verb}: no such command; accepted: list, run, compare, letter, plot, host, help")
+        }
+        _ => one_line(e.to_string().lines().next().unwrap_or("bad arguments")).replacen("error: ", "", 1),
+    };
     eprintln!("faultline: {line}");
     2
 }

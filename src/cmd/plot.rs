@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `faultline plot`: the figures.
 
-use super::{Failure, compare::load};
+use super::Failure;
+use super::compare::{known, load, usable};
 use crate::plot::{Format, render_all};
 use std::path::PathBuf;
 
@@ -33,7 +34,13 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         .iter()
         .map(|f| f.parse().map_err(|_| Failure::Input(format!("--format {f}: accepted: svg, png"))))
         .collect::<Result<_, _>>()?;
-    let done = render_all(&load(&a.files)?, a.baseline.as_deref(), &a.out, &formats).map_err(Failure::Input)?;
+    let samples = load(&a.files)?;
+    if let Some(b) = &a.baseline {
+        known("--baseline", b, &samples)?;
+    }
+    usable(&samples)?;
+    let done = render_all(&samples, a.baseline.as_deref(), &a.out, &formats)
+        .map_err(|e| Failure::Input(format!("--out {e}")))?;
     for f in done.files {
         println!("{}", f.display());
     }

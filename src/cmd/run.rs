@@ -7,7 +7,8 @@
 use super::Failure;
 use crate::arch::{Arch, Native};
 use crate::host::file::EXAMPLES;
-use crate::host::{Host, PinKind, plan::auto_ladder};
+use crate::host::plan::{auto_ladder, plan};
+use crate::host::{Host, PinKind};
 use crate::init::KernelConfig;
 use crate::measure::run::Stop;
 use crate::mm::variant::{self, Variant};
@@ -15,9 +16,11 @@ use crate::rcu::QsPolicy;
 use crate::report::session::{Request, Session, World};
 use crate::report::store::{Appender, read_files};
 use crate::workload::{self, Mode};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,7 +43,7 @@ pub struct Args {
     #[arg(long, default_value = "default")]
     mode: String,
     /// Worker counts, or auto: a ladder up to the CPUs allowed
-    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    #[arg(long, value_delimiter = ',', default_value = "auto", allow_negative_numbers = true)]
     threads: Vec<String>,
     /// native (pinned threads), sim (virtual CPUs), kernel (the host's own kernel; no variant)
     #[arg(long, default_value = "native")]
@@ -52,16 +55,17 @@ pub struct Args {
     #[arg(long, default_value = "compact")]
     pin: String,
     /// Trials: complete blocks of all samples [default: 10; with --quick 6; in sim 1]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = |s: &str| whole::<u32>(s, 1, 10_000))]
     trials: Option<u32>,
     /// Length of a sample, s: real time, in sim virtual time [default: 1; with --quick 0.2; in sim 0.02]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = span)]
     seconds: Option<f64>,
     /// Warm-up of a sample, s [default: 0.2; with --quick 0.1; in sim 0.02]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = span)]
     warm_up: Option<f64>,
     /// Seed of order and randomness
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| whole::<u64>(s, 0, u64::MAX))]
     seed: u64,
     /// Record file to append to
     #[arg(long, default_value = "faultline.jsonl")]
@@ -73,7 +77,8 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
     /// Timer frequency of the modelled kernel
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 250, allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| whole::<u32>(s, 24, 10_000))]
     hz: u32,
     /// When a tick is a quiescent state: user-only, preempt-zero, always
     #[arg(long, default_value = "preempt-zero")]
@@ -83,11 +88,31 @@ pub struct Args {
     json: bool,
 }
 
-fn positive(name: &str, v: f64) -> Result<u64, Failure> {
-    if !(v.is_finite() && v > 0.0 && v <= 86_400.0) {
-        return Err(Failure::Input(format!("--{name} {v}: accepted: more than 0, at most 86400")));
+/// A whole number of `least` to `most`.
+fn whole<T: FromStr + PartialOrd + Display>(s: &str, least: T, most: T) -> Result<T, String> {
+    match s.parse() {
+        Ok(v) if v >= least && v <= most => Ok(v),
+        _ => Err(format!("accepted: a whole number, {least} to {most}")),
     }
-    Ok((v * 1e9) as u64)
+}
+
+/// A length of time, s. Below the least one a span would hold a handful of operations.
+fn span(s: &str) -> Result<f64, String> {
+    match s.parse() {
+        Ok(v) if (0.0001..=86_400.0).contains(&v) => Ok(v),
+        _ => Err("accepted: seconds, 0.0001 to 86400".into()),
+    }
+}
+
+/// `names` without repetitions: a cell measured twice in a trial would be no pair.
+fn once(names: &[String]) -> Vec<&str> {
+    let mut out: Vec<&str> = Vec::new();
+    for n in names {
+        if !out.contains(&n.as_str()) {
+            out.push(n);
+        }
+    }
+    out
 }
 
 /// The host to simulate where none is named: the smallest built-in example that has the CPUs.
@@ -121,17 +146,17 @@ fn request(a: &Args) -> Result<Request, Failure> {
                 variant::all().into_iter().map(|v| v.name).collect::<Vec<_>>().join(", ")
             )));
         }
-        (_, [all]) if all == "all" => variant::all(),
-        (_, names) => names
-            .iter()
+        (_, names) if names.iter().any(|n| n == "all") => variant::all(),
+        (_, names) => once(names)
+            .into_iter()
             .map(|n| variant::parse(n).map_err(|e| Failure::Input(format!("--variant {n}: {e}"))))
             .collect::<Result<_, _>>()?,
     };
-    let workloads = if a.workload == ["all"] {
+    let workloads = if a.workload.iter().any(|w| w == "all") {
         workload::LIST.iter().collect()
     } else {
-        a.workload
-            .iter()
+        once(&a.workload)
+            .into_iter()
             .map(|w| workload::find(w).map_err(|e| Failure::Input(format!("--workload {w}: {e}"))))
             .collect::<Result<_, _>>()?
     };
@@ -176,8 +201,9 @@ fn request(a: &Args) -> Result<Request, Failure> {
             full_s
         })
     };
-    let span = positive("seconds", pick(a.seconds, 0.02, 0.2, 1.0))?;
-    let warm_up_ns = positive("warm-up", pick(a.warm_up, 0.02, 0.1, 0.2))?;
+    let ns = |s: f64| (s * 1e9) as u64;
+    let span = ns(pick(a.seconds, 0.02, 0.2, 1.0));
+    let warm_up_ns = ns(pick(a.warm_up, 0.02, 0.1, 0.2));
     let trials = a.trials.unwrap_or(if sim {
         1
     } else if a.quick {
@@ -185,13 +211,9 @@ fn request(a: &Args) -> Result<Request, Failure> {
     } else {
         10
     });
-    if trials == 0 {
-        return Err(Failure::Input("--trials 0: accepted: 1 or more".into()));
-    }
     let pin: PinKind = a.pin.parse().map_err(|e| Failure::Input(format!("--pin {}: {e}", a.pin)))?;
-    if !(24..=10_000).contains(&a.hz) {
-        return Err(Failure::Input(format!("--hz {}: accepted: 24 to 10000", a.hz)));
-    }
+    // Named here; whether the threads fit on the plan is the session's to say.
+    plan(&host.topology, &pin, 1).map_err(|e| Failure::Input(format!("--pin {}: {e}", a.pin)))?;
     let qs_policy = match a.qs_policy.as_str() {
         "user-only" => QsPolicy::USER_ONLY,
         "preempt-zero" => QsPolicy::PREEMPT_ZERO,
@@ -223,19 +245,26 @@ pub fn main(a: &Args) -> Result<(), Failure> {
     let mut session = Session::new(request(a)?).map_err(Failure::Input)?;
     // Calibrates the clock before anything is pinned or timed.
     let _ = Native::now();
-    let on_file = if a.resume && a.out.exists() {
-        read_files(&[&a.out]).map_err(|e| Failure::Input(format!("--out: {e}")))?.keys()
-    } else {
-        Default::default()
-    };
-    let mut out = Appender::open(&a.out).map_err(|e| Failure::Input(format!("--out: {e}")))?;
+    let to_out = |e| Failure::Input(format!("--out {e}"));
+    let on_file =
+        if a.resume && a.out.exists() { read_files(&[&a.out]).map_err(to_out)?.keys() } else { Default::default() };
+    let mut out = Appender::open(&a.out).map_err(to_out)?;
     let todo: Vec<_> = session.cells().iter().filter(|c| !on_file.contains(&session.key(c))).cloned().collect();
     let skipped = session.cells().len() - todo.len();
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     // A second handler cannot be set in one process; tests that call this twice keep the first.
-    let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
     let bar = progress(todo.len() as u64, session.guess_s());
+    let shown = bar.clone();
+    let _ = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            // The file is whole at any moment; only the sample in flight is lost.
+            eprintln!("faultline: interrupted twice: the running sample is lost; --resume goes on from there");
+            // SAFETY: ends the process; no destructor has anything to save.
+            unsafe { libc::_exit(130) };
+        }
+        shown.println("the running sample ends first; Ctrl-C again drops it");
+    });
     let (mut taken, mut errors) = (0usize, Vec::new());
     for cell in &todo {
         bar.set_message(format!(
@@ -246,7 +275,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
             cell.config.threads
         ));
         let sample = session.measure(cell);
-        out.append(&sample).map_err(Failure::input)?;
+        out.append(&sample).map_err(to_out)?;
         taken += 1;
         bar.inc(1);
         if a.json {
@@ -285,8 +314,16 @@ pub fn progress(n: u64, guess_s: f64) -> ProgressBar {
     let target =
         if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(n), target);
-    if let Ok(s) = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} ({eta} left) {msg}") {
-        bar.set_style(s);
+    if let Ok(s) = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} ({left} left) {msg}") {
+        // Until a sample is done there is only the guess.
+        let left = move |state: &ProgressState, to: &mut dyn std::fmt::Write| {
+            let left = match state.pos() {
+                0 => Duration::from_secs_f64((n as f64 * guess_s).min(1e9)).saturating_sub(state.elapsed()),
+                _ => state.eta(),
+            };
+            let _ = write!(to, "{:#}", HumanDuration(left));
+        };
+        bar.set_style(s.with_key("left", left));
     }
     bar.println(format!("{n} samples, about {:.0} s", n as f64 * guess_s));
     bar.enable_steady_tick(Duration::from_secs(1));

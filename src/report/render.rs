@@ -143,7 +143,19 @@ fn list(out: &mut String, head: &str, lines: &[String]) {
 /// One line: metric, world, mode, host, and what else sets this block apart.
 pub fn title(c: &Comparison, b: &Block) -> String {
     let hidden: String = b.hidden.iter().map(|(k, v)| format!(", {k}={v}")).collect();
-    format!("{} ({}), world {}, mode {}, host {}{hidden}", c.metric, c.unit, b.world, b.mode, b.host.name)
+    // Two tables never carry one title: whatever parts them is named.
+    let twins = || c.blocks.iter().filter(|o| (&o.world, &o.mode, &o.host.name) == (&b.world, &b.mode, &b.host.name));
+    let mut apart = String::new();
+    if twins().any(|o| o.tool != b.tool) {
+        apart += &format!(", faultline {}", b.tool);
+    }
+    if twins().any(|o| o.host.fingerprint != b.host.fingerprint) {
+        apart += &format!(", fingerprint {}", b.host.fingerprint);
+    }
+    if twins().any(|o| o.host.kernel != b.host.kernel) {
+        apart += &format!(", kernel {}", b.host.kernel);
+    }
+    format!("{} ({}), world {}, mode {}, host {}{hidden}{apart}", c.metric, c.unit, b.world, b.mode, b.host.name)
 }
 
 fn side_value(block: &Block, side: &Side) -> String {

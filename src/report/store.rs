@@ -107,6 +107,9 @@ pub fn read_files<P: AsRef<Path>>(paths: &[P]) -> Result<Loaded, StoreError> {
     Ok(loaded)
 }
 
+/// Some kilobytes a CPU are usual. Without a bound, a device that never ends a line would take all memory.
+const LONGEST_LINE: u64 = 64 << 20;
+
 fn read_file(path: &Path, loaded: &mut Loaded) -> Result<(), StoreError> {
     let fail = |line, what: String| StoreError { path: path.into(), line, what };
     let file = File::open(path).map_err(|e| fail(None, sentence("cannot open", &e)))?;
@@ -115,9 +118,15 @@ fn read_file(path: &Path, loaded: &mut Loaded) -> Result<(), StoreError> {
     let mut bytes = Vec::new();
     for number in 1.. {
         bytes.clear();
-        let got = reader.read_until(b'\n', &mut bytes).map_err(|e| fail(Some(number), sentence("cannot read", &e)))?;
+        let got = (&mut reader)
+            .take(LONGEST_LINE)
+            .read_until(b'\n', &mut bytes)
+            .map_err(|e| fail(Some(number), sentence("cannot read", &e)))?;
         if got == 0 {
             break;
+        }
+        if got as u64 == LONGEST_LINE {
+            return Err(fail(Some(number), format!("not a record: a line of {} MiB or more", LONGEST_LINE >> 20)));
         }
         if bytes.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -158,16 +167,21 @@ fn parse(bytes: &[u8]) -> Result<Line, String> {
     let Some(kind) = value.get("kind").and_then(Value::as_str) else {
         return Err("not a record: field \"kind\" is missing or no text".into());
     };
-    if schema == 0 || schema > u64::from(SCHEMA) {
-        return Err(format!(
-            "schema {schema} is not known to this build (it reads 1 to {SCHEMA}): use a newer faultline"
-        ));
-    }
+    check_schema(schema)?;
     if kind != "sample" {
         return Ok(Line::Other(kind.into()));
     }
     // From the text and not from the value, so that the error carries a column.
     serde_json::from_slice(bytes).map(Line::Sample).map_err(|e| blame(bytes, &e))
+}
+
+fn check_schema(schema: u64) -> Result<(), String> {
+    if schema == 0 || schema > u64::from(SCHEMA) {
+        return Err(format!(
+            "schema {schema} is not known to this build (it reads 1 to {SCHEMA}): use a newer faultline"
+        ));
+    }
+    Ok(())
 }
 
 /// serde names a missing field but not the field of a wrong type; that is the last key before the column.
@@ -277,7 +291,10 @@ fn inspect(file: File) -> Result<bool, (Option<usize>, String)> {
         }
         let foreign = |why: &str| (Some(number), format!("foreign record file, not touched: {why}"));
         match serde_json::from_slice::<Value>(bytes.trim_ascii_end()) {
-            Ok(v) if v.get("schema").is_some_and(Value::is_u64) && v.get("kind").is_some_and(Value::is_string) => {}
+            Ok(v) if v.get("schema").is_some_and(Value::is_u64) && v.get("kind").is_some_and(Value::is_string) => {
+                // No reader of this build could read back what it would append.
+                check_schema(v["schema"].as_u64().unwrap_or(0)).map_err(|e| (Some(number), e + ", or another file"))?;
+            }
             Ok(_) => return Err(foreign("its first line has no \"schema\" and \"kind\"")),
             Err(e) if e.is_eof() && looks_like_record(&bytes) => {}
             Err(_) => return Err(foreign("its first line is no record")),
@@ -401,6 +418,11 @@ mod tests {
         assert!(got.contains("schema 0 is not known"), "{got}");
         std::fs::write(&path, format!("{s}\nnoise\n")).expect("writes");
         assert!(refused(&path).contains("r.jsonl:2: not a record"));
+        // Never ends a line; without a bound this takes all memory.
+        assert_eq!(refused(Path::new("/dev/zero")), "/dev/zero:1: not a record: a line of 64 MiB or more");
+        std::fs::write(&path, "{\"schema\":99,\"kind\":\"sample\"}\n").expect("writes");
+        let got = Appender::open(&path).map(|_| ()).expect_err("could not be read back").to_string();
+        assert!(got.contains("r.jsonl:1: schema 99 is not known"), "{got}");
         assert!(refused(&dir.path().join("absent")).contains("absent: cannot open"));
     }
 
