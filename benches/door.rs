@@ -83,7 +83,7 @@ pub fn open(question: &str, workloads: &[&str]) {
                         let rate: f64 =
                             s.per_thread.iter().map(|p| p.operations as f64 / p.duration_ns.max(1) as f64).sum();
                         // Never zero: criterion would drop the whole result.
-                        Duration::from_nanos(((iters as f64 / rate) as u64).max(1))
+                        Duration::from_nanos(((iters as f64 / rate).round() as u64).max(1))
                     });
                 });
             }
