@@ -32,9 +32,12 @@ pub mod mm;
 #[cfg(test)]
 pub mod model;
 #[cfg(feature = "plot")]
+#[deny(unsafe_code)]
 pub mod plot;
 pub mod rcu;
+#[deny(unsafe_code)]
 pub mod report;
 pub mod slab;
 pub mod sync;
+#[deny(unsafe_code)]
 pub mod workload;
