@@ -65,7 +65,10 @@ pub fn open(question: &str, workloads: &[&str]) {
         .without_plots()
         .sample_size(samples as usize)
         .warm_up_time(Duration::from_nanos(1))
-        .measurement_time(Duration::from_nanos(span * u64::from(samples)))
+        // The first variant's samples take a whole block each.
+        .measurement_time(Duration::from_nanos(
+            (span + warm_up_ns) * u64::from(samples) * 2 * variant::all().len() as u64,
+        ))
         .nresamples(10_000)
         .configure_from_args();
     for w in workloads {
