@@ -59,21 +59,63 @@ mod tests {
         }
     }
 
-    /// Names after `crate::` in a line of code: one, or those of a brace list.
-    fn imports(line: &str) -> Vec<String> {
-        let code = line.split("//").next().unwrap_or("");
+    /// Names after `crate::` in code: one, or those at the top level of a brace list.
+    fn imports(code: &str) -> Vec<String> {
         let mut names = Vec::new();
         for rest in code.split("crate::").skip(1) {
-            let list = rest.strip_prefix('{').map(|r| r.split('}').next().unwrap_or(r));
-            for part in list.unwrap_or(rest).split(',') {
-                let name: String = part.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                names.push(name);
-                if list.is_none() {
-                    break;
+            let Some(list) = rest.strip_prefix('{') else {
+                names.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+                continue;
+            };
+            let (mut depth, mut name, mut done) = (0, String::new(), false);
+            for c in list.chars() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => {
+                        names.push(std::mem::take(&mut name));
+                        done = false;
+                    }
+                    c if depth == 0 && !done && (c.is_alphanumeric() || c == '_') => name.push(c),
+                    c if depth == 0 && !name.is_empty() && !c.is_whitespace() => done = true,
+                    _ => {}
                 }
             }
+            names.push(name);
         }
+        names.retain(|n| !n.is_empty());
         names
+    }
+
+    /// The statements of a file with their first lines, from 1, comments taken out. What stands under `#[cfg(test)]` is
+    /// left out: the world and boot of a test may come from above, the code under test may not.
+    fn statements(text: &str) -> Vec<(usize, String)> {
+        let mut out: Vec<(usize, String)> = Vec::new();
+        let (mut open, mut test_item) = (false, false);
+        for (i, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or("");
+            if code.trim() == "#[cfg(test)]" {
+                test_item = true;
+                continue;
+            }
+            if test_item && line.starts_with("mod ") && code.trim_end().ends_with('{') {
+                break;
+            }
+            match out.last_mut() {
+                Some((_, s)) if open => *s += code,
+                _ => out.push((i + 1, code.to_string())),
+            }
+            // A `use` goes on to its semicolon; other code is looked at line by line.
+            let last = out.last().map_or("", |(_, s)| s.trim());
+            let is_use = last.starts_with("use ") || last.starts_with("pub use ") || last.starts_with("pub(");
+            open = is_use && !last.ends_with([';', '{']) || last.contains("crate::{") && !last.ends_with(';');
+            if test_item && !open {
+                out.pop();
+                test_item = code.trim_start().starts_with("#[");
+            }
+        }
+        out
     }
 
     #[test]
@@ -92,15 +134,10 @@ mod tests {
                 continue;
             }
             let text = std::fs::read_to_string(f).expect("readable");
-            let in_tests = text.lines().position(|l| l.starts_with("#[cfg(test)]")).unwrap_or(usize::MAX);
-            for (i, line) in text.lines().enumerate() {
-                for to in imports(line) {
-                    // The world and boot of a test may come from above; the code under test may not.
-                    if i > in_tests {
-                        continue;
-                    }
+            for (line, code) in statements(&text) {
+                for to in imports(&code) {
                     if let Some(why) = crossing(from, &to) {
-                        bad.push(format!("src/{}:{}: {why}", rel.display(), i + 1));
+                        bad.push(format!("src/{}:{line}: {why}", rel.display()));
                     }
                 }
             }
@@ -117,7 +154,12 @@ mod tests {
         assert!(crossing("host", "arch").is_some());
         assert!(crossing("mm", "model").is_some());
         assert_eq!(crossing("model", "mm"), None);
-        assert_eq!(imports("use crate::{mm::x, slab};"), ["mm", "slab"]);
-        assert_eq!(imports("    let a = crate::rcu::call_rcu(x); // crate::mm"), ["rcu"]);
+        assert_eq!(imports("use crate::{mm::{x, y}, slab};"), ["mm", "slab"]);
+        let text = "#[cfg(test)]\npub mod testing;\nuse crate::{\n    rcu,\n    mm::x,\n};\nlet a = crate::slab::b; // crate::init\n\
+                    #[cfg(test)]\nuse crate::plot;\nuse crate::cmd;\n#[cfg(test)]\nmod tests {\n    use crate::report;\n}\n";
+        let seen: Vec<_> =
+            statements(text).into_iter().map(|(l, s)| (l, imports(&s))).filter(|s| !s.1.is_empty()).collect();
+        let names = |n: &[&str]| n.iter().map(|s| s.to_string()).collect::<Vec<_>>();
+        assert_eq!(seen, [(3, names(&["rcu", "mm"])), (7, names(&["slab"])), (10, names(&["cmd"]))]);
     }
 }
