@@ -168,12 +168,10 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         slab,
         KmemCacheArgs {
             name: "mm_struct",
-            label: None,
             size: size_of::<Mm<K>>(),
             align: align_of::<Mm<K>>(),
             flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
-            freeptr_offset: None,
-            ctor: None,
+            ..KmemCacheArgs::default()
         },
     );
     let vma_state = vma_state_init::<K::A, K::Lock, K::Cache>(arena, slab);

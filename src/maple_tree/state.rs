@@ -67,12 +67,11 @@ pub fn maple_tree_init<A: Hardware>(arena: &Arena, slab: KRef<SlabState<A>>) -> 
         slab,
         KmemCacheArgs {
             name: "maple_node",
-            label: None,
             size: super::node::MAPLE_NODE_SIZE,
             align: super::node::MAPLE_NODE_SIZE,
             flags: SLAB_PANIC,
-            freeptr_offset: None,
-            ctor: None,
+            sheaf_capacity: 32,
+            ..KmemCacheArgs::default()
         },
     );
     arena.boot_new(0, MapleState { node_cache, rcu: slab.rcu })

@@ -54,12 +54,11 @@ const _: () = {
 pub fn anon_vma_args<A: Hardware>() -> KmemCacheArgs {
     KmemCacheArgs {
         name: "anon_vma",
-        label: None,
         size: size_of::<AnonVma<A>>(),
         align: 8,
         flags: SLAB_TYPESAFE_BY_RCU | SLAB_PANIC | SLAB_ACCOUNT,
-        freeptr_offset: None,
         ctor: Some(anon_vma_ctor::<A>),
+        ..KmemCacheArgs::default()
     }
 }
 
@@ -67,12 +66,10 @@ pub fn anon_vma_args<A: Hardware>() -> KmemCacheArgs {
 pub fn anon_vma_chain_args<A: Hardware>() -> KmemCacheArgs {
     KmemCacheArgs {
         name: "anon_vma_chain",
-        label: None,
         size: size_of::<AnonVmaChain<A>>(),
         align: 8,
         flags: SLAB_PANIC | SLAB_ACCOUNT,
-        freeptr_offset: None,
-        ctor: None,
+        ..KmemCacheArgs::default()
     }
 }
 

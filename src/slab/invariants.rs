@@ -333,7 +333,7 @@ fn out_of_memory_is_null_and_leaks_nothing() {
     for (flags, size, align) in [(0, 192, 0), (SLAB_TYPESAFE_BY_RCU, 320, 0)] {
         let k = boot(1, 1, 2, EXACT);
         let cpu = Cpu::for_test(0);
-        let s = k.cache(KmemCacheArgs { name: "t", label: None, size, align, flags, freeptr_offset: None, ctor: None });
+        let s = k.cache(KmemCacheArgs { name: "t", size, align, flags, ..KmemCacheArgs::default() });
         let mut v = Vec::new();
         loop {
             let p = kmem_cache_alloc(&cpu, &s);
@@ -366,15 +366,7 @@ fn out_of_memory_is_null_and_leaks_nothing() {
 fn objects_in_tail_pages_find_their_slab_and_kfree_their_cache() {
     let k = boot(1, 1, 8, SlabOptions::default());
     let cpu = Cpu::for_test(0);
-    let s = k.cache(KmemCacheArgs {
-        name: "big",
-        label: None,
-        size: 320,
-        align: 0,
-        flags: 0,
-        freeptr_offset: None,
-        ctor: None,
-    });
+    let s = k.cache(KmemCacheArgs { name: "big", size: 320, align: 0, flags: 0, ..KmemCacheArgs::default() });
     let m = kmalloc_cache_create(&k.arena, k.slab, 192);
     assert_eq!((s.order(), m.order(), m.objects_per_slab(), m.freeptr_offset(), m.size()), (1, 0, 21, 96, 192));
     let v: Vec<_> = (0..100).map(|_| (get(&cpu, &s), get(&cpu, &m))).collect();
@@ -411,12 +403,11 @@ fn a_constructor_runs_once_per_object_and_slab() {
     let cpu = Cpu::for_test(0);
     let s = k.cache(KmemCacheArgs {
         name: "c",
-        label: None,
         size: 64,
         align: 0,
         flags: 0,
-        freeptr_offset: None,
         ctor: Some(ctor),
+        ..KmemCacheArgs::default()
     });
     let z = k.cache(vma_args(0));
     for _ in 0..3 {

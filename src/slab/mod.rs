@@ -46,9 +46,21 @@ use crate::arch::{Arena, Hardware, Native, Plain};
 use crate::rcu::RcuState;
 use std::ptr::null_mut;
 
+/// Which allocator serves the caches; a property of the kernel booted, independent of how VMAs are freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocator {
+    /// Per-CPU slabs and partial stacks [mm/slub.c, 6.12].
+    #[default]
+    Slub,
+    /// Per-CPU arrays of objects, barns, no cpu slabs [mm/slub.c, 7.3].
+    Sheaves,
+}
+
 /// How caches are built; recorded with every result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlabOptions {
+    /// Which allocator serves the caches.
+    pub allocator: Allocator,
     /// CONFIG_SLAB_FREELIST_HARDENED: free pointers are stored mangled, frees are checked.
     pub hardened: bool,
     /// CONFIG_SLAB_FREELIST_RANDOM: new slabs hand out their objects in a random order.
@@ -65,7 +77,14 @@ pub struct SlabOptions {
 impl Default for SlabOptions {
     /// As distributions build the kernel.
     fn default() -> Self {
-        SlabOptions { hardened: true, randomized: true, init_on_alloc: false, cache_line: 64, seed: 1 }
+        SlabOptions {
+            allocator: Allocator::Slub,
+            hardened: true,
+            randomized: true,
+            init_on_alloc: false,
+            cache_line: 64,
+            seed: 1,
+        }
     }
 }
 

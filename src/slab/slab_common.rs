@@ -35,7 +35,7 @@ const MAX_PARTIAL: u64 = 10;
 const SHRINK_PROMOTE_MAX: usize = 32;
 
 /// Arguments of `kmem_cache_create()`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct KmemCacheArgs {
     /// Name, as in slabinfo.
     pub name: &'static str,
@@ -51,6 +51,8 @@ pub struct KmemCacheArgs {
     pub freeptr_offset: Option<usize>,
     /// Constructor, once per object when a slab is built.
     pub ctor: Option<unsafe fn(*mut u8)>,
+    /// Objects of a sheaf asked for; the allocator may make it more (7.x: `kmem_cache_args.sheaf_capacity`).
+    pub sheaf_capacity: u32,
 }
 
 /// Where everything in a slab lies (`calculate_sizes()`).
@@ -257,11 +259,7 @@ pub fn kmalloc_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, c
     ];
     let name = NAMES.iter().find(|n| n.0 == class).expect("a kmalloc class").1;
     let align = 1 << class.trailing_zeros();
-    kmem_cache_create(
-        arena,
-        s,
-        KmemCacheArgs { name, label: None, size: class, align, flags: 0, freeptr_offset: None, ctor: None },
-    )
+    kmem_cache_create(arena, s, KmemCacheArgs { name, size: class, align, flags: 0, ..KmemCacheArgs::default() })
 }
 
 /// `kmem_cache_shrink()`: gives empty slabs back and sorts the node lists, fullest first. Returns whether slabs remain.

@@ -18,8 +18,14 @@ pub(super) struct Kernel {
     pub arena: Box<Arena>,
 }
 
-pub(super) const EXACT: SlabOptions =
-    SlabOptions { hardened: false, randomized: false, init_on_alloc: false, cache_line: 64, seed: 7 };
+pub(super) const EXACT: SlabOptions = SlabOptions {
+    allocator: Allocator::Slub,
+    hardened: false,
+    randomized: false,
+    init_on_alloc: false,
+    cache_line: 64,
+    seed: 7,
+};
 
 pub(super) fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -> Kernel {
     let arena = Box::new(Arena::new(nodes, mib << 20, None, None).unwrap());
@@ -33,12 +39,11 @@ pub(super) fn boot(nr_cpus: u32, nodes: u32, mib: usize, options: SlabOptions) -
 pub(super) fn vma_args(flags: u32) -> KmemCacheArgs {
     KmemCacheArgs {
         name: "vm_area_struct",
-        label: None,
         size: 192,
         align: 0,
         flags: flags | SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
         freeptr_offset: (flags & SLAB_TYPESAFE_BY_RCU != 0).then_some(0),
-        ctor: None,
+        ..KmemCacheArgs::default()
     }
 }
 
@@ -104,15 +109,7 @@ fn geometry_by_cpu_count_is_the_kernels() {
             want = cell.unwrap_or(want);
             let first = 4u32 << col;
             for cpus in [first, 2 * first - 1] {
-                let a = KmemCacheArgs {
-                    name: "t",
-                    label: None,
-                    size,
-                    align: 0,
-                    flags: 0,
-                    freeptr_offset: None,
-                    ctor: None,
-                };
+                let a = KmemCacheArgs { name: "t", size, align: 0, flags: 0, ..KmemCacheArgs::default() };
                 let g = calculate_sizes(&a, cpus, 64).unwrap();
                 assert_eq!(g.size, size);
                 if (g.order, g.objects, g.cpu_partial_slabs) != want {
@@ -129,8 +126,12 @@ fn free_pointer_and_alignment_are_the_kernels() {
     unsafe fn ctor(_: *mut u8) {}
     let g = |size, align, flags, freeptr_offset, ctor: bool, line| {
         let ctor = ctor.then_some(ctor_fn as unsafe fn(*mut u8));
-        calculate_sizes(&KmemCacheArgs { name: "t", label: None, size, align, flags, freeptr_offset, ctor }, 4, line)
-            .map(|g| (g.size, g.offset))
+        calculate_sizes(
+            &KmemCacheArgs { name: "t", size, align, flags, freeptr_offset, ctor, ..KmemCacheArgs::default() },
+            4,
+            line,
+        )
+        .map(|g| (g.size, g.offset))
     };
     use ctor as ctor_fn;
     let (hw, ts) = (SLAB_HWCACHE_ALIGN, SLAB_TYPESAFE_BY_RCU);

@@ -28,8 +28,8 @@ impl VmaCache for KmallocCallRcu {
             size: size.next_multiple_of(192),
             align,
             flags: SLAB_PANIC,
-            freeptr_offset: None,
-            ctor: None,
+            sheaf_capacity: 32,
+            ..KmemCacheArgs::default()
         }
     }
 
@@ -40,8 +40,7 @@ impl VmaCache for KmallocCallRcu {
             size: size.next_multiple_of(64),
             align: 64,
             flags: SLAB_PANIC,
-            freeptr_offset: None,
-            ctor: None,
+            ..KmemCacheArgs::default()
         }
     }
 

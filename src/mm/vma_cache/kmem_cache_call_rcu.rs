@@ -23,25 +23,16 @@ impl VmaCache for CallRcu {
     fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "vm_area_struct",
-            label: None,
             size,
             align,
             flags: SLAB_PANIC | SLAB_ACCOUNT,
-            freeptr_offset: None,
-            ctor: None,
+            sheaf_capacity: 32,
+            ..KmemCacheArgs::default()
         }
     }
 
     fn vma_lock_args(size: usize) -> KmemCacheArgs {
-        KmemCacheArgs {
-            name: "vma_lock",
-            label: None,
-            size,
-            align: 8,
-            flags: SLAB_PANIC | SLAB_ACCOUNT,
-            freeptr_offset: None,
-            ctor: None,
-        }
+        KmemCacheArgs { name: "vma_lock", size, align: 8, flags: SLAB_PANIC | SLAB_ACCOUNT, ..KmemCacheArgs::default() }
     }
 
     #[inline]

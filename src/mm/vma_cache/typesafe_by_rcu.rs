@@ -25,12 +25,12 @@ impl VmaCache for Typesafe {
     fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
         KmemCacheArgs {
             name: "vm_area_struct",
-            label: None,
             size,
             align,
             flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_TYPESAFE_BY_RCU | SLAB_ACCOUNT,
             freeptr_offset: Some(0),
-            ctor: None,
+            sheaf_capacity: 32,
+            ..KmemCacheArgs::default()
         }
     }
 
