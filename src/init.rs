@@ -13,7 +13,7 @@ use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Plain, Release};
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::stat::SLOTS;
 use crate::cpu::tick::{TickDevice, idle_loop};
-use crate::cpu::{AllLockNodes, Cpu, LockNodes, PerCpu, Task, sched};
+use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
 use crate::maple_tree::{MapleState, maple_tree_init};
 use crate::mm::kconfig::{Kconfig, Mm};
 use crate::mm::mm_types::{DEFAULT_MAX_MAP_COUNT, NR_MM_COUNTERS};
@@ -31,9 +31,6 @@ use std::ptr::NonNull;
 
 /// Address spaces that a kernel can have at once (slots for their per-CPU resident counts).
 pub const MAX_MMS: usize = 256;
-
-/// CPUs beyond the workers': the grace-period thread.
-pub const EXTRA_CPUS: u32 = 1;
 
 /// What a kernel is built and booted with; part of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +130,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     machine.reset();
     let arena = machine.arena();
     let nr_cpus = machine.nr_cpus();
-    let total = nr_cpus + EXTRA_CPUS;
+    let total = nr_cpus + NR_KTHREADS;
     let node_of = |cpu: u32| if cpu < nr_cpus { machine.node_of(cpu) } else { 0 };
     // setup_per_cpu_areas()
     let tasks = PerCpu::new(arena, total, node_of, "task_struct", Task::new);

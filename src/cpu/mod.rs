@@ -31,6 +31,9 @@ use crate::arch::arena::KRef;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
+/// Kernel threads that a kernel may have; their CPU numbers follow the workers'.
+pub const NR_KTHREADS: u32 = 4;
+
 /// What upper floors hang into the processor, as the kernel does with function tables filled at boot. Called a few
 /// times a tick at most; nothing timed goes through it.
 pub struct Hooks<A: Arch> {

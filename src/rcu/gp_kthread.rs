@@ -36,7 +36,7 @@ fn swait_event<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, timeout: Option<u64>, m
 /// above the workers', without tick and hooks. Each call takes one [`RcuState::stop`], which may come before it; a
 /// grace period that the thread before left unfinished is gone on with.
 pub fn rcu_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
-    assert!(cpu.id >= rcu.rda.len(), "the grace-period thread has a number above the workers'");
+    assert!(cpu.id >= rcu.nr_cpus, "the grace-period thread has a number above the workers'");
     // ORDER: release; meets the acquire loads of who wakes the task.
     rcu.gp_kthread.store(cpu.task.as_ptr(), Release);
     while rcu.stop.load(Relaxed) == 0 {

@@ -44,6 +44,8 @@ pub struct RcuState<A: Arch> {
     pub(crate) node: KRef<[RcuNode<A>]>,
     /// How many of the nodes, the last ones, are leaves.
     pub(crate) leaves: usize,
+    /// Workers; CPUs above are kernel threads, outside the tree.
+    pub(crate) nr_cpus: u32,
     pub(crate) rda: PerCpu<A, RcuData<A>>,
     pub(crate) gp: RcuStateGp<A>,
     /// The grace-period thread's task, once it runs.

@@ -13,7 +13,7 @@ use super::{RcuConfig, RcuHead};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Arena, Atomic, Hardware, Plain};
 use crate::cpu::smp::CpuRemote;
-use crate::cpu::{PerCpu, Task};
+use crate::cpu::{NR_KTHREADS, PerCpu, Task};
 use crate::sync::{RawSpinLock, Rcuwait, RwSemaphore};
 use std::alloc::Layout;
 use std::ptr::{NonNull, null_mut};
@@ -160,8 +160,15 @@ unsafe fn rcu_init_one<A: Arch>(nodes: NonNull<RcuNode<A>>, g: &Geometry, nr_cpu
 }
 
 /// `rcu_boot_init_percpu_data()`
+///
+/// PORT: a kernel thread that runs on no worker's CPU has data of its own, beside the tree: no bit of any leaf is its, so
+/// grace periods never wait for it (it must not read under RCU); what it queues takes its labels from the first leaf.
 fn rcu_data<A: Arch>(nodes: KRef<[RcuNode<A>]>, leaves: usize, cpu: u32, cfg: &RcuConfig) -> RcuData<A> {
-    let leaf = nodes[nodes.len() - leaves..].iter().find(|n| n.grphi >= cpu).expect("leaves cover the CPUs");
+    let leaves = &nodes[nodes.len() - leaves..];
+    let (leaf, grpmask) = match leaves.iter().find(|n| n.grphi >= cpu) {
+        Some(leaf) => (leaf, 1 << (cpu - leaf.grplo)),
+        None => (&leaves[0], 0),
+    };
     RcuData {
         gp_seq: Plain::new(RCU_GP_SEQ_START),
         gp_seq_needed: Plain::new(RCU_GP_SEQ_START),
@@ -169,7 +176,7 @@ fn rcu_data<A: Arch>(nodes: KRef<[RcuNode<A>]>, leaves: usize, cpu: u32, cfg: &R
         core_needs_qs: Plain::new(0),
         // SAFETY: nodes live as long as the kernel.
         mynode: unsafe { KRef::from_ref(leaf) },
-        grpmask: 1 << (cpu - leaf.grplo),
+        grpmask,
         ticks_this_gp: Plain::new(0),
         cblist: RcuSegcblist::new(),
         qlen_last_fqs_check: Plain::new(0),
@@ -196,9 +203,10 @@ fn rcu_state<A: Arch>(
     nodes: KRef<[RcuNode<A>]>,
     leaves: usize,
     rda: PerCpu<A, RcuData<A>>,
+    nr_cpus: u32,
     cfg: &RcuConfig,
 ) -> RcuState<A> {
-    let n = u64::from(rda.len());
+    let n = u64::from(nr_cpus);
     let hz = u64::from(cfg.hz.max(1));
     let fqs = 1 + u64::from(hz > 250) + u64::from(hz > 500) + n / RCU_JIFFIES_FQS_DIV;
     RcuState {
@@ -209,6 +217,7 @@ fn rcu_state<A: Arch>(
         jiffies_to_sched_qs: (3 * fqs).max(hz / 10 + n / RCU_JIFFIES_FQS_DIV),
         node: nodes,
         leaves,
+        nr_cpus,
         rda,
         gp: RcuStateGp {
             gp_seq: Atomic::new(RCU_GP_SEQ_START),
@@ -254,12 +263,13 @@ impl<A: Arch> RcuState<A> {
         let leaves = g.levels[g.levels.len() - 1] as usize;
         let rda = PerCpu::leak(nr_cpus, |cpu| rcu_data(nodes, leaves, cpu, cfg));
         // SAFETY: leaked.
-        Self::bind(unsafe { KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, cfg)))) })
+        Self::bind(unsafe { KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, nr_cpus, cfg)))) })
     }
 }
 
 impl<A: Hardware> RcuState<A> {
-    /// `rcu_init()`: for workers `0..nr_cpus`; `node_of` says on which node each one's data goes.
+    /// `rcu_init()`: for workers `0..nr_cpus`, and [`NR_KTHREADS`] kernel threads with numbers above theirs; `node_of`
+    /// says on which node a worker's data goes.
     ///
     /// # Panics
     /// Where the fan-outs are not in 2..=64 or four levels do not hold the CPUs.
@@ -272,8 +282,10 @@ impl<A: Hardware> RcuState<A> {
         // SAFETY: fresh boot memory of n nodes.
         let nodes = unsafe { rcu_init_one(at, &g, nr_cpus) };
         let leaves = g.levels[g.levels.len() - 1] as usize;
-        let rda = PerCpu::new(arena, nr_cpus, node_of, "rcu_data", |cpu| rcu_data(nodes, leaves, cpu, cfg));
-        let rcu = arena.boot_new(0, rcu_state(nodes, leaves, rda, cfg));
+        let node_of = |cpu| if cpu < nr_cpus { node_of(cpu) } else { 0 };
+        let rda =
+            PerCpu::new(arena, nr_cpus + NR_KTHREADS, node_of, "rcu_data", |cpu| rcu_data(nodes, leaves, cpu, cfg));
+        let rcu = arena.boot_new(0, rcu_state(nodes, leaves, rda, nr_cpus, cfg));
         A::label(rcu.as_ptr().cast(), size_of::<Self>(), "rcu_state");
         Self::bind(rcu)
     }

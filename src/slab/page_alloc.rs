@@ -18,7 +18,7 @@ use crate::arch::arena::{
     ARENA_SHIFT, ARENA_SIZE, KRef, NodeRest, PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record, record_page,
 };
 use crate::arch::{Arena, Atomic, Hardware, Native, Plain, Relaxed};
-use crate::cpu::{Cpu, PerCpu};
+use crate::cpu::{Cpu, NR_KTHREADS, PerCpu};
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 use std::alloc::Layout;
 use std::ptr::{null_mut, slice_from_raw_parts_mut};
@@ -29,8 +29,6 @@ pub const MAX_PAGE_ORDER: u32 = 10;
 pub const PAGE_ALLOC_COSTLY_ORDER: u32 = 3;
 /// No wish for a node.
 pub const NUMA_NO_NODE: u32 = u32::MAX;
-/// CPU numbers above the workers' that get per-CPU blocks too: kernel threads.
-pub const NR_KTHREADS: u32 = 4;
 /// Pages that move between a per-CPU list and its node at once, at most.
 pub const PCP_BATCH: u32 = 63;
 /// Default high mark of a per-CPU list, pages: four batches, the kernel's lowest.
