@@ -12,9 +12,11 @@
 
 use super::RcuCounter;
 use super::RcuHead;
+use super::gp_kthread::rcu_gp_cleanup;
+use super::poll::{rcu_poll_gp_seq_end_unlocked, rcu_poll_gp_seq_start_unlocked};
 use super::rcu_segcblist::RcuCblist;
 use super::rcu_seq::{rcu_seq_ctr, rcu_seq_done, rcu_seq_end, rcu_seq_snap, rcu_seq_start, rcu_seq_state};
-use super::tree::{RcuState, call_rcu, rcu_call};
+use super::tree::{RcuState, call_rcu, rcu_call, rcu_gp_in_progress};
 use super::tree_init::RcuData;
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Full, Relaxed, Release, smp_mb};
@@ -197,9 +199,30 @@ unsafe fn wakeme_after_rcu<A: Arch>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
     sched::wake_up_process(cpu.task);
 }
 
+/// `synchronize_rcu()` where each moment is a grace period: only the counts move on.
+fn synchronize_rcu_vacuous<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
+    if rcu_gp_in_progress(rcu) {
+        // PORT: left unfinished by a thread that was stopped; nobody is up, so nobody owes. In the kernel nothing has
+        // started one so early.
+        rcu.node.iter().for_each(|rnp| rnp.qsmask.store(0, Relaxed));
+        rcu_gp_cleanup(cpu, rcu);
+    }
+    rcu_poll_gp_seq_start_unlocked(cpu, rcu, &rcu.gp.gp_seq_polled_snap);
+    rcu_poll_gp_seq_end_unlocked(cpu, rcu, &rcu.gp.gp_seq_polled_snap);
+    rcu_seq_start(&rcu.gp.gp_seq);
+    rcu_seq_end(&rcu.gp.gp_seq);
+    for rnp in rcu.node.iter() {
+        rnp.gp_seq.store(rcu.gp.gp_seq.load(Relaxed), Relaxed);
+        rnp.gp_seq_needed.set(rcu.gp.gp_seq.load(Relaxed));
+    }
+}
+
 /// `synchronize_rcu()`: returns when every reader that runs now has ended. On a worker, outside readers.
 pub fn synchronize_rcu<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     debug_assert_eq!(cpu.rcu_nesting.get(), 0, "synchronize_rcu() inside a reader");
+    if rcu_scheduler_inactive(rcu) {
+        return synchronize_rcu_vacuous(cpu, rcu);
+    }
     assert!(cpu.hooks.get().is_some(), "synchronize_rcu() on a CPU that RCU does not know");
     let rdp = rcu.rda.this(cpu);
     rdp.sync_done.set(0);

@@ -9,13 +9,14 @@
 
 use super::RcuCounter;
 use super::context_tracking::ContextTracking;
+use super::poll::{rcu_poll_gp_seq_end, rcu_poll_gp_seq_start};
 use super::rcu_seq::{rcu_seq_end, rcu_seq_endval, rcu_seq_start, ulong_cmp_lt};
 use super::tree::{
     RCU_GP_FLAG_FQS, RCU_GP_FLAG_INIT, RCU_GP_FLAG_OVLD, RcuState, check_cb_ovld_locked, raw_spin_lock_rcu_node,
     raw_spin_unlock_rcu_node, rcu_disable_urgency_upon_qs, rcu_gp_in_progress, rcu_report_qs_rnp,
 };
 use super::tree_init::RcuData;
-use crate::arch::{Arch, Relaxed, Release};
+use crate::arch::{Arch, Relaxed, Release, smp_mb};
 use crate::cpu::{Cpu, sched};
 
 /// `swait_event_idle_timeout_exclusive()`, `timeout` in jiffies: returns when `cond` holds, the time is over, or the
@@ -71,6 +72,8 @@ pub(super) fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
     let stall = u64::from(rcu.config.stall_timeout_s) * u64::from(rcu.config.hz);
     rcu.gp.jiffies_resched.set(j + stall / 2);
     rcu_seq_start(&rcu.gp.gp_seq);
+    // After the other: start_poll_synchronize_rcu() looks at them in the opposite order.
+    rcu_poll_gp_seq_start(rcu, &rcu.gp.gp_seq_polled_snap);
     raw_spin_unlock_rcu_node(cpu, root);
 
     for rnp in rcu.leaf_nodes() {
@@ -217,6 +220,9 @@ fn rcu_watching_snap_recheck<A: Arch>(rcu: &RcuState<A>, rdp: &RcuData<A>) -> bo
 /// `rcu_gp_cleanup()`
 pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     let root = rcu.root();
+    raw_spin_lock_rcu_node(cpu, root);
+    rcu_poll_gp_seq_end(rcu, &rcu.gp.gp_seq_polled_snap);
+    raw_spin_unlock_rcu_node(cpu, root);
     let new_gp_seq = rcu_seq_endval(rcu.gp.gp_seq.load(Relaxed));
     let mut needgp = false;
     for rnp in rcu.node.iter() {
@@ -224,6 +230,10 @@ pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
         debug_assert_eq!(rnp.qsmask.load(Relaxed), 0, "a grace period ends with CPUs owing");
         // ORDER: relaxed under the lock; a CPU that advances its callbacks by this number takes the lock after.
         rnp.gp_seq.store(new_gp_seq, Relaxed);
+        if rnp.parent.is_none() {
+            // ORDER: full; meets the barrier at the start of poll_state_synchronize_rcu_full().
+            smp_mb::<A>();
+        }
         // `rcu_future_gp_cleanup()`
         if ulong_cmp_lt(new_gp_seq, rnp.gp_seq_needed.get()) {
             needgp = true;

@@ -13,7 +13,7 @@
 //! thread has no `rcu_data`: it notes nothing for "its own" CPU.
 //!
 //! dup, for a later issue: expedited grace periods, callback offloading (nocb) and laziness, `kfree_rcu` batches,
-//! polled grace periods, priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods,
+//! priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods,
 //! the stall report (stalls are counted), the counter-wrap marks (64-bit counts).
 //!
 //! It cannot tell how grace periods behave on a CPU that the host takes away in the middle of an operation: the port
@@ -22,6 +22,7 @@
 mod barrier;
 pub mod context_tracking;
 mod gp_kthread;
+mod poll;
 pub mod rcu_segcblist;
 pub mod rcu_seq;
 #[cfg(test)]
@@ -34,6 +35,12 @@ mod update;
 
 pub use barrier::{rcu_barrier, synchronize_rcu};
 pub use gp_kthread::rcu_gp_kthread;
+pub use poll::{
+    RcuGpOldstate, cond_synchronize_rcu, cond_synchronize_rcu_full, get_completed_synchronize_rcu,
+    get_completed_synchronize_rcu_full, get_state_synchronize_rcu, get_state_synchronize_rcu_full,
+    poll_state_synchronize_rcu, poll_state_synchronize_rcu_full, start_poll_synchronize_rcu,
+    start_poll_synchronize_rcu_full,
+};
 pub use tree::{RcuState, call_rcu};
 pub use update::{rcu_read_lock, rcu_read_lock_held, rcu_read_unlock};
 

@@ -92,6 +92,13 @@ pub fn rcu_seq_done(cur: u64, s: u64) -> bool {
     ulong_cmp_ge(cur, s)
 }
 
+/// `rcu_seq_done_exact()`: as [`rcu_seq_done`], but a cookie that the count has left far behind is over, too, even
+/// where half the range lies between: only one of the next few cycles is not.
+#[inline(always)]
+pub fn rcu_seq_done_exact(cur: u64, s: u64) -> bool {
+    ulong_cmp_ge(cur, s) || ulong_cmp_lt(cur, s.wrapping_sub(3 * RCU_SEQ_STATE_MASK + 1))
+}
+
 /// `rcu_seq_completed_gp()`: whether a cycle ended between `old` and `new`.
 #[inline(always)]
 pub fn rcu_seq_completed_gp(old: u64, new: u64) -> bool {
@@ -120,6 +127,10 @@ mod tests {
                 let needed = if idle { n / 4 + 1 } else { n / 4 + 2 };
                 assert_eq!(snap, base.wrapping_add(needed * 4), "base {base:x} n {n}");
                 assert!(!rcu_seq_done(cur, snap));
+                assert!(!rcu_seq_done_exact(cur, snap));
+                assert!(
+                    rcu_seq_done_exact(snap, snap) && rcu_seq_done_exact(snap.wrapping_add(u64::MAX / 2 + 9), snap)
+                );
                 assert_eq!(rcu_seq_started(cur, base.wrapping_add(needed * 4)), cycles_begun >= needed);
                 assert!(rcu_seq_started(base.wrapping_add(needed * 4 - 3), snap));
                 for m in n..40 {

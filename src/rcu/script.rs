@@ -34,6 +34,15 @@ struct Script {
     rng: u64,
     /// The grace-period thread does not run.
     stalled: bool,
+    /// Grace periods begun and over.
+    begun: u64,
+    over: u64,
+    /// Cookies of polled grace periods, and how many had begun when they were taken.
+    cookies: Vec<(u64, RcuGpOldstate, u64)>,
+    /// How many of them were over in the end.
+    cookies_done: u64,
+    /// What each CPU's reader took at its start.
+    inside: Vec<(u64, RcuGpOldstate)>,
 }
 
 impl Script {
@@ -48,7 +57,24 @@ impl Script {
         let pipe = Pipe::new(rcu);
         let (held, idle) = (vec![None; n], vec![false; n]);
         let rng = seed;
-        Script { rcu, pipe, cpus, held, idle, gp, scanned: false, reported_before: 0, rng, stalled: false }
+        let inside = vec![(get_state_synchronize_rcu(&rcu), get_state_synchronize_rcu_full(&rcu)); n];
+        Script {
+            rcu,
+            pipe,
+            cpus,
+            held,
+            idle,
+            gp,
+            scanned: false,
+            reported_before: 0,
+            rng,
+            stalled: false,
+            begun: 0,
+            over: 0,
+            cookies: Vec::new(),
+            cookies_done: 0,
+            inside,
+        }
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -81,6 +107,7 @@ impl Script {
         if rcu_seq_state(rcu.gp_seq()) == 0 {
             if rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT != 0 {
                 assert!(rcu_gp_init(&self.gp, &rcu));
+                self.begun += 1;
                 self.scanned = false;
                 self.reported_before = self.reports();
             }
@@ -88,6 +115,7 @@ impl Script {
             // R9: each CPU answered once.
             assert_eq!(self.reports() - self.reported_before, self.cpus.len() as u64);
             rcu_gp_cleanup(&self.gp, &rcu);
+            self.over += 1;
         } else if self.random(4) == 0 {
             rcu_gp_fqs(&self.gp, &rcu, !self.scanned);
             self.scanned = true;
@@ -125,9 +153,14 @@ impl Script {
             (0..4, None) => {
                 rcu_read_lock(cpu);
                 self.held[c] = Some(self.pipe.current.load(Ordering::Relaxed));
+                self.inside[c] = (get_state_synchronize_rcu(&self.rcu), get_state_synchronize_rcu_full(&self.rcu));
             }
             (0..4, Some(e)) => {
                 self.pipe.judge(e);
+                let (s, full) = &self.inside[c];
+                if poll_state_synchronize_rcu(&self.rcu, *s) || poll_state_synchronize_rcu_full(&self.rcu, full) {
+                    self.pipe.cookie_errors.fetch_add(1, Ordering::Relaxed);
+                }
                 rcu_read_unlock(cpu);
                 self.held[c] = None;
             }
@@ -141,7 +174,34 @@ impl Script {
         }
     }
 
-    fn check(&self) {
+    /// Takes a cookie now and then, and looks at all: over exactly when a grace period that began after is.
+    fn cookies(&mut self) {
+        let rcu = self.rcu;
+        if self.cookies.len() < 20 && self.random(16) == 0 {
+            let c = self.random(self.cpus.len());
+            // Grace periods must come without callbacks, too.
+            let s = if self.idle[c] {
+                (get_state_synchronize_rcu(&rcu), get_state_synchronize_rcu_full(&rcu))
+            } else {
+                let cpu = &self.cpus[c];
+                (start_poll_synchronize_rcu(cpu, &rcu), start_poll_synchronize_rcu_full(cpu, &rcu))
+            };
+            self.cookies.push((s.0, s.1, self.begun));
+        }
+        let (over, before) = (self.over, self.cookies.len());
+        self.cookies.retain(|(s, full, begun)| {
+            let want = over > *begun;
+            assert_eq!(poll_state_synchronize_rcu(&rcu, *s), want, "{over} over, {begun} begun");
+            assert_eq!(poll_state_synchronize_rcu_full(&rcu, full), want, "{over} over, {begun} begun");
+            !want
+        });
+        self.cookies_done += (before - self.cookies.len()) as u64;
+        assert!(poll_state_synchronize_rcu(&rcu, get_completed_synchronize_rcu()));
+        assert!(poll_state_synchronize_rcu_full(&rcu, &get_completed_synchronize_rcu_full()));
+    }
+
+    fn check(&mut self) {
+        self.cookies();
         let rcu = self.rcu;
         for rdp in rcu.rda.iter() {
             assert_eq!(rdp.cblist.n_segment_cbs(), rdp.cblist.n_cbs());
@@ -184,6 +244,7 @@ fn r1_r9_r15_thousands_of_grace_periods_keep_every_promise() {
         let gps = s.gp.counters.get(RcuCounter::GracePeriods);
         assert_eq!(s.pipe.too_short(), 0, "{n} CPUs");
         assert!(s.pipe.seen[1].load(Ordering::Relaxed) > 0, "readers never held what was removed");
+        assert!(s.cookies_done > 100, "{n} CPUs: {} cookies", s.cookies_done);
         assert!(gps > if n < 9 { 300 } else { 100 }, "{n} CPUs: {gps}");
         assert_eq!(s.rcu.gp_seq() < 1 << 32, gps >= 300, "the count starts 300 before the wrap");
         if n > 1 {

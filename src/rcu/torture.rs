@@ -106,6 +106,8 @@ pub(super) struct Pipe {
     /// What readers saw at their ends: 0 current, 1 removed meanwhile, more: a grace period was too short.
     pub seen: [AtomicU64; 12],
     mberrors: AtomicU64,
+    /// Polled grace periods that were over inside the reader that took the cookie.
+    pub cookie_errors: AtomicU64,
 }
 // SAFETY: elements are leaked and shared by atomics.
 unsafe impl Sync for Pipe {}
@@ -125,6 +127,7 @@ impl Pipe {
             called: Default::default(),
             seen: Default::default(),
             mberrors: AtomicU64::new(0),
+            cookie_errors: AtomicU64::new(0),
         }));
         let owner: *const Pipe = p;
         *p.free.get_mut().unwrap() = (0..100)
@@ -181,6 +184,7 @@ impl Pipe {
 
     fn read(&self, cpu: &Cpu<A>, long: u64) {
         rcu_read_lock(cpu);
+        let (s, full) = (get_state_synchronize_rcu(&self.rcu), get_state_synchronize_rcu_full(&self.rcu));
         let e = self.current.load(Ordering::Acquire);
         if !e.is_null() {
             let end = now() + if long > 0 { cpu.random() % long } else { cpu.random() % 2_000 };
@@ -196,6 +200,9 @@ impl Pipe {
                 }
             }
             self.judge(e);
+        }
+        if poll_state_synchronize_rcu(&self.rcu, s) || poll_state_synchronize_rcu_full(&self.rcu, &full) {
+            self.cookie_errors.fetch_add(1, Ordering::Relaxed);
         }
         rcu_read_unlock(cpu);
         exit_to_user_mode(cpu);
@@ -215,7 +222,9 @@ impl Pipe {
     }
 
     pub fn too_short(&self) -> u64 {
-        self.seen[2..].iter().map(|s| s.load(Ordering::Relaxed)).sum::<u64>() + self.mberrors.load(Ordering::Relaxed)
+        self.seen[2..].iter().map(|s| s.load(Ordering::Relaxed)).sum::<u64>()
+            + self.mberrors.load(Ordering::Relaxed)
+            + self.cookie_errors.load(Ordering::Relaxed)
     }
 }
 
@@ -359,7 +368,15 @@ fn r12_a_sleeper_delays_nobody_and_calls_its_own() {
     let start = now();
     let t = run(rcu, 2, |cpu, rcu| {
         if cpu.id == 0 {
-            (0..5).for_each(|_| synchronize_rcu(cpu, rcu));
+            for i in 0..5 {
+                let s = if i == 0 { start_poll_synchronize_rcu(cpu, rcu) } else { get_state_synchronize_rcu(rcu) };
+                let full = get_state_synchronize_rcu_full(rcu);
+                assert!(!poll_state_synchronize_rcu(rcu, s) && !poll_state_synchronize_rcu_full(rcu, &full));
+                // What synchronize_rcu() waited for is over for the polls as well.
+                synchronize_rcu(cpu, rcu);
+                assert!(poll_state_synchronize_rcu(rcu, s) && poll_state_synchronize_rcu_full(rcu, &full));
+                cond_synchronize_rcu(cpu, rcu, s);
+            }
             done.store(true, Ordering::Release);
         } else {
             all.iter().for_each(|c| queue(cpu, rcu, c));

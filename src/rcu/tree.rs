@@ -48,6 +48,8 @@ pub struct RcuState<A: Arch> {
     pub(crate) nr_cpus: u32,
     pub(crate) rda: PerCpu<A, RcuData<A>>,
     pub(crate) gp: RcuStateGp<A>,
+    /// The count of expedited grace periods.
+    pub(crate) expedited_sequence: Atomic<A, u64>,
     /// The grace-period thread's task, once it runs.
     pub(crate) gp_kthread: Atomic<A, *mut Task<A>>,
     /// The grace-period thread shall end.
@@ -70,6 +72,12 @@ pub(crate) struct RcuStateGp<A: Arch> {
     pub gp_seq: Atomic<A, u64>,
     /// Under the root's lock; polled without.
     pub gp_flags: Atomic<A, u32>,
+    /// For polled grace periods: normal and expedited ones in one count; under the root's lock, as its snapshots.
+    pub gp_seq_polled: Atomic<A, u64>,
+    /// It, when the running normal grace period began.
+    pub gp_seq_polled_snap: Plain<A, u64>,
+    /// It, when the running expedited grace period began.
+    pub gp_seq_polled_exp_snap: Plain<A, u64>,
     /// jiffies
     pub gp_start: Atomic<A, u64>,
     pub jiffies_resched: Plain<A, u64>,
@@ -257,12 +265,12 @@ pub(crate) fn rcu_gp_kthread_wake<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
 }
 
 /// `rcu_start_this_gp()`: asks for the grace period that ends at `gp_seq_req`; the leaf's lock is held. Whether the
-/// thread must be woken, after unlocking.
-fn rcu_start_this_gp<A: Arch>(
+/// thread must be woken, after unlocking. `rdp`: the asking CPU's data.
+pub(super) fn rcu_start_this_gp<A: Arch>(
     cpu: &Cpu<A>,
     rcu: &RcuState<A>,
     rnp_start: &RcuNode<A>,
-    rdp: &RcuData<A>,
+    rdp: Option<&RcuData<A>>,
     gp_seq_req: u64,
 ) -> bool {
     let mut ret = false;
@@ -302,7 +310,9 @@ fn rcu_start_this_gp<A: Arch>(
     }
     if ulong_cmp_lt(gp_seq_req, rnp.gp_seq_needed.get()) {
         rnp_start.gp_seq_needed.set(rnp.gp_seq_needed.get());
-        rdp.gp_seq_needed.set(rnp.gp_seq_needed.get());
+        if let Some(rdp) = rdp {
+            rdp.gp_seq_needed.set(rnp.gp_seq_needed.get());
+        }
     }
     if !is_start(rnp) {
         raw_spin_unlock_rcu_node(cpu, rnp);
@@ -316,7 +326,7 @@ fn rcu_accelerate_cbs<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rnp: &RcuNode<A>
         return false;
     }
     let gp_seq_req = rcu.snap();
-    rdp.cblist.accelerate(gp_seq_req) && rcu_start_this_gp(cpu, rcu, rnp, rdp, gp_seq_req)
+    rdp.cblist.accelerate(gp_seq_req) && rcu_start_this_gp(cpu, rcu, rnp, Some(rdp), gp_seq_req)
 }
 
 /// `rcu_accelerate_cbs_unlocked()`

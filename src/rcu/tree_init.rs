@@ -222,6 +222,9 @@ fn rcu_state<A: Arch>(
         gp: RcuStateGp {
             gp_seq: Atomic::new(RCU_GP_SEQ_START),
             gp_flags: Atomic::new(0),
+            gp_seq_polled: Atomic::new(0),
+            gp_seq_polled_snap: Plain::new(0),
+            gp_seq_polled_exp_snap: Plain::new(0),
             gp_start: Atomic::new(0),
             jiffies_resched: Plain::new(0),
             jiffies_force_qs: Plain::new(0),
@@ -230,6 +233,7 @@ fn rcu_state<A: Arch>(
             cbovldnext: Plain::new(0),
             gp_start_ns: Plain::new(0),
         },
+        expedited_sequence: Atomic::new(0),
         gp_kthread: Atomic::new(null_mut()),
         stop: Atomic::new(0),
         barrier_mutex: RwSemaphore::new(),
