@@ -16,6 +16,8 @@
 
 #[cfg(test)]
 mod invariants;
+#[cfg(test)]
+mod model;
 pub mod page_alloc;
 #[cfg(test)]
 mod sim_torture;
