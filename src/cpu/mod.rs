@@ -19,6 +19,7 @@ pub mod stat;
 pub mod testing;
 pub mod tick;
 pub mod wake_q;
+pub mod workqueue;
 
 pub use errno::Errno;
 pub use percpu::PerCpu;
@@ -83,6 +84,8 @@ pub struct Cpu<A: Arch> {
     pub counters: Counters,
     /// Function table of the floors above; `None` while booting and in small tests.
     pub hooks: Cell<Option<Hooks<A>>>,
+    /// Timers of the floors above.
+    pub timers: Cell<Option<workqueue::TimerHook<A>>>,
     rng: Cell<u64>,
     /// Neither `Send` nor `Sync`: it stands for the running CPU.
     _here: PhantomData<*const ()>,
@@ -110,6 +113,7 @@ impl<A: Arch> Cpu<A> {
             softirq: softirq::SoftirqState::default(),
             counters: Counters::default(),
             hooks: Cell::new(None),
+            timers: Cell::new(None),
             rng: Cell::new(splitmix64(seed ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1),
             _here: PhantomData,
         }

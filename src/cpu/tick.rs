@@ -7,7 +7,8 @@
 //! and softirqs never lengthen a lock hold (rcu.md 14). Ticks that were missed coalesce, as when interrupts are off.
 //! All CPUs' ticks fall on multiples of the period since the clock's start, as without `skew_tick`.
 //!
-//! custom: a sleeping CPU keeps its tick only while RCU needs it. stub: time keeping, timers, load accounting.
+//! custom: a sleeping CPU keeps its tick only while RCU needs it; it wakes for its next timer. stub: time keeping,
+//! the timer wheel ([`super::workqueue::TimerHook`] stands for it), load accounting.
 //!
 //! INVARIANT: at a boundary no lock is held and no reader is open. Requests of other CPUs (smp.rs) are served at
 //! boundaries and by sleepers.
@@ -123,7 +124,22 @@ fn tick_and_softirqs<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>, now: u64, user: bool) 
     cpu.count(SoftirqCounter::TimerTicks);
     // SAFETY: the hooks' contract: called on their CPU with their context.
     unsafe { (h.sched_clock_irq)(h.ctx, cpu, user) };
+    run_timers(cpu, now);
     invoke_softirq(cpu, h);
+}
+
+/// `run_timer_softirq()`; it comes before RCU's softirq.
+fn run_timers<A: Arch>(cpu: &Cpu<A>, now: u64) {
+    if let Some(t) = cpu.timers.get() {
+        // SAFETY: the hook's contract: called on its CPU with its context.
+        unsafe { (t.run)(t.ctx, cpu, now) };
+    }
+}
+
+/// When this CPU's next timer is due.
+fn next_timer<A: Arch>(cpu: &Cpu<A>) -> u64 {
+    // SAFETY: as above.
+    cpu.timers.get().map_or(u64::MAX, |t| unsafe { (t.next)(t.ctx, cpu) })
 }
 
 /// `exit_to_user_mode_loop()`, its scheduling part: nothing else is runnable, so the task goes on after the switch.
@@ -175,6 +191,8 @@ pub(super) fn idle_exit<A: Arch>(cpu: &Cpu<A>) {
 
 /// Until when a sleeping CPU may sleep.
 pub(super) fn idle_deadline<A: Arch>(cpu: &Cpu<A>, deadline: Option<u64>) -> Option<u64> {
+    let timer = next_timer(cpu);
+    let deadline = if timer == u64::MAX { deadline } else { Some(deadline.map_or(timer, |d| d.min(timer))) };
     if let Some(h) = cpu.hooks.get()
         // SAFETY: as above.
         && unsafe { (h.needs_cpu)(h.ctx, cpu) }
@@ -190,12 +208,16 @@ pub(super) fn idle_tick<A: Arch>(cpu: &Cpu<A>, now: u64) {
     let Some(h) = cpu.hooks.get() else { return };
     // SAFETY: as above.
     let due = now >= cpu.tick.next_tick.get() && unsafe { (h.needs_cpu)(h.ctx, cpu) };
-    if !due && cpu.remote.call.load(Relaxed) == 0 {
+    let timer = next_timer(cpu) <= now;
+    if !due && !timer && cpu.remote.call.load(Relaxed) == 0 {
         return;
     }
     // SAFETY: as above. An interrupt makes RCU watch the CPU again while it lasts.
     unsafe { (h.idle_exit)(h.ctx, cpu) };
     serve_requests(cpu, &h);
+    if timer && !due {
+        run_timers(cpu, now);
+    }
     if due {
         tick_and_softirqs(cpu, &h, now, true);
         idle_ksoftirqd(cpu, &h);
