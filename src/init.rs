@@ -13,6 +13,7 @@ use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Plain, Release};
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::stat::SLOTS;
 use crate::cpu::tick::{TickDevice, idle_loop};
+use crate::cpu::workqueue::kworker;
 use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
 use crate::maple_tree::{MapleState, maple_tree_init};
 use crate::mm::kconfig::{Kconfig, Mm};
@@ -23,8 +24,8 @@ use crate::mm::vma_cache::{VmaState, vma_state_init};
 use crate::rcu::{QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread};
 use crate::slab::{KmemCache, KmemCacheArgs, PageAllocator, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SlabState};
 use crate::slab::{
-    SlabOptions, build_zonelists, free_pages, kmem_cache_create, kmem_cache_destroy, kmem_cache_init,
-    memblock_free_all, page_alloc_init,
+    SlabOptions, build_zonelists, drain_page_caches, free_pages, kmem_cache_create, kmem_cache_destroy,
+    kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init,
 };
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use std::ptr::NonNull;
@@ -222,6 +223,8 @@ impl LeakReport {
 /// worker is up.
 pub fn shutdown<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> LeakReport {
     rcu_barrier(cpu, &k.rcu);
+    kvfree_rcu_barrier(cpu, &k.slab);
+    drain_page_caches(cpu, &k.slab);
     // SAFETY: the page of zeros, which no entry maps any more.
     unsafe { free_pages(cpu, &k.pages, k.zero_page.as_ptr(), 0) };
     let mut caches = vec![
@@ -249,9 +252,9 @@ struct EndLine<A: Hardware> {
     over: Atomic<A, u32>,
 }
 
-/// Runs `body` on workers `0..n` with the grace-period thread beside them, and ends as a kernel does: a worker that is
-/// done idles (its callbacks still run there) until `rcu_barrier()` found everybody's called. Returns each worker's
-/// counters and, last, the grace-period thread's.
+/// Runs `body` on workers `0..n` with the grace-period thread and the kworker beside them, and ends as a kernel does: a
+/// worker that is done idles (its callbacks still run there) until `kvfree_rcu_barrier()` and `rcu_barrier()` found
+/// everybody's called. Returns each worker's counters and, last, the grace-period thread's and the kworker's.
 pub fn run_on_cpus<K: Kconfig>(
     machine: &<K::A as Hardware>::Machine,
     k: &Kernel<K>,
@@ -263,8 +266,9 @@ pub fn run_on_cpus<K: Kconfig>(
     // ORDER: release; nothing runs yet.
     end.left.store(n, Release);
     end.over.store(0, Release);
-    let mut counters = vec![[0u64; SLOTS]; n as usize + 1];
-    let (workers, thread) = counters.split_at_mut(n as usize);
+    let mut counters = vec![[0u64; SLOTS]; n as usize + 2];
+    let (workers, threads) = counters.split_at_mut(n as usize);
+    let (gp_thread, kworker_thread) = threads.split_at_mut(1);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for (id, out) in workers.iter_mut().enumerate() {
         let body = &body;
@@ -273,12 +277,14 @@ pub fn run_on_cpus<K: Kconfig>(
             f: Box::new(move || {
                 let cpu = k.cpu(id as u32);
                 k.rcu.install_hooks(&cpu);
+                k.slab.kvfree.install_timer(&cpu);
                 body(&cpu);
                 // ORDER: full; the last one's body is over before rcu_barrier() begins.
                 end.left.fetch_sub(1, crate::arch::Full);
                 if id == 0 {
                     // ORDER: acquire; meets the others' decrements: their bodies are over.
                     idle_loop(&cpu, || end.left.load(Acquire) == 0);
+                    kvfree_rcu_barrier(&cpu, &k.slab);
                     rcu_barrier(&cpu, &k.rcu);
                     // ORDER: release; meets the acquire of the others below.
                     end.over.store(1, Release);
@@ -286,6 +292,7 @@ pub fn run_on_cpus<K: Kconfig>(
                         // SAFETY: boot memory.
                         sched::wake_up_process(unsafe { KRef::from_ref(t) });
                     }
+                    k.slab.kvfree.wq.stop();
                     k.rcu.stop();
                 } else {
                     // ORDER: acquire; meets worker 0's store.
@@ -301,7 +308,18 @@ pub fn run_on_cpus<K: Kconfig>(
         f: Box::new(|| {
             let cpu = k.gp_kthread_cpu();
             rcu_gp_kthread(&cpu, &k.rcu);
-            thread[0] = cpu.counters.snapshot();
+            gp_thread[0] = cpu.counters.snapshot();
+        }),
+    });
+    jobs.push(Job {
+        cpu: None,
+        f: Box::new(|| {
+            let cpu = k.kworker_cpu();
+            k.rcu.install_hooks(&cpu);
+            k.slab.kvfree.install_timer(&cpu);
+            kworker(&cpu, &k.slab.kvfree.wq);
+            k.rcu.remove_hooks(&cpu);
+            kworker_thread[0] = cpu.counters.snapshot();
         }),
     });
     machine.run(jobs);
@@ -325,6 +343,11 @@ impl<K: Kconfig> Kernel<K> {
     /// The token of the grace-period thread.
     pub fn gp_kthread_cpu(&self) -> Cpu<K::A> {
         self.token(self.nr_cpus, TickDevice::off())
+    }
+
+    /// The token of the kworker, which frees what `kfree_rcu()` batched.
+    pub fn kworker_cpu(&self) -> Cpu<K::A> {
+        self.token(self.nr_cpus + 1, self.rcu.tick_device(1))
     }
 
     /// Worker CPUs.

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 #[derive(clap::Args)]
 #[command(after_help = "Example: faultline list workloads")]
 pub struct Args {
-    /// What to list: variants, protocols, caches, workloads, hosts, events; all without it
-    #[arg(value_parser = ["variants", "protocols", "caches", "workloads", "hosts", "events"])]
+    /// What to list: variants, protocols, caches, allocators, workloads, hosts, events; all without it
+    #[arg(value_parser = ["variants", "protocols", "caches", "allocators", "workloads", "hosts", "events"])]
     what: Option<String>,
     /// As JSON
     #[arg(long)]
@@ -41,13 +41,10 @@ fn rows(what: &str) -> Rows {
                 (p.name.into(), vec![format!("{} ({}; {state})", p.about, p.origin)])
             })
             .collect(),
-        "caches" => CACHES
-            .iter()
-            .map(|c| {
-                let state = if c.typesafe.is_none() { " (not built yet)" } else { "" };
-                (c.name.into(), vec![format!("{}{state}", c.about)])
-            })
-            .collect(),
+        "caches" => CACHES.iter().map(|c| (c.name.into(), vec![c.about.into()])).collect(),
+        "allocators" => {
+            variant::ALLOCATORS.iter().map(|(name, about, _)| ((*name).into(), vec![(*about).into()])).collect()
+        }
         "workloads" => workload::LIST
             .iter()
             .map(|a| {
@@ -75,7 +72,7 @@ fn rows(what: &str) -> Rows {
 /// # Errors
 /// None so far.
 pub fn main(a: &Args) -> Result<(), Failure> {
-    let all = ["variants", "protocols", "caches", "workloads", "hosts", "events"];
+    let all = ["variants", "protocols", "caches", "allocators", "workloads", "hosts", "events"];
     let wanted: Vec<&str> = all.into_iter().filter(|w| a.what.as_deref().is_none_or(|x| x == *w)).collect();
     if a.json {
         let mut out = serde_json::Map::new();

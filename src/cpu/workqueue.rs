@@ -137,6 +137,16 @@ fn run_queued<A: Arch>(cpu: &Cpu<A>, wq: &Workqueue<A>) -> bool {
     true
 }
 
+/// Runs what is queued on the calling thread, where no kworker does (boot, small tests); whether that was so.
+pub fn flush_on_this_thread<A: Arch>(cpu: &Cpu<A>, wq: &Workqueue<A>) -> bool {
+    // ORDER: acquire; meets kworker()'s end: what it did is seen.
+    let alone = wq.kworker.load(Acquire).is_null();
+    if alone {
+        while run_queued(cpu, wq) {}
+    }
+    alone
+}
+
 /// `worker_thread()`: runs work until [`Workqueue::stop`].
 pub fn kworker<A: Arch>(cpu: &Cpu<A>, wq: &Workqueue<A>) {
     // ORDER: release; meets wake().

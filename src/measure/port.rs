@@ -279,6 +279,9 @@ where
     k.slab.for_each_stat(|name, n| {
         out.counters.insert(name, n);
     });
+    k.slab.kvfree.for_each_stat(|name, n| {
+        out.counters.insert(name.into(), n);
+    });
     out.counters.insert("rcu_pending".into(), k.rcu.pending());
     let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
     out.counters.insert("workload_operations".into(), operations);
@@ -349,6 +352,7 @@ fn balances(out: &Outcome) -> Vec<String> {
         c("vma_lock_success") + c("vma_lock_retry") + c("vma_lock_abort"),
     );
     hold("rcu callbacks queued = invoked", c("rcu_callbacks_queued"), c("rcu_callbacks_invoked"));
+    hold("kvfree_rcu.queued = kvfree_rcu.freed", c("kvfree_rcu.queued"), c("kvfree_rcu.freed"));
     hold("vma_alloc = vma_free", c("vma_alloc"), c("vma_free"));
     hold("vma_alloc = vma_reclaim", c("vma_alloc"), c("vma_reclaim"));
     hold("anon_vma_alloc = anon_vma_free", c("anon_vma_alloc"), c("anon_vma_free"));

@@ -31,7 +31,8 @@ fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u
     let (every, max_ns) = [(50, 3_000), (7, 500), (400, 30_000), (3_000, 300_000)][seed as usize % 4];
     m.set_jitter((seed > 0).then_some(Jitter { seed, every, max_ns }));
     // Ten ticks a millisecond, so that grace periods end within a short span.
-    let kernel = KernelConfig { seed, ..KernelConfig::default().hz(10_000) };
+    let mut kernel = KernelConfig { seed, ..KernelConfig::default().hz(10_000) };
+    kernel.slab.allocator = v.slab;
     let threads = m.config().cpus.len() as u32;
     let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel };
     with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))

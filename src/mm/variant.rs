@@ -7,10 +7,13 @@
 
 use super::vma_cache::CACHES;
 use super::vma_lock::{PROTOCOLS, Reuse, Verdict};
+use crate::slab::Allocator;
 
-/// Allocators, with whether they are built.
-pub const ALLOCATORS: &[(&str, &str, bool)] =
-    &[("slub", "per-CPU slabs, 6.12", true), ("sheaves", "per-CPU arrays of objects, 7.x", false)];
+/// Allocators. Which one serves a kernel's caches is said at boot, so every protocol and cache has them all.
+pub const ALLOCATORS: &[(&str, &str, Allocator)] = &[
+    ("slub", "per-CPU slabs, 6.12", Allocator::Slub),
+    ("sheaves", "per-CPU arrays of objects, 7.x", Allocator::Sheaves),
+];
 
 /// Kernels that have names, and what they stand for.
 pub const NAMED: &[(&str, &str)] = &[
@@ -30,16 +33,20 @@ pub struct Variant {
     pub cache: &'static str,
     /// Slug of the allocator.
     pub allocator: &'static str,
+    /// The allocator itself.
+    pub slab: Allocator,
     /// Whether the protocol is right.
     pub verdict: Verdict,
 }
 
-/// What is compiled: protocol, cache, allocator. [`with_variant!`](crate::with_variant) has an arm for each.
-pub const BUILT: &[(&str, &str, &str)] = &[
-    ("rwsem_separate", "call_rcu", "slub"),
-    ("rwsem_separate", "kmalloc_call_rcu", "slub"),
-    ("refcnt", "typesafe", "slub"),
-    ("refcnt", "call_rcu", "slub"),
+/// What is compiled: protocol and cache. [`with_variant!`](crate::with_variant) has an arm for each.
+pub const BUILT: &[(&str, &str)] = &[
+    ("rwsem_separate", "call_rcu"),
+    ("rwsem_separate", "kmalloc_call_rcu"),
+    ("refcnt", "typesafe"),
+    ("refcnt", "call_rcu"),
+    ("refcnt", "kmalloc_call_rcu"),
+    ("refcnt", "kfree_rcu"),
 ];
 
 /// Runs `$body` with `$K` standing for the build of a [`Variant`] in world `$A`: from a
@@ -48,24 +55,32 @@ pub const BUILT: &[(&str, &str, &str)] = &[
 macro_rules! with_variant {
     ($variant:expr, $A:ty, $K:ident => $body:expr) => {{
         use $crate::mm::kconfig::Config;
-        use $crate::mm::vma_cache::{kmalloc_call_rcu, kmem_cache_call_rcu, typesafe_by_rcu};
+        use $crate::mm::vma_cache::{kfree_rcu, kmalloc_call_rcu, kmem_cache_call_rcu, typesafe_by_rcu};
         use $crate::mm::vma_lock::{refcnt, rwsem_separate};
         let v: &$crate::mm::variant::Variant = $variant;
-        match (v.protocol, v.cache, v.allocator) {
-            ("rwsem_separate", "call_rcu", "slub") => {
+        match (v.protocol, v.cache) {
+            ("rwsem_separate", "call_rcu") => {
                 type $K = Config<$A, rwsem_separate::RwsemSeparate, kmem_cache_call_rcu::CallRcu>;
                 $body
             }
-            ("rwsem_separate", "kmalloc_call_rcu", "slub") => {
+            ("rwsem_separate", "kmalloc_call_rcu") => {
                 type $K = Config<$A, rwsem_separate::RwsemSeparate, kmalloc_call_rcu::KmallocCallRcu>;
                 $body
             }
-            ("refcnt", "typesafe", "slub") => {
+            ("refcnt", "typesafe") => {
                 type $K = Config<$A, refcnt::Refcnt, typesafe_by_rcu::Typesafe>;
                 $body
             }
-            ("refcnt", "call_rcu", "slub") => {
+            ("refcnt", "call_rcu") => {
                 type $K = Config<$A, refcnt::Refcnt, kmem_cache_call_rcu::CallRcu>;
+                $body
+            }
+            ("refcnt", "kmalloc_call_rcu") => {
+                type $K = Config<$A, refcnt::Refcnt, kmalloc_call_rcu::KmallocCallRcu>;
+                $body
+            }
+            ("refcnt", "kfree_rcu") => {
+                type $K = Config<$A, refcnt::Refcnt, kfree_rcu::KfreeRcu>;
                 $body
             }
             _ => unreachable!("variant '{}' did not come from parse()", v.name),
@@ -75,14 +90,13 @@ macro_rules! with_variant {
 
 /// All variants that can be run, named kernels under their names.
 pub fn all() -> Vec<Variant> {
-    BUILT
-        .iter()
-        .map(|(p, c, a)| {
-            let full = format!("{p}+{c}@{a}");
-            let name = NAMED.iter().find(|(_, v)| *v == full).map_or(full.as_str(), |(n, _)| n);
-            parse(name).expect("what is built parses")
-        })
-        .collect()
+    let mut out = Vec::new();
+    for (a, _, _) in ALLOCATORS {
+        for (p, c) in BUILT {
+            out.push(parse(&format!("{p}+{c}@{a}")).expect("what is built parses"));
+        }
+    }
+    out
 }
 
 /// Reads a variant: the name of a kernel, or `PROTOCOL+CACHE@ALLOCATOR`.
@@ -110,29 +124,30 @@ pub fn parse(text: &str) -> Result<Variant, String> {
         let names: Vec<_> = ALLOCATORS.iter().map(|a| a.0).collect();
         format!("variant '{text}': no allocator is named '{allocator}'; accepted: {}", names.join(", "))
     })?;
-    if let (Some(Reuse::Forbids(why)), Some(true)) = (p.reuse, c.typesafe) {
+    if let (Some(Reuse::Forbids(why)), true) = (p.reuse, c.typesafe) {
         return Err(format!(
             "variant '{text}' is refused: protocol '{}' forbids cache '{}', because {why}; it runs with cache \
              call_rcu or kmalloc_call_rcu",
             p.name, c.name
         ));
     }
+    if p.separate_lock && !c.frees_lock {
+        return Err(format!(
+            "variant '{text}' is refused: cache '{}' frees one object, and a VMA of protocol '{}' has a lock object \
+             besides, which only a callback can free; it runs with cache call_rcu or kmalloc_call_rcu",
+            c.name, p.name
+        ));
+    }
     let not_built = |what: &str, name: &str| {
-        let built: Vec<_> = BUILT.iter().map(|(p, c, a)| format!("{p}+{c}@{a}")).collect();
+        let built: Vec<_> = BUILT.iter().map(|(p, c)| format!("{p}+{c}")).collect();
         Err(format!("variant '{text}': {what} '{name}' is not built yet; built: {}", built.join(", ")))
     };
     let Some(verdict) = p.verdict else { return not_built("protocol", p.name) };
-    if c.typesafe.is_none() {
-        return not_built("cache", c.name);
-    }
-    if !a.2 {
-        return not_built("allocator", a.0);
-    }
-    if !BUILT.contains(&(p.name, c.name, a.0)) {
-        return not_built("the combination", full);
+    if !BUILT.contains(&(p.name, c.name)) {
+        return not_built("the combination", &format!("{protocol}+{cache}"));
     }
     let name = NAMED.iter().find(|(_, v)| *v == full).map_or(full, |(n, _)| n).to_string();
-    Ok(Variant { name, protocol: p.name, cache: c.name, allocator: a.0, verdict })
+    Ok(Variant { name, protocol: p.name, cache: c.name, allocator: a.0, slab: a.2, verdict })
 }
 
 #[cfg(test)]
@@ -147,8 +162,9 @@ mod tests {
     fn names_and_full_forms_lead_to_the_same_build() {
         assert_eq!(parse("v6.12"), parse("rwsem_separate+call_rcu@slub"));
         assert_eq!(parse("v6.15").unwrap().name, "v6.15");
-        assert_eq!(all().len(), BUILT.len());
+        assert_eq!(all().len(), BUILT.len() * ALLOCATORS.len());
         for v in all() {
+            assert_eq!(parse(&v.name), Ok(v.clone()));
             with_variant!(&v, Native, K => {
                 assert_eq!(<K as Kconfig>::Lock::NAME, v.protocol);
                 assert_eq!(<K as Kconfig>::Cache::NAME, v.cache);
@@ -163,9 +179,9 @@ mod tests {
         assert!(e.contains("rwsem_separate") && e.contains("forbids") && e.contains("because"), "{e}");
         let e = parse("v7.3").unwrap_err();
         assert!(e.contains("refcnt_exclude") && e.contains("not built yet"), "{e}");
-        assert!(parse("refcnt+kfree_rcu@slub").unwrap_err().contains("not built yet"));
-        assert!(parse("refcnt+typesafe@sheaves").unwrap_err().contains("not built yet"));
-        assert!(parse("refcnt+kmalloc_call_rcu@slub").unwrap_err().contains("combination"));
+        let e = parse("rwsem_separate+kfree_rcu@slub").unwrap_err();
+        assert!(e.contains("lock object") && e.contains("call_rcu"), "{e}");
+        assert_eq!(parse("refcnt+typesafe@sheaves").unwrap().slab, Allocator::Sheaves);
         assert!(parse("v9").unwrap_err().contains("v6.12, v6.15"));
         assert!(parse("mutex+typesafe@slub").unwrap_err().contains("rwsem_separate"));
         assert!(parse("refcnt+arena@slub").unwrap_err().contains("typesafe"));

@@ -86,6 +86,8 @@ fn rcu_barrier_handler<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
 /// at a place where it may sleep.
 pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     if rcu_scheduler_inactive(rcu) {
+        // The counts go on with it: callbacks may ask whether their grace period has passed.
+        synchronize_rcu_vacuous(cpu, rcu);
         for rdp in rcu.rda.iter() {
             rcu_call_all(cpu, rdp);
         }

@@ -231,6 +231,8 @@ impl Session {
         let mut kernel = self.request.kernel;
         kernel.seed = cell.seed;
         kernel.slab.seed = cell.seed;
+        let variant = &self.request.variants[cell.variant];
+        kernel.slab.allocator = variant.slab;
         // Slab orders follow the CPUs of the machine, not the workers of a sample.
         kernel.geometry_cpus = self.request.host.id.cpus;
         let plan = port::Plan {
@@ -240,7 +242,6 @@ impl Session {
             stop: self.request.stop,
             kernel,
         };
-        let variant = &self.request.variants[cell.variant];
         let mut out = match &self.machines[&threads] {
             Machine::Native(m) => with_variant!(variant, Native, K => with_workload!(cell.config.workload, W => {
                 port::sample::<K, W>(m, &plan)

@@ -16,6 +16,7 @@
 
 #[cfg(test)]
 mod invariants;
+pub mod kvfree_rcu;
 #[cfg(test)]
 mod model;
 pub mod page_alloc;
@@ -28,6 +29,7 @@ pub mod stat;
 #[cfg(test)]
 mod tests;
 
+pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, kvfree_call_rcu, kvfree_rcu_barrier};
 pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
     drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
@@ -96,6 +98,8 @@ pub struct SlabState<A: Hardware> {
     pub pages: KRef<PageAllocator<A>>,
     /// RCU.
     pub rcu: KRef<RcuState<A>>,
+    /// `kfree_rcu()`.
+    pub kvfree: KRef<KvfreeRcu<A>>,
     /// The modelled number of CPUs, from which slab orders follow.
     pub nr_cpus: u32,
     /// `slab_caches`: latest first. Changed at boot and shutdown only; the host's own word, never priced.
@@ -113,5 +117,7 @@ pub fn kmem_cache_init<A: Hardware>(
     nr_cpus: u32,
     options: SlabOptions,
 ) -> KRef<SlabState<A>> {
-    arena.boot_new(0, SlabState { pages, rcu, nr_cpus: nr_cpus.max(1), options, caches: Plain::new(null_mut()) })
+    let kvfree = kvfree_rcu::kvfree_rcu_init(arena, pages, rcu);
+    arena
+        .boot_new(0, SlabState { pages, rcu, kvfree, nr_cpus: nr_cpus.max(1), options, caches: Plain::new(null_mut()) })
 }

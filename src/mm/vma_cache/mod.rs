@@ -8,6 +8,7 @@
 //! PORT: the kernel's callback finds the caches in statics; here they are in [`VmaState`], to which each VMA points
 //! from `vm_private_data`, a field that anonymous memory does not use.
 
+pub mod kfree_rcu;
 pub mod kmalloc_call_rcu;
 pub mod kmem_cache_call_rcu;
 pub mod typesafe_by_rcu;
@@ -31,6 +32,8 @@ pub struct VmaState<A: Hardware> {
     pub vma_lock_cachep: Option<KRef<KmemCache<A>>>,
     /// RCU.
     pub rcu: KRef<RcuState<A>>,
+    /// The allocator.
+    pub slab: KRef<SlabState<A>>,
 }
 
 /// A way to allocate and free VMAs.
@@ -41,6 +44,8 @@ pub trait VmaCache: Sized + Copy + Send + Sync + Debug + 'static {
     const ABOUT: &'static str;
     /// Whether a freed VMA may become another one at once.
     const TYPESAFE: bool;
+    /// Whether its free gives a separate lock object back too.
+    const FREES_LOCK: bool = true;
     /// The cache of objects of `size` bytes, aligned to `align`, that hold VMAs.
     fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs;
     /// The cache of the lock objects.
@@ -64,7 +69,7 @@ pub fn vma_state_init<A: Hardware, L: VmaLock, C: VmaCache>(
         let args = C::vma_lock_args(size_of::<super::mm_types::VmaLockObject<A>>());
         kmem_cache_create(arena, slab, args)
     });
-    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu })
+    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu, slab })
 }
 
 /// `__vm_area_free()`: lock object first, then the VMA, to the allocator.
@@ -75,9 +80,7 @@ pub fn vma_state_init<A: Hardware, L: VmaLock, C: VmaCache>(
 pub(super) unsafe fn vm_area_free_now<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma: VmaRef<A, L>) {
     // SAFETY: the caller's.
     let st = unsafe { vma_state::<A, L>(vma) };
-    // The two loads are the kernel's (free of the NUMA state and of the name), and touch the line it touches.
-    warn_on_once(cpu, vma.numab_state().load(Relaxed) != 0 || vma.anon_name().load(Relaxed) != 0);
-    cpu.count(VmEvent::VmaReclaim);
+    vma_reclaimed::<A, L>(cpu, vma);
     // SAFETY: both objects were allocated together from these caches and are freed once.
     unsafe {
         if let (Some(slot), Some(cachep)) = (vma.vm_lock(), st.vma_lock_cachep) {
@@ -85,6 +88,14 @@ pub(super) unsafe fn vm_area_free_now<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma
         }
         kmem_cache_free(cpu, &st.vm_area_cachep, vma.as_ptr().cast());
     }
+}
+
+/// The head of `__vm_area_free()`: what hangs on a VMA goes before it.
+#[inline(always)]
+fn vma_reclaimed<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma: VmaRef<A, L>) {
+    // The two loads are the kernel's (free of the NUMA state and of the name), and touch the line it touches.
+    warn_on_once(cpu, vma.numab_state().load(Relaxed) != 0 || vma.anon_name().load(Relaxed) != 0);
+    cpu.count(VmEvent::VmaReclaim);
 }
 
 /// `vm_area_free_rcu_cb()`
@@ -120,18 +131,20 @@ pub struct CacheKind {
     pub name: &'static str,
     /// One sentence.
     pub about: &'static str,
-    /// Whether a freed VMA may become another one at once; `None` where it is not built.
-    pub typesafe: Option<bool>,
+    /// Whether a freed VMA may become another one at once.
+    pub typesafe: bool,
+    /// Whether its free gives a separate lock object back too.
+    pub frees_lock: bool,
 }
 
 const fn built<C: VmaCache>() -> CacheKind {
-    CacheKind { name: C::NAME, about: C::ABOUT, typesafe: Some(C::TYPESAFE) }
+    CacheKind { name: C::NAME, about: C::ABOUT, typesafe: C::TYPESAFE, frees_lock: C::FREES_LOCK }
 }
 
-/// Every way that the question knows, built or not.
+/// Every way that the question knows.
 pub const CACHES: &[CacheKind] = &[
     built::<kmalloc_call_rcu::KmallocCallRcu>(),
     built::<kmem_cache_call_rcu::CallRcu>(),
-    CacheKind { name: "kfree_rcu", about: "kmalloc, freed in batches by kfree_rcu()", typesafe: None },
+    built::<kfree_rcu::KfreeRcu>(),
     built::<typesafe_by_rcu::Typesafe>(),
 ];

@@ -133,13 +133,22 @@ pub struct Protocol {
     pub verdict: Option<Verdict>,
     /// What it bears from the allocator; `None` where it is not built.
     pub reuse: Option<Reuse>,
+    /// Whether a VMA has a second object for its lock.
+    pub separate_lock: bool,
 }
 
 const fn built<L: VmaLock>() -> Protocol {
-    Protocol { name: L::NAME, origin: L::ORIGIN, about: L::ABOUT, verdict: Some(L::VERDICT), reuse: Some(L::REUSE) }
+    Protocol {
+        name: L::NAME,
+        origin: L::ORIGIN,
+        about: L::ABOUT,
+        verdict: Some(L::VERDICT),
+        reuse: Some(L::REUSE),
+        separate_lock: L::SEPARATE_LOCK,
+    }
 }
 const fn planned(name: &'static str, origin: &'static str, about: &'static str) -> Protocol {
-    Protocol { name, origin, about, verdict: None, reuse: None }
+    Protocol { name, origin, about, verdict: None, reuse: None, separate_lock: false }
 }
 
 /// Every protocol that the question knows, built or not, in the order of their appearance.
