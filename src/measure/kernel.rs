@@ -57,7 +57,7 @@ struct Worker {
     /// 0: not done, 1: done, negative: failed with that errno, -1000: not pinned.
     status: AtomicI32,
     placed: AtomicU32,
-    words: [AtomicU64; 10],
+    words: [AtomicU64; 11],
     /// Length of what stands in `text`, stored when it is whole.
     text_len: AtomicU32,
     /// Its events, as lines.
@@ -261,6 +261,7 @@ pub fn sample<W: Workload>(
                 softirq_ns: 0,
                 faults_whole_run: n(6),
                 operations_whole_run: n(9),
+                operations_warm_up: n(10),
             }),
             -1000 => Err(format!("worker {i} could not be pinned to CPU {cpu}")),
             e => Err(format!("worker {i} failed with errno {}", -e)),
@@ -387,6 +388,7 @@ fn worker<W: Workload>(
         faults - h.faults0.get(),
         preempted - preempted0,
         t.operations_whole_run,
+        t.operations_warm_up,
     ];
     for (w, v) in out.words.iter().zip(words) {
         w.store(v, Ordering::Release);

@@ -3,6 +3,7 @@
 
 use crate::measure::perf::Reading;
 use crate::measure::run::Tally;
+use crate::slab::ReuseCount;
 use std::collections::BTreeMap;
 
 /// Where one worker ran.
@@ -42,6 +43,30 @@ pub struct Moves {
     pub memory: u64,
 }
 
+/// How long freed objects lay before they were handed out again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReuseSeen {
+    /// `warm_up`, or `warm_up_and_span`.
+    pub over: &'static str,
+    /// Operations in that time.
+    pub operations: u64,
+    /// By cache: every event of the CPUs.
+    pub caches: BTreeMap<String, ReuseCount>,
+    /// Tracepoints only.
+    pub traced: Option<Traced>,
+    /// Why nothing was seen.
+    pub absent: Option<String>,
+}
+
+/// What the host's tracepoints add.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// Records that did not fit into the buffer.
+    pub lost: u64,
+    /// By cache: hand-outs and frees of the workload's own threads, interrupts that hit them included.
+    pub own: BTreeMap<String, (u64, u64)>,
+}
+
 /// What one sample gave.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -57,6 +82,8 @@ pub struct Outcome {
     pub lines: BTreeMap<String, Moves>,
     /// Over time.
     pub over: Over,
+    /// Distances of reuse.
+    pub reuse: ReuseSeen,
     /// The kernel configuration.
     pub kconfig: BTreeMap<String, String>,
     /// Balances that did not hold.

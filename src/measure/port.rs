@@ -11,14 +11,14 @@ use crate::cpu::softirq::SoftirqCounter;
 use crate::cpu::{Cpu, Errno, tick};
 use crate::init::{Kernel, KernelConfig, LeakReport, run_on_cpus, shutdown, start_kernel};
 use crate::maple_tree::MapleEvent;
-use crate::measure::outcome::{Moves, Outcome, Over, Seated};
+use crate::measure::outcome::{Moves, Outcome, Over, ReuseSeen, Seated};
 use crate::measure::probe::{Probe, Seen};
 use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::RcuCounter;
-use crate::slab::{alloc_page, free_pages};
+use crate::slab::{Reuse, alloc_page, free_pages};
 use crate::sync::LockEvent;
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
 use std::cell::{Cell, RefCell};
@@ -150,6 +150,7 @@ where
     next_look: Cell<u64>,
     probe: RefCell<Option<<K::A as Probe>::State>>,
     moves: RefCell<BTreeMap<String, Moves>>,
+    reuse: Option<&'a Reuse<K::A>>,
 }
 
 impl<K: Kconfig> Harness for PortHarness<'_, K>
@@ -164,6 +165,9 @@ where
         }
         let t = smp_cond_load_acquire(&l.start, |t| t != 0);
         self.start.set(t);
+        if let Some(r) = self.reuse {
+            r.start(self.space.cpu);
+        }
         t
     }
     #[inline(always)]
@@ -184,6 +188,9 @@ where
         self.space.cpu.softirq.time_ns.get()
     }
     fn edge(&self, begins: bool) {
+        if let Some(r) = self.reuse.filter(|_| !(begins && K::A::REUSE_IN_SPAN)) {
+            r.stop(self.space.cpu);
+        }
         if let Some(p) = self.probe.borrow_mut().as_mut() {
             if begins { K::A::begin(p) } else { K::A::end(p) }
         }
@@ -247,8 +254,9 @@ where
         KRef::new(line)
     };
     let parts: Vec<Mutex<Option<Part>>> = (0..plan.threads).map(|_| Mutex::new(None)).collect();
+    let reuse = Reuse::new(k.slab);
     let counters = run_on_cpus(machine, &k, plan.threads, |cpu| {
-        let part = worker::<K, W>(cpu, &k, line, plan);
+        let part = worker::<K, W>(cpu, &k, line, plan, reuse.as_ref().ok());
         *parts[cpu.id as usize].lock().unwrap_or_else(|e| e.into_inner()) = Some(part);
     });
 
@@ -285,12 +293,32 @@ where
     out.counters.insert("rcu_pending".into(), k.rcu.pending());
     let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
     out.counters.insert("workload_operations".into(), operations);
+    out.reuse = reuse_seen::<K>(&out, reuse);
     // SAFETY: our page; every worker has left.
     unsafe { free_pages(&boot, &k.pages, page, 0) };
     book_leaks(&shutdown(&boot, &k), &mut out);
     out.errors.extend(balances(&out));
     out.book_failures();
     out
+}
+
+/// What the watcher saw, which ends here.
+fn reuse_seen<K: Kconfig>(out: &Outcome, reuse: std::io::Result<Reuse<K::A>>) -> ReuseSeen
+where
+    K::A: Probe,
+{
+    let in_span = K::A::REUSE_IN_SPAN;
+    let watched = |t: &Tally| t.operations_warm_up + if in_span { t.operations } else { 0 };
+    let mut seen = ReuseSeen {
+        over: if in_span { "warm_up_and_span" } else { "warm_up" },
+        operations: out.tallies.iter().flatten().map(watched).sum(),
+        ..ReuseSeen::default()
+    };
+    match reuse {
+        Ok(r) => seen.caches = r.report().into_iter().map(|(name, c)| (name.to_string(), c)).collect(),
+        Err(e) => seen.absent = Some(format!("no address space for the table: {e}")),
+    }
+    seen
 }
 
 /// The kernel configuration in words.
@@ -360,6 +388,10 @@ fn balances(out: &Outcome) -> Vec<String> {
     let causes = out.counters.iter().filter(|(n, _)| n.starts_with("vma_lock_abort_")).map(|(_, v)| v).sum();
     hold("vma_lock_abort = its causes", c("vma_lock_abort"), causes);
     hold("conditions that must not happen", c("mm_warn"), 0);
+    for (name, r) in &out.reuse.caches {
+        let binned = r.first + r.remote + r.bins.iter().sum::<u64>();
+        hold(&format!("{name} hand-outs = first + remote + bins"), r.allocs, binned);
+    }
     let made: u64 = out.tallies.iter().flatten().map(|t| t.faults_whole_run).sum();
     if out.tallies.iter().all(Result::is_ok) && c("pgfault") < made {
         bad.push(format!("pgfault: {} < {made} faults of the workload", c("pgfault")));
@@ -403,6 +435,7 @@ fn worker<K: Kconfig, W: Workload>(
     k: &Kernel<K>,
     line: KRef<Line<K::A, mm::Mm<K>>>,
     plan: &Plan,
+    reuse: Option<&Reuse<K::A>>,
 ) -> Part
 where
     K::A: Probe,
@@ -449,6 +482,7 @@ where
         next_look: Cell::new(0),
         probe: RefCell::new(Some(K::A::open())),
         moves: RefCell::default(),
+        reuse,
     };
     let mut tally = match shared.and_then(|s| W::attach(&space, s, seat)) {
         Ok(mut state) => drive::<W, _, _>(&space, &h, &mut state, plan.warm_up_ns, plan.stop),

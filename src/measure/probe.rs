@@ -24,6 +24,8 @@ pub struct Seen {
 pub trait Probe: Hardware {
     /// The clock is looked at each so-many-th return to user mode.
     const TICK_EVERY: u32;
+    /// Whether the distances of reuse may be watched in the span too: where looking takes no time.
+    const REUSE_IN_SPAN: bool;
     /// Its state.
     type State;
     /// Opens it, before the start line.
@@ -54,6 +56,7 @@ pub struct ThreadProbe {
 impl Probe for Native {
     // Reading the time-stamp counter costs 10 to 20 ns, an operation 100 to 500.
     const TICK_EVERY: u32 = 8;
+    const REUSE_IN_SPAN: bool = false;
     type State = ThreadProbe;
 
     fn open() -> ThreadProbe {
@@ -78,6 +81,7 @@ impl Probe for Native {
 
 impl Probe for Sim {
     const TICK_EVERY: u32 = 1;
+    const REUSE_IN_SPAN: bool = true;
     type State = ();
 
     fn open() {}

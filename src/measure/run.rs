@@ -52,6 +52,8 @@ pub struct Tally {
     pub cpu_ns: u64,
     /// Time in ticks and callbacks, ns.
     pub softirq_ns: u64,
+    /// Operations from the start line to the begin of the span.
+    pub operations_warm_up: u64,
     /// User faults from the start line to the end of the load, for the balances.
     pub faults_whole_run: u64,
     /// Operations over the same time: what counters are set against.
@@ -104,6 +106,7 @@ pub fn drive<W: Workload, S: Space, H: Harness>(
             h.edge(true);
             // Until the span ends these fields hold what was there when it began.
             t = Tally { operations, faults, begin: now, cpu_ns: h.cpu_ns(), softirq_ns: h.softirq_ns(), ..t };
+            t.operations_warm_up = operations;
             steps0 = steps;
             excluded = 0;
         } else if phase == Phase::Span && ended(stop, now - t.begin, steps - steps0) {
@@ -206,6 +209,7 @@ mod tests {
         assert_eq!(timed / 10, t.operations, "10 ns an operation, refills aside: {t:?}");
         assert_eq!(t.cpu_ns, timed);
         assert_eq!(t.faults, t.operations);
+        assert!(t.operations_warm_up >= 90 && t.operations_whole_run >= t.operations + t.operations_warm_up, "{t:?}");
         assert!(t.faults_whole_run > t.faults + 90);
         assert_eq!(f.edges.get(), 2);
     }

@@ -65,6 +65,9 @@ pub struct Sample {
     /// What was seen over time (RCU backlog, slab pages).
     #[serde(default, skip_serializing_if = "Series::is_empty")]
     pub series: Series,
+    /// How long freed objects lay before they were handed out again.
+    #[serde(default, skip_serializing_if = "Reuse::is_empty")]
+    pub reuse: Reuse,
     /// CPU and node of each thread, by worker index.
     pub placement: Vec<Place>,
     /// Fingerprint of the host.
@@ -156,6 +159,63 @@ impl Series {
     pub fn is_empty(&self) -> bool {
         self.t_ns.is_empty()
     }
+}
+
+/// Object reuse, per cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reuse {
+    /// When it was watched: `warm_up` or `warm_up_and_span`.
+    #[serde(default)]
+    pub over: String,
+    /// Operations of all threads in that time.
+    #[serde(default)]
+    pub operations: u64,
+    /// By cache name.
+    #[serde(default)]
+    pub caches: BTreeMap<String, ReuseCache>,
+    /// Records of the host's tracepoints that were lost; absent where the port counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+    /// Why nothing was watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
+}
+
+impl Reuse {
+    /// Whether nothing is known, not even why.
+    pub fn is_empty(&self) -> bool {
+        self.caches.is_empty() && self.absent.is_none()
+    }
+}
+
+/// Hand-outs and frees of one cache, and what lay between them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReuseCache {
+    /// Hand-outs on the watched CPUs.
+    pub allocs: u64,
+    /// Frees on the watched CPUs; under call_rcu those of callbacks.
+    pub frees: u64,
+    /// Hand-outs by distance: bin k counts distances `2^k ..= 2^(k+1) - 1`, in events of the cache on the CPU from the
+    /// free to the hand-out, which counts.
+    pub bins: Vec<u64>,
+    /// Hand-outs on another CPU than the free's.
+    pub remote: u64,
+    /// Hand-outs of objects whose free was not seen.
+    pub first: u64,
+    /// Distinct objects.
+    pub distinct: u64,
+    /// Of the events those of the workload's own threads, where others share the CPU (kernel world).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<OwnEvents>,
+}
+
+/// Events of the workload's own threads.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OwnEvents {
+    /// Hand-outs.
+    pub allocs: u64,
+    /// Frees.
+    pub frees: u64,
 }
 
 /// Where one worker ran.

@@ -9,13 +9,16 @@ use crate::arch::{Native, Sim};
 use crate::cpu::splitmix64;
 use crate::host::{Host, PinKind, Slot};
 use crate::init::KernelConfig;
-use crate::measure::outcome::{Outcome, Seated};
+use crate::measure::outcome::{Outcome, ReuseSeen, Seated};
 use crate::measure::plan::{Cell, Config, matrix};
 use crate::measure::run::Stop;
 use crate::measure::{kernel, perf, port};
 use crate::mm::variant::Variant;
-use crate::report::record::{HostId, LineMoves, PerThread, PerfCell, Place, Run, SCHEMA, Sample, Series};
+use crate::report::record::{
+    HostId, LineMoves, OwnEvents, PerThread, PerfCell, Place, Reuse, ReuseCache, Run, SCHEMA, Sample, Series,
+};
 use crate::report::store::{Appender, Key};
+use crate::slab::ReuseCount;
 use crate::workload::{About, Mode};
 use crate::{with_variant, with_workload};
 use std::collections::BTreeMap;
@@ -374,6 +377,7 @@ impl Session {
                 })
                 .collect(),
             series: Series { t_ns: out.over.t_ns, rcu_pending: out.over.rcu_pending, slab_pages: out.over.slab_pages },
+            reuse: reuse_of(out.reuse),
             placement: out.seats.iter().map(|s| Place { cpu: s.cpu, node: s.node, verified: s.verified }).collect(),
             host: HostId {
                 name: id.name.clone(),
@@ -392,6 +396,28 @@ impl Session {
             warnings: out.warnings,
             run,
         }
+    }
+}
+
+fn reuse_of(seen: ReuseSeen) -> Reuse {
+    let lost = seen.traced.as_ref().map(|t| t.lost);
+    let traced = seen.traced.unwrap_or_default();
+    let own = |name: &str| traced.own.get(name).map(|&(allocs, frees)| OwnEvents { allocs, frees });
+    let cache = |name: &str, c: ReuseCount| ReuseCache {
+        allocs: c.allocs,
+        frees: c.frees,
+        bins: c.bins,
+        remote: c.remote,
+        first: c.first,
+        distinct: c.distinct,
+        own: own(name),
+    };
+    Reuse {
+        over: seen.over.into(),
+        operations: seen.operations,
+        caches: seen.caches.into_iter().map(|(name, c)| (name.clone(), cache(&name, c))).collect(),
+        lost,
+        absent: seen.absent,
     }
 }
 

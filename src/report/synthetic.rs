@@ -52,6 +52,7 @@ pub fn sample(variant: &str, workload: &str, threads: u32, trial: u32, rate: f64
         perf: BTreeMap::from([("cycles".into(), PerfCell::Absent { reason: "no PMU: ENOENT".into() })]),
         lines: BTreeMap::new(),
         series: Series::default(),
+        reuse: Default::default(),
         placement: (0..threads).map(|cpu| Place { cpu, node: 0, verified: true }).collect(),
         host: HostId {
             name: "testbox".into(),

@@ -20,6 +20,7 @@ pub mod kvfree_rcu;
 #[cfg(test)]
 mod model;
 pub mod page_alloc;
+pub mod reuse;
 #[cfg(test)]
 mod sim_torture;
 pub mod slab_common;
@@ -34,6 +35,7 @@ pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
     drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
 };
+pub use reuse::{REUSE_BINS, Reuse, ReuseCount, reuse_bin};
 pub use slab_common::{
     KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU, kmalloc_cache_create,
     kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,

@@ -29,6 +29,7 @@ use super::page_alloc::{
     NUMA_NO_NODE, PG_NONE, PG_SLAB, Page, alloc_pages_node, destroy_compound_page, free_pages, prep_compound_page,
     virt_to_page,
 };
+use super::reuse::{reuse_alloc, reuse_free};
 use super::slub_def::{KmemCache, KmemCacheCpu, KmemCacheNode, Slab, SlabCounters, TID_STEP, virt_to_slab, wrong_slab};
 use super::stat::StatItem;
 use crate::arch::arena::PAGE_SIZE;
@@ -109,6 +110,7 @@ fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *m
         // SAFETY: a fresh object of ours; never in type-stable caches, so nobody else looks at it.
         unsafe { A::clear(object as *mut u8, s.object_size) };
     }
+    reuse_alloc(c, object);
     object as *mut u8
 }
 
@@ -395,6 +397,7 @@ pub unsafe fn kmem_cache_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *m
         if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
             wrong_slab(p as usize, s.name);
         }
+        reuse_free(s.this_cpu(cpu), p as usize);
         do_slab_free(cpu, s, slab, p as usize, p as usize, 1);
     }
 }
@@ -411,7 +414,9 @@ pub unsafe fn kfree<A: Hardware>(cpu: &Cpu<A>, p: *mut u8) {
     // SAFETY: the caller's, as above; the cache outlives its slabs.
     unsafe {
         let slab = &*virt_to_slab::<A>(p);
-        do_slab_free(cpu, &*slab.slab_cache.load(Relaxed), slab, p as usize, p as usize, 1);
+        let s = &*slab.slab_cache.load(Relaxed);
+        reuse_free(s.this_cpu(cpu), p as usize);
+        do_slab_free(cpu, s, slab, p as usize, p as usize, 1);
     }
 }
 
@@ -716,6 +721,7 @@ pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mu
             c.freelist.store(unsafe { s.get_freepointer(object) }, Relaxed);
             p[i] = object as *mut u8;
             c.stat(StatItem::AllocFastpath);
+            reuse_alloc(c, object);
             continue;
         }
         c.bump_tid();
@@ -725,6 +731,7 @@ pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mu
             unsafe { kmem_cache_free_bulk(cpu, s, &mut p[..i]) };
             return 0;
         }
+        reuse_alloc(c, p[i] as usize);
     }
     c.bump_tid();
     if s.init_on_alloc {
@@ -742,6 +749,7 @@ pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mu
 /// # Safety
 /// As [`kmem_cache_free`] for each.
 pub unsafe fn kmem_cache_free_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) {
+    p.iter().for_each(|&o| reuse_free(s.this_cpu(cpu), o as usize));
     let mut size = p.len();
     while size != 0 {
         // SAFETY: the caller's.

@@ -8,6 +8,7 @@
 
 use super::SlabState;
 use super::page_alloc::{PG_SLAB, Page, page_to_nid, virt_to_head_page};
+use super::reuse::ReuseCpu;
 use super::stat::{StatItem, Stats, Unpriced};
 use crate::arch::arena::{KRef, RECORD_SIZE, record_page};
 use crate::arch::{Atomic, Hardware, Native, Plain, Relaxed};
@@ -32,6 +33,8 @@ pub struct KmemCacheCpu<A: Hardware> {
     pub(super) slab: Atomic<A, *mut Slab<A>>,
     /// Stack of partial slabs.
     pub(super) partial: Atomic<A, *mut Slab<A>>,
+    /// Who watches the distances of reuse here; null: nobody. The host's own word, never priced.
+    pub(super) reuse: Plain<Native, *mut ReuseCpu>,
     pub(super) stat: Stats,
 }
 
@@ -42,6 +45,7 @@ impl<A: Hardware> KmemCacheCpu<A> {
             tid: Atomic::new(u64::from(cpu)),
             slab: Atomic::new(null_mut()),
             partial: Atomic::new(null_mut()),
+            reuse: Plain::new(null_mut()),
             stat: Stats::default(),
         }
     }
@@ -91,7 +95,7 @@ const _: () = {
     assert!(offset_of!(S, slab_cache) == offset_of!(Page<Native>, compound_head));
     type C = KmemCacheCpu<Native>;
     assert!(offset_of!(C, freelist) == 0 && offset_of!(C, tid) == 8 && offset_of!(C, slab) == 16);
-    assert!(offset_of!(C, partial) == 24 && offset_of!(C, stat) == 32);
+    assert!(offset_of!(C, partial) == 24 && offset_of!(C, reuse) == 32 && offset_of!(C, stat) == 40);
     assert!(size_of::<KmemCacheNode<Native>>() == 64);
 };
 

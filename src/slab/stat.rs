@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the allocator counts [enum stat_item of mm/slub.c, 6.12].
 //!
-//! One array per cache and CPU, inside the CPU's block as in the kernel: the four counters of the fast and slow paths
-//! share the line of the freelist. The words are the host's own ([`Unpriced`]), so no simulated clock pays for them;
+//! One array per cache and CPU, inside the CPU's block as in the kernel: the counters of the allocation paths and of fast
+//! frees share the line of the freelist. The words are the host's own ([`Unpriced`]), so no simulated clock pays for them;
 //! natively they cost one plain add an event, in every variant alike. 64 bits; the kernel's are 32 bits wide.
 //!
 //! custom: items after `cpu_partial_drain` are ours. Readers may run at any time; figures of different CPUs are then

@@ -13,6 +13,7 @@ pub mod anon_fault;
 pub mod brk1;
 pub mod fault_vs_unmap;
 pub mod mmap_churn;
+pub mod munmap_storm;
 
 use crate::cpu::Errno;
 
@@ -148,6 +149,7 @@ pub const LIST: &[About] = &[
     brk1::Brk1::ABOUT,
     mmap_churn::MmapChurn::ABOUT,
     fault_vs_unmap::FaultVsUnmap::ABOUT,
+    munmap_storm::MunmapStorm::ABOUT,
 ];
 
 /// Looks a workload up by slug.
@@ -181,6 +183,10 @@ macro_rules! with_workload {
             }
             "fault_vs_unmap" => {
                 type $W = $crate::workload::fault_vs_unmap::FaultVsUnmap;
+                $body
+            }
+            "munmap_storm" => {
+                type $W = $crate::workload::munmap_storm::MunmapStorm;
                 $body
             }
             other => unreachable!("workload '{other}' is in no list"),
