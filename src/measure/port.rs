@@ -17,7 +17,7 @@ use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
-use crate::rcu::RcuCounter;
+use crate::rcu::{RcuCounter, StallReport};
 use crate::slab::{Reuse, alloc_page, free_pages};
 use crate::sync::LockEvent;
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
@@ -291,6 +291,7 @@ where
         out.counters.insert(name.into(), n);
     });
     out.counters.insert("rcu_pending".into(), k.rcu.pending());
+    book_stalls(k.rcu.stalls(), &k.rcu.stall_reports(), &mut out);
     let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
     out.counters.insert("workload_operations".into(), operations);
     out.reuse = reuse_seen::<K>(&out, reuse);
@@ -351,6 +352,14 @@ pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
         .chain(of(SoftirqCounter::NAMES, SoftirqCounter::BASE))
         .chain(of(MapleEvent::NAMES, MapleEvent::BASE))
         .chain(of(VmEvent::NAMES, VmEvent::BASE))
+}
+
+/// Stalls are no error of the sample's: a host that takes a CPU away for 21 s makes one. But a reader must know.
+fn book_stalls(n: u64, last: &[StallReport], out: &mut Outcome) {
+    out.warnings.extend(last.iter().map(|r| r.to_string()));
+    if n > last.len() as u64 {
+        out.warnings.push(format!("rcu: {} earlier stalls", n - last.len() as u64));
+    }
 }
 
 fn book_leaks(end: &LeakReport, out: &mut Outcome) {
@@ -509,4 +518,20 @@ where
     }
     let seen = h.probe.borrow_mut().take().map(K::A::read).unwrap_or_default();
     Part { tally, seen, over: h.over.take(), lines: h.moves.take() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stalls_become_warnings_of_the_sample() {
+        let mut out = Outcome::default();
+        book_stalls(0, &[], &mut out);
+        assert!(out.warnings.is_empty());
+        book_stalls(3, &[StallReport::for_test(1), StallReport::for_test(6)], &mut out);
+        assert_eq!(out.warnings.len(), 3);
+        assert!(out.warnings[1].starts_with("rcu: self-detected stall on CPU 6 (leaf 0-0, "), "{}", out.warnings[1]);
+        assert!(out.warnings[2].contains("1 earlier") && out.errors.is_empty());
+    }
 }

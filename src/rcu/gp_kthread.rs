@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The grace-period thread [kernel/rcu/tree.c: rcu_gp_kthread and what it calls, 6.12].
 //!
-//! custom: it belongs to no CPU of the workers, so it notes no grace period for "its own" `rcu_data` (the kernel's
+//! custom: it looks for stalls itself (`tree_stall.rs`). It belongs to no CPU of the workers, so it notes no grace period for "its own" `rcu_data` (the kernel's
 //! does, at start and end) and never requests one for callbacks of its own. Sleeps are futex waits that end at jiffy
 //! boundaries, one jiffy later than asked, as the timer wheel never fires early. It ends when [`RcuState::stop`] says.
 //!
@@ -16,6 +16,7 @@ use super::tree::{
     raw_spin_unlock_rcu_node, rcu_disable_urgency_upon_qs, rcu_gp_in_progress, rcu_report_qs_rnp,
 };
 use super::tree_init::RcuData;
+use super::tree_stall::{GpState, check_cpu_stall, record_gp_stall_check_time};
 use crate::arch::{Arch, Relaxed, Release, smp_mb};
 use crate::cpu::{Cpu, sched};
 
@@ -38,10 +39,14 @@ fn swait_event<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, timeout: Option<u64>, m
 /// grace period that the thread before left unfinished is gone on with.
 pub fn rcu_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     assert!(cpu.id >= rcu.nr_cpus, "the grace-period thread has a number above the workers'");
+    // Before the thread is known: nobody may take it for starved.
+    rcu.gp_activity(GpState::Idle);
+    rcu.gp.gp_req_activity.store(rcu.jiffies(), Relaxed);
     // ORDER: release; meets the acquire loads of who wakes the task.
     rcu.gp_kthread.store(cpu.task.as_ptr(), Release);
     while rcu.stop.load(Relaxed) == 0 {
         if !rcu_gp_in_progress(rcu) {
+            rcu.gp_state(GpState::WaitGps);
             swait_event(cpu, rcu, None, || rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT != 0);
             if !rcu_gp_init(cpu, rcu) {
                 continue;
@@ -58,6 +63,7 @@ pub fn rcu_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
 /// `rcu_gp_init()`: whether a grace period was wanted.
 pub(super) fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
     let root = rcu.root();
+    rcu.gp_activity(GpState::DoneGps);
     raw_spin_lock_rcu_node(cpu, root);
     if rcu.gp.gp_flags.load(Relaxed) == 0 {
         raw_spin_unlock_rcu_node(cpu, root);
@@ -66,16 +72,14 @@ pub(super) fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
     rcu.gp.gp_flags.store(0, Relaxed);
     assert!(!rcu_gp_in_progress(rcu), "one grace period at a time");
     let now = A::now();
-    let j = now / rcu.period;
     rcu.gp.gp_start_ns.set(now);
-    rcu.gp.gp_start.store(j, Relaxed);
-    let stall = u64::from(rcu.config.stall_timeout_s) * u64::from(rcu.config.hz);
-    rcu.gp.jiffies_resched.set(j + stall / 2);
+    record_gp_stall_check_time(rcu);
     rcu_seq_start(&rcu.gp.gp_seq);
     // After the other: start_poll_synchronize_rcu() looks at them in the opposite order.
     rcu_poll_gp_seq_start(rcu, &rcu.gp.gp_seq_polled_snap);
     raw_spin_unlock_rcu_node(cpu, root);
 
+    rcu.gp_state(GpState::Onoff);
     for rnp in rcu.leaf_nodes() {
         raw_spin_lock_rcu_node(cpu, rnp);
         if rnp.qsmaskinit.get() != rnp.qsmaskinitnext.get() {
@@ -83,12 +87,14 @@ pub(super) fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
         }
         raw_spin_unlock_rcu_node(cpu, rnp);
     }
+    rcu.gp_state(GpState::Init);
     // Parents first: a leaf that shows the new number has all its ancestors ready for reports.
     for rnp in rcu.node.iter() {
         raw_spin_lock_rcu_node(cpu, rnp);
         rnp.qsmask.store(rnp.qsmaskinit.get(), Relaxed);
         rnp.gp_seq.store(rcu.gp.gp_seq.load(Relaxed), Relaxed);
         raw_spin_unlock_rcu_node(cpu, rnp);
+        rcu.gp_activity(GpState::Init);
     }
     true
 }
@@ -104,9 +110,10 @@ fn rcu_gp_fqs_loop<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
         if rcu.gp.cbovld.get() != 0 {
             j = j.div_ceil(3).max(1);
         }
-        if !keep || rcu.jiffies() + j < rcu.gp.jiffies_force_qs.get() {
-            rcu.gp.jiffies_force_qs.set(rcu.jiffies() + j);
+        if !keep || rcu.jiffies() + j < rcu.gp.jiffies_force_qs.load(Relaxed) {
+            rcu.gp.jiffies_force_qs.store(rcu.jiffies() + j, Relaxed);
         }
+        rcu.gp_state(GpState::WaitFqs);
         // `rcu_gp_fqs_check_wake()`
         swait_event(cpu, rcu, Some(j), || {
             if gf & RCU_GP_FLAG_OVLD != 0 {
@@ -115,6 +122,8 @@ fn rcu_gp_fqs_loop<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
             gf = rcu.gp.gp_flags.load(Relaxed);
             gf & RCU_GP_FLAG_FQS != 0 || root.qsmask.load(Relaxed) == 0
         });
+        rcu.gp_state(GpState::DoingFqs);
+        check_cpu_stall(cpu, rcu, None);
         // ORDER: relaxed; rcu_gp_cleanup() takes every node's lock after it, and so meets all reports.
         if root.qsmask.load(Relaxed) == 0 {
             return true;
@@ -123,18 +132,20 @@ fn rcu_gp_fqs_loop<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
             return false;
         }
         let now = rcu.jiffies();
-        if now >= rcu.gp.jiffies_force_qs.get() || gf & (RCU_GP_FLAG_FQS | RCU_GP_FLAG_OVLD) != 0 {
+        if now >= rcu.gp.jiffies_force_qs.load(Relaxed) || gf & (RCU_GP_FLAG_FQS | RCU_GP_FLAG_OVLD) != 0 {
             rcu_gp_fqs(cpu, rcu, first_gp_fqs);
             gf = 0;
             if first_gp_fqs {
                 first_gp_fqs = false;
                 gf = if rcu.gp.cbovld.get() != 0 { RCU_GP_FLAG_OVLD } else { 0 };
             }
+            rcu.gp_activity(GpState::DoingFqs);
             keep = false;
             j = rcu.jiffies_till_next_fqs;
         } else {
+            rcu.gp_activity(GpState::DoingFqs);
             keep = true;
-            j = rcu.gp.jiffies_force_qs.get().saturating_sub(now).max(1);
+            j = rcu.gp.jiffies_force_qs.load(Relaxed).saturating_sub(now).max(1);
             gf = 0;
         }
     }
@@ -220,6 +231,7 @@ fn rcu_watching_snap_recheck<A: Arch>(rcu: &RcuState<A>, rdp: &RcuData<A>) -> bo
 /// `rcu_gp_cleanup()`
 pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     let root = rcu.root();
+    rcu.gp_activity(GpState::Cleanup);
     raw_spin_lock_rcu_node(cpu, root);
     rcu_poll_gp_seq_end(rcu, &rcu.gp.gp_seq_polled_snap);
     raw_spin_unlock_rcu_node(cpu, root);
@@ -251,15 +263,21 @@ pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
             }
         }
         raw_spin_unlock_rcu_node(cpu, rnp);
+        rcu.gp_activity(GpState::Cleanup);
     }
     cpu.count(RcuCounter::GracePeriods);
-    cpu.counters.add(RcuCounter::GracePeriodNs, A::now() - rcu.gp.gp_start_ns.get());
+    let now = A::now();
+    let length = now - rcu.gp.gp_start_ns.get();
+    cpu.counters.add(RcuCounter::GracePeriodNs, length);
+    rcu.gp_lengths.put(now, length);
     raw_spin_lock_rcu_node(cpu, root);
     rcu_seq_end(&rcu.gp.gp_seq);
     if needgp || ulong_cmp_lt(root.gp_seq.load(Relaxed), root.gp_seq_needed.get()) {
         rcu.gp.gp_flags.store(RCU_GP_FLAG_INIT, Relaxed);
+        rcu.gp.gp_req_activity.store(rcu.jiffies(), Relaxed);
     } else {
         rcu.gp.gp_flags.store(rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT, Relaxed);
     }
     raw_spin_unlock_rcu_node(cpu, root);
+    rcu.gp_state(GpState::Cleaned);
 }

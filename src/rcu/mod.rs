@@ -14,7 +14,7 @@
 //!
 //! dup, for a later issue: expedited grace periods, callback offloading (nocb) and laziness, `kfree_rcu` batches,
 //! priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods,
-//! the stall report (stalls are counted), the counter-wrap marks (64-bit counts).
+//! the counter-wrap marks (64-bit counts).
 //!
 //! It cannot tell how grace periods behave on a CPU that the host takes away in the middle of an operation: the port
 //! then waits as a kernel waits for a vCPU.
@@ -22,19 +22,24 @@
 mod barrier;
 pub mod context_tracking;
 mod gp_kthread;
+mod latency;
 mod poll;
 pub mod rcu_segcblist;
 pub mod rcu_seq;
 #[cfg(test)]
 mod script;
 #[cfg(test)]
+mod sim_tests;
+#[cfg(test)]
 mod torture;
 mod tree;
 mod tree_init;
+mod tree_stall;
 mod update;
 
 pub use barrier::{rcu_barrier, synchronize_rcu};
 pub use gp_kthread::rcu_gp_kthread;
+pub use latency::SAMPLES;
 pub use poll::{
     RcuGpOldstate, cond_synchronize_rcu, cond_synchronize_rcu_full, get_completed_synchronize_rcu,
     get_completed_synchronize_rcu_full, get_state_synchronize_rcu, get_state_synchronize_rcu_full,
@@ -42,6 +47,7 @@ pub use poll::{
     start_poll_synchronize_rcu_full,
 };
 pub use tree::{RcuState, call_rcu};
+pub use tree_stall::{GpState, STALL_CPUS, STALL_REPORTS, StallKind, StallReport, StalledCpu};
 pub use update::{rcu_read_lock, rcu_read_lock_held, rcu_read_unlock};
 
 use crate::arch::{Arch, Atomic};
@@ -141,7 +147,7 @@ pub struct RcuConfig {
     pub rcu_divisor: u32,
     /// Longest pass, ns; clamped to 1 ms..1 s.
     pub rcu_resched_ns: u64,
-    /// A grace period of this many seconds is a stall.
+    /// A grace period of this many seconds is a stall; taken as 3 to 300.
     pub stall_timeout_s: u32,
 }
 
@@ -197,7 +203,7 @@ counters! {
         FqsScans = "rcu_fqs_scans",
         /// CPUs credited by scans (thread).
         EqsCredits = "rcu_eqs_credits",
-        /// Ticks that found the grace period older than the stall timeout.
+        /// Stall reports made.
         CpuStalls = "rcu_cpu_stalls",
         /// `rcu_barrier()` handlers run here.
         BarrierHandlers = "rcu_barrier_handlers",

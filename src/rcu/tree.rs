@@ -12,11 +12,13 @@
 //! callback becomes ready only when a grace period that began after it was queued has ended. Private fields of
 //! `RcuData` are touched by their CPU alone.
 
+use super::latency::{Ring, Tracer};
 use super::rcu_segcblist::{RCU_DONE_TAIL, RCU_NEXT_READY_TAIL, RcuCblist};
 use super::rcu_seq::{
     rcu_seq_completed_gp, rcu_seq_new_gp, rcu_seq_snap, rcu_seq_started, rcu_seq_state, ulong_cmp_ge, ulong_cmp_lt,
 };
 use super::tree_init::{RcuData, RcuNode};
+use super::tree_stall::{StallState, check_cpu_stall};
 use super::{RcuCallback, RcuConfig, RcuCounter, RcuHead};
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Plain, Relaxed, Release, smp_mb};
@@ -61,6 +63,11 @@ pub struct RcuState<A: Arch> {
     pub(crate) barrier_cpu_count: Atomic<A, i32>,
     pub(crate) barrier_wait: Rcuwait<A>,
     pub(crate) barrier_done: Atomic<A, u32>,
+    pub(crate) stall: StallState<A>,
+    /// Lengths of grace periods.
+    pub(crate) gp_lengths: Ring,
+    /// What follows callbacks, by CPU.
+    pub(crate) tracers: PerCpu<A, Tracer>,
     #[cfg(test)]
     pub(crate) bug: std::sync::atomic::AtomicU8,
 }
@@ -81,8 +88,18 @@ pub(crate) struct RcuStateGp<A: Arch> {
     /// jiffies
     pub gp_start: Atomic<A, u64>,
     pub jiffies_resched: Plain<A, u64>,
-    pub jiffies_force_qs: Plain<A, u64>,
+    /// The grace-period thread's; the stall report reads it.
+    pub jiffies_force_qs: Atomic<A, u64>,
     pub n_force_qs: Atomic<A, u64>,
+    /// `n_force_qs` at its start.
+    pub n_force_qs_gpstart: Atomic<A, u64>,
+    /// When to look for a stall.
+    pub jiffies_stall: Atomic<A, u64>,
+    /// What the grace-period thread is at, a [`GpState`](super::tree_stall::GpState), and when it last did anything.
+    pub gp_state: Atomic<A, u32>,
+    pub gp_activity: Atomic<A, u64>,
+    /// When a grace period was last asked for.
+    pub gp_req_activity: Atomic<A, u64>,
     /// The grace-period thread's, as the rest.
     pub cbovld: Plain<A, u8>,
     pub cbovldnext: Plain<A, u8>,
@@ -117,6 +134,7 @@ impl<A: Arch> RcuState<A> {
             needs_cpu: hook_needs_cpu::<A>,
             call_function: hook_call_function::<A>,
         }));
+        self.tracers.this(cpu).restart(cpu);
         cpu.tick.start(A::now());
         rdp.remote.watching.eqs_exit();
     }
@@ -146,6 +164,31 @@ impl<A: Arch> RcuState<A> {
     /// Callbacks queued and not yet called, over all CPUs; racy while they run.
     pub fn pending(&self) -> u64 {
         self.rda.iter().map(|r| r.cblist.n_cbs().max(0) as u64).sum()
+    }
+
+    /// How long callbacks waited between `call_rcu()` and their call, ns: one callback a CPU was followed at a time
+    /// ([`SAMPLES`](super::SAMPLES) of the last ones a CPU).
+    pub fn cb_latency_ns(&self) -> Vec<u64> {
+        self.cb_latency_ns_between(0, u64::MAX)
+    }
+
+    /// [`RcuState::cb_latency_ns`] of those called in `[from, to)`, by [`Arch::now`].
+    pub fn cb_latency_ns_between(&self, from: u64, to: u64) -> Vec<u64> {
+        let mut v = Vec::new();
+        self.tracers.iter().for_each(|t| t.ring().between(from, to, &mut v));
+        v
+    }
+
+    /// Lengths of the last [`SAMPLES`](super::SAMPLES) normal grace periods, ns.
+    pub fn gp_length_ns(&self) -> Vec<u64> {
+        self.gp_length_ns_between(0, u64::MAX)
+    }
+
+    /// [`RcuState::gp_length_ns`] of those that ended in `[from, to)`, by [`Arch::now`].
+    pub fn gp_length_ns_between(&self, from: u64, to: u64) -> Vec<u64> {
+        let mut v = Vec::new();
+        self.gp_lengths.between(from, to, &mut v);
+        v
     }
 
     /// The number of the grace period: two low bits of phase, the rest counts; racy.
@@ -302,6 +345,7 @@ pub(super) fn rcu_start_this_gp<A: Arch>(
             None => {
                 if !rcu_gp_in_progress(rcu) {
                     rcu.gp.gp_flags.store(rcu.gp.gp_flags.load(Relaxed) | RCU_GP_FLAG_INIT, Relaxed);
+                    rcu.gp.gp_req_activity.store(rcu.jiffies(), Relaxed);
                     ret = !rcu.gp_kthread.load(Relaxed).is_null();
                 }
                 break;
@@ -491,6 +535,7 @@ fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     let tlimit = (bl > 100).then(|| A::now() + cfg.rcu_resched_ns.clamp(1_000_000, 1_000_000_000));
     let mut rcl = RcuCblist::new();
     rdp.cblist.extract_done_cbs(&mut rcl);
+    let tracer = rcu.tracers.this(cpu);
     let mut count = 0;
     loop {
         // SAFETY: call_rcu()'s contract: what is queued lives until it is called.
@@ -499,6 +544,9 @@ fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
             break;
         }
         count += 1;
+        if rhp as usize as u64 == tracer.head.get() {
+            tracer.end::<A>(cpu.counters.get(RcuCounter::CallbacksQueued));
+        }
         // SAFETY: as above.
         unsafe { rcu_call(cpu, rhp) };
         if count >= bl && (cpu.softirq.need_resched.get() || !cpu.softirq.idle.get()) {
@@ -575,7 +623,7 @@ fn rcu_sched_clock_irq<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, user: bool) {
         rdp.remote.rcu_urgent_qs.store(0, Relaxed);
     }
     rcu_flavor_sched_clock_irq(cpu, rcu, rdp, user);
-    check_cpu_stall(cpu, rcu, rdp);
+    check_cpu_stall(cpu, rcu, Some(rdp));
     if rcu_pending(rcu, rdp) {
         softirq::raise_softirq(cpu);
     }
@@ -588,16 +636,6 @@ fn rcu_flavor_sched_clock_irq<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &Rc
     let depth_zero = depth_zero || rcu.has_bug(super::Bug::QsInReader);
     if depth_zero && (user || rcu.config.qs_policy.draw(cpu)) {
         rcu_qs(rdp);
-    }
-}
-
-/// `check_cpu_stall()`: counts where the kernel reports.
-fn check_cpu_stall<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
-    if rdp.core_needs_qs.get() != 0 && rcu_gp_in_progress(rcu) {
-        let age = rcu.jiffies().saturating_sub(rcu.gp.gp_start.load(Relaxed));
-        if age > u64::from(rcu.config.stall_timeout_s) * u64::from(rcu.config.hz) {
-            cpu.count(RcuCounter::CpuStalls);
-        }
     }
 }
 
@@ -626,7 +664,7 @@ fn check_cb_ovld_flip<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>
 }
 
 /// `rcu_force_quiescent_state()`
-fn rcu_force_quiescent_state<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
+pub(super) fn rcu_force_quiescent_state<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     if !rcu_gp_in_progress(rcu) {
         return;
     }
@@ -674,6 +712,10 @@ pub unsafe fn call_rcu<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, head: *mut RcuH
     // SAFETY: the caller's.
     unsafe { rdp.cblist.enqueue(head) };
     debug_assert!(cpu.hooks.get().is_none() || rdp.remote.watching.rcu_is_watching(), "call_rcu() on an idle CPU");
+    let tracer = rcu.tracers.this(cpu);
+    if cpu.counters.get(RcuCounter::CallbacksQueued) >= tracer.next.get() {
+        tracer.begin::<A>(head);
+    }
     if rdp.cblist.n_cbs() > rdp.qlen_last_fqs_check.get() + rcu.config.qhimark {
         call_rcu_flood(cpu, rcu, rdp, head);
     }

@@ -6,9 +6,11 @@
 //! come up (or has left) is in the extended quiescent state.
 
 use super::context_tracking::ContextTracking;
+use super::latency::{Ring, Tracer};
 use super::rcu_segcblist::RcuSegcblist;
 use super::rcu_seq::RCU_GP_SEQ_START;
 use super::tree::{RcuState, RcuStateGp};
+use super::tree_stall::{GpState, StallState};
 use super::{RcuConfig, RcuHead};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Arena, Atomic, Hardware, Plain};
@@ -203,6 +205,7 @@ fn rcu_state<A: Arch>(
     nodes: KRef<[RcuNode<A>]>,
     leaves: usize,
     rda: PerCpu<A, RcuData<A>>,
+    tracers: PerCpu<A, Tracer>,
     nr_cpus: u32,
     cfg: &RcuConfig,
 ) -> RcuState<A> {
@@ -227,8 +230,13 @@ fn rcu_state<A: Arch>(
             gp_seq_polled_exp_snap: Plain::new(0),
             gp_start: Atomic::new(0),
             jiffies_resched: Plain::new(0),
-            jiffies_force_qs: Plain::new(0),
+            jiffies_force_qs: Atomic::new(0),
             n_force_qs: Atomic::new(0),
+            n_force_qs_gpstart: Atomic::new(0),
+            jiffies_stall: Atomic::new(0),
+            gp_state: Atomic::new(GpState::Idle as u32),
+            gp_activity: Atomic::new(0),
+            gp_req_activity: Atomic::new(0),
             cbovld: Plain::new(0),
             cbovldnext: Plain::new(0),
             gp_start_ns: Plain::new(0),
@@ -242,6 +250,9 @@ fn rcu_state<A: Arch>(
         barrier_cpu_count: Atomic::new(0),
         barrier_wait: Rcuwait::new(),
         barrier_done: Atomic::new(0),
+        stall: StallState::new(),
+        gp_lengths: Ring::new(),
+        tracers,
         #[cfg(test)]
         bug: std::sync::atomic::AtomicU8::new(0),
     }
@@ -266,8 +277,9 @@ impl<A: Arch> RcuState<A> {
         let nodes = unsafe { rcu_init_one(at, &g, nr_cpus) };
         let leaves = g.levels[g.levels.len() - 1] as usize;
         let rda = PerCpu::leak(nr_cpus, |cpu| rcu_data(nodes, leaves, cpu, cfg));
+        let tracers = PerCpu::leak(nr_cpus, |_| Tracer::new());
         // SAFETY: leaked.
-        Self::bind(unsafe { KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, nr_cpus, cfg)))) })
+        Self::bind(unsafe { KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, tracers, nr_cpus, cfg)))) })
     }
 }
 
@@ -289,7 +301,8 @@ impl<A: Hardware> RcuState<A> {
         let node_of = |cpu| if cpu < nr_cpus { node_of(cpu) } else { 0 };
         let rda =
             PerCpu::new(arena, nr_cpus + NR_KTHREADS, node_of, "rcu_data", |cpu| rcu_data(nodes, leaves, cpu, cfg));
-        let rcu = arena.boot_new(0, rcu_state(nodes, leaves, rda, nr_cpus, cfg));
+        let tracers = PerCpu::new(arena, nr_cpus + NR_KTHREADS, node_of, "rcu_tracer", |_| Tracer::new());
+        let rcu = arena.boot_new(0, rcu_state(nodes, leaves, rda, tracers, nr_cpus, cfg));
         A::label(rcu.as_ptr().cast(), size_of::<Self>(), "rcu_state");
         Self::bind(rcu)
     }

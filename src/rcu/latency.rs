@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! How long callbacks wait and grace periods last: samples that cost the measured code nothing.
+//!
+//! custom: no kernel file. Each CPU follows one callback at a time from `call_rcu()` to its call. `call_rcu()` compares
+//! the count of callbacks, which it has at hand, with the number of the next one to follow; nothing else is added to
+//! it. After one was called the next is drawn from about as many as were queued since the one before: were it the very
+//! next one, every sample would start right behind a batch, at the same phase of the tick, and the spread of the
+//! distribution would be lost.
+//!
+//! The words are the host's own, so no simulated clock pays for them; they lie beside `rcu_data`, on no line of its.
+//! Samples beyond [`SAMPLES`] replace the oldest.
+//!
+//! It cannot tell how long a callback waits that queues itself again and again faster than the next is drawn: each
+//! callback counts once, however long it waited.
+
+use super::{RcuCounter, RcuHead};
+use crate::arch::{Arch, Native, Plain};
+use crate::cpu::{Cpu, splitmix64};
+
+/// A word of the host's: never priced, one writer, read by others at any time.
+pub(super) type Unpriced = Plain<Native, u64>;
+
+/// Samples a ring holds.
+pub const SAMPLES: usize = 2048;
+
+/// The most recent [`SAMPLES`] lengths of time.
+pub(crate) struct Ring {
+    /// How many were ever put in.
+    n: Unpriced,
+    /// When, in units of [`WHEN_NS`], in the upper half; how long, in units of [`LONG_NS`], in the lower.
+    at: [Unpriced; SAMPLES],
+}
+
+/// A word holds 52 days of clock, to a millisecond, and 274 s of waiting, to 64 ns.
+const WHEN_NS: u64 = 1 << 20;
+const LONG_NS: u64 = 64;
+
+impl Ring {
+    pub fn new() -> Self {
+        Ring { n: Plain::new(0), at: std::array::from_fn(|_| Plain::new(0)) }
+    }
+
+    /// One that ended at `now`.
+    pub fn put(&self, now: u64, ns: u64) {
+        let n = self.n.get();
+        let long = (ns / LONG_NS).min(u64::from(u32::MAX));
+        self.at[n as usize % SAMPLES].set((now / WHEN_NS) << 32 | long);
+        self.n.set(n + 1);
+    }
+
+    /// Appends those that ended in `[from, to)`, taken to whole milliseconds, oldest first.
+    pub fn between(&self, from: u64, to: u64, out: &mut Vec<u64>) {
+        let n = self.n.get() as usize;
+        let when = from / WHEN_NS..to / WHEN_NS;
+        out.extend(
+            (n.saturating_sub(SAMPLES)..n)
+                .map(|i| self.at[i % SAMPLES].get())
+                .filter(|s| when.contains(&(s >> 32)))
+                .map(|s| (s & u64::from(u32::MAX)) * LONG_NS),
+        );
+    }
+}
+
+/// What follows one callback of a CPU at a time.
+pub(crate) struct Tracer {
+    /// Number of the callback to follow next, in the CPU's count of queued ones; the largest number while one is
+    /// followed.
+    pub next: Unpriced,
+    /// The one followed, 0: none.
+    pub head: Unpriced,
+    /// When it was queued, ns.
+    queued_at: Unpriced,
+    /// The count when the next one was drawn last.
+    drawn_at: Unpriced,
+    ring: Ring,
+}
+
+impl Tracer {
+    pub fn new() -> Self {
+        Tracer {
+            next: Plain::new(1),
+            head: Plain::new(0),
+            queued_at: Plain::new(0),
+            drawn_at: Plain::new(0),
+            ring: Ring::new(),
+        }
+    }
+
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// A new token counts from 0 again.
+    pub fn restart<A: Arch>(&self, cpu: &Cpu<A>) {
+        let n = cpu.counters.get(RcuCounter::CallbacksQueued);
+        self.drawn_at.set(n);
+        self.head.set(0);
+        self.next.set(n + 1);
+    }
+
+    /// `head` was just queued, and is the one to follow.
+    #[cold]
+    #[inline(never)]
+    pub fn begin<A: Arch>(&self, head: *mut RcuHead<A>) {
+        self.next.set(u64::MAX);
+        self.head.set(head as usize as u64);
+        self.queued_at.set(A::now());
+    }
+
+    /// The one followed is about to be called, by `cpu`; `queued`: the count of callbacks queued on this CPU.
+    #[cold]
+    #[inline(never)]
+    pub fn end<A: Arch>(&self, queued: u64) {
+        let now = A::now();
+        self.ring.put(now, now.saturating_sub(self.queued_at.get()));
+        self.head.set(0);
+        let window = queued.saturating_sub(self.drawn_at.get()) + 1;
+        self.drawn_at.set(queued);
+        self.next.set(queued + 1 + splitmix64(queued ^ now) % window);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_keeps_the_last_and_knows_when() {
+        let r = Box::new(Ring::new());
+        let all = |from, to| {
+            let mut v = Vec::new();
+            r.between(from, to, &mut v);
+            v
+        };
+        assert!(all(0, u64::MAX).is_empty());
+        let put = |i: u64| r.put((100 + i) << 20, i * 64 + 63);
+        let values = |i: std::ops::Range<u64>| i.map(|i| i * 64).collect::<Vec<_>>();
+        (0..10).for_each(put);
+        assert_eq!(all(0, u64::MAX), values(0..10));
+        assert_eq!(all(103 << 20, 105 << 20), values(3..5));
+        (10..SAMPLES as u64 + 5).for_each(put);
+        assert_eq!(all(0, u64::MAX), values(5..SAMPLES as u64 + 5));
+        r.put(0, u64::MAX);
+        assert_eq!(all(0, 1 << 20), [u64::from(u32::MAX) * 64]);
+    }
+}
