@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Floor 4: pages and slabs.
 //!
-//! [`page_alloc`] hands out pages by node; [`slub`] cuts them into objects the way Linux 6.12 does, from the structures of [`slub_def`] (per-CPU slabs, CPU
-//! partial stacks, node lists); [`slab_common`] creates, shrinks and destroys caches; [`stat`] counts under the names
-//! of CONFIG_SLUB_STATS.
+//! [`page_alloc`] hands out pages by node; [`slub`] cuts them into objects the way Linux 6.12 does, from the structures
+//! of [`slub_def`] (per-CPU slabs, CPU partial stacks, node lists), or the way 7.3 does: [`sheaf`] and [`barn`] in front
+//! of [`slub_sheaves`]. [`Allocator`] chooses at boot. [`slab_common`] creates, shrinks and destroys caches; [`stat`]
+//! counts under the names of CONFIG_SLUB_STATS.
 //!
 //! Boot order: [`page_alloc_init`], [`kmem_cache_init`], any number of [`kmem_cache_create`] and other boot memory, then
 //! [`memblock_free_all`]. What is static in the kernel lives in [`SlabState`].
@@ -12,8 +13,10 @@
 //! `rcu_barrier`; RCU calls the allocator only from callbacks at quiescent points. So nothing interrupts an allocator
 //! call, local locks vanish and the transaction number never mismatches, but its exchange is paid for all the same.
 //!
-//! Lock order: a node's `list_lock`, then nothing: pages are taken and given back with no lock of this floor held.
+//! Lock order: a node's `list_lock`, then nothing; a barn's lock, then nothing: pages are taken and given back with no
+//! lock of this floor held.
 
+pub mod barn;
 #[cfg(test)]
 mod invariants;
 pub mod kvfree_rcu;
@@ -21,11 +24,17 @@ pub mod kvfree_rcu;
 mod model;
 pub mod page_alloc;
 pub mod reuse;
+pub mod sheaf;
+pub mod sheaf_bulk;
+pub mod sheaf_rcu;
+#[cfg(test)]
+mod sheaf_tests;
 #[cfg(test)]
 mod sim_torture;
 pub mod slab_common;
 pub mod slub;
 pub mod slub_def;
+pub mod slub_sheaves;
 pub mod stat;
 #[cfg(test)]
 mod tests;
@@ -36,9 +45,13 @@ pub use page_alloc::{
     drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
 };
 pub use reuse::{REUSE_BINS, Reuse, ReuseCount, reuse_bin};
+pub use sheaf::SlabSheaf;
+pub use sheaf_bulk::{
+    kmem_cache_alloc_from_sheaf, kmem_cache_prefill_sheaf, kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
+};
 pub use slab_common::{
-    KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU, kmalloc_cache_create,
-    kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
+    KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_NO_SHEAVES, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU,
+    kmalloc_cache_create, kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
 };
 pub use slub::{
     flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_node,
@@ -106,6 +119,8 @@ pub struct SlabState<A: Hardware> {
     pub nr_cpus: u32,
     /// `slab_caches`: latest first. Changed at boot and shutdown only; the host's own word, never priced.
     caches: Plain<Native, *mut KmemCache<A>>,
+    /// Where sheaves come from, by size.
+    sheaf_caches: [Plain<Native, *mut KmemCache<A>>; sheaf::NR_SHEAF_CLASSES],
     /// How caches are built.
     pub options: SlabOptions,
 }
@@ -120,6 +135,16 @@ pub fn kmem_cache_init<A: Hardware>(
     options: SlabOptions,
 ) -> KRef<SlabState<A>> {
     let kvfree = kvfree_rcu::kvfree_rcu_init(arena, pages, rcu);
-    arena
-        .boot_new(0, SlabState { pages, rcu, kvfree, nr_cpus: nr_cpus.max(1), options, caches: Plain::new(null_mut()) })
+    arena.boot_new(
+        0,
+        SlabState {
+            pages,
+            rcu,
+            kvfree,
+            nr_cpus: nr_cpus.max(1),
+            options,
+            caches: Plain::new(null_mut()),
+            sheaf_caches: std::array::from_fn(|_| Plain::new(null_mut())),
+        },
+    )
 }

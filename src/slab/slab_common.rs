@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Creating, shrinking and destroying caches [mm/slab_common.c; the geometry of mm/slub.c, 6.12].
+//! Creating, shrinking and destroying caches [mm/slab_common.c; the geometry of mm/slub.c, 6.12 and 7.3].
 //!
 //! dup: alignment, place of the free pointer, slab order by CPU count, bounds of the partial lists, kmalloc classes,
 //! shrinking with its re-sorting, destruction that waits for type-stable slabs. custom: the CPU count of the geometry
@@ -7,10 +7,13 @@
 //! real kernel. A cache that cannot be created is a mistake of the program, so creation panics (SLAB_PANIC).
 //! stub: the other kmalloc families, user-copy windows, debugging.
 
-use super::SlabState;
 use super::page_alloc::{MAX_PAGE_ORDER, PAGE_ALLOC_COSTLY_ORDER, boot_slice};
+use super::sheaf::{
+    calculate_sheaf_capacity, init_barns, init_percpu_sheaves, own_percpu_sheaves, pcs_destroy, shrink_barns,
+};
 use super::slub::{dec_slabs_node, discard_slab, flush_all_cpus, free_slab, is_typesafe};
 use super::slub_def::{KmemCache, KmemCacheCpu, KmemCacheNode, Slab};
+use super::{Allocator, SlabState};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Arena, Hardware, Plain, Relaxed};
 use crate::cpu::{Cpu, Errno, PerCpu, splitmix64};
@@ -24,6 +27,8 @@ pub const SLAB_HWCACHE_ALIGN: u32 = 1;
 pub const SLAB_TYPESAFE_BY_RCU: u32 = 2;
 /// `SLAB_PANIC`
 pub const SLAB_PANIC: u32 = 4;
+/// `SLAB_NO_SHEAVES`: 7.3, for caches that sheaves themselves come from.
+pub const SLAB_NO_SHEAVES: u32 = 1 << 8;
 /// `SLAB_ACCOUNT`: accepted; nothing is charged (slab.md 6.4).
 pub const SLAB_ACCOUNT: u32 = 8;
 
@@ -72,6 +77,8 @@ pub struct Geometry {
     pub cpu_partial_slabs: u32,
     /// Empty slabs a node keeps.
     pub min_partial: u64,
+    /// Objects of a sheaf; 0 without sheaves.
+    pub sheaf_capacity: u32,
 }
 
 /// `calculate_alignment()`; `line`: bytes of a cache line.
@@ -112,26 +119,41 @@ fn order_objects(order: u32, size: usize) -> u32 {
     ((PAGE_SIZE << order) / size) as u32
 }
 
-/// `calculate_sizes()`, `set_cpu_partial()` and what `do_kmem_cache_create()` adds.
+/// `calculate_sizes()`, `set_cpu_partial()` and what `do_kmem_cache_create()` adds, as 6.12 does.
 ///
 /// # Errors
-/// `EINVAL` for an object of no or too many bytes, or a custom offset where 6.12 has none.
+/// `EINVAL` for an object of no or too many bytes, or a custom offset where there is none.
 pub fn calculate_sizes(a: &KmemCacheArgs, nr_cpus: u32, line: usize) -> Result<Geometry, Errno> {
+    calculate_sizes_for(a, nr_cpus, line, Allocator::Slub)
+}
+
+/// As [`calculate_sizes`], for either allocator. 7.3 has sheaves instead of CPU stacks, and allows a custom offset to
+/// a cache with a constructor too.
+///
+/// # Errors
+/// As [`calculate_sizes`].
+pub fn calculate_sizes_for(
+    a: &KmemCacheArgs,
+    nr_cpus: u32,
+    line: usize,
+    allocator: Allocator,
+) -> Result<Geometry, Errno> {
+    let sheaves = allocator == Allocator::Sheaves;
     let word = size_of::<usize>();
     let typesafe = is_typesafe(a.flags);
     if a.size < word || a.align != 0 && !a.align.is_power_of_two() {
         return Err(Errno::EINVAL);
     }
     if let Some(o) = a.freeptr_offset
-        && (!typesafe || o % word != 0 || o + word > a.size)
+        && (!(typesafe || sheaves && a.ctor.is_some()) || o % word != 0 || o + word > a.size)
     {
         return Err(Errno::EINVAL);
     }
     let mut size = a.size.next_multiple_of(word);
     let offset = match a.freeptr_offset {
         // Outside the object: what a freed object holds must stay readable, or constructed.
-        _ if a.ctor.is_some() => None,
-        None if typesafe => None,
+        _ if a.ctor.is_some() && !sheaves => None,
+        None if typesafe || a.ctor.is_some() => None,
         Some(o) => Some(o),
         None => Some(a.size / 2 / word * word),
     };
@@ -158,8 +180,13 @@ pub fn calculate_sizes(a: &KmemCacheArgs, nr_cpus: u32, line: usize) -> Result<G
         order,
         objects,
         min: (min_order, order_objects(min_order, size)),
-        cpu_partial_slabs: (2 * cpu_partial).div_ceil(objects),
+        cpu_partial_slabs: if sheaves { 0 } else { (2 * cpu_partial).div_ceil(objects) },
         min_partial: u64::from(size.ilog2() / 2).clamp(MIN_PARTIAL, MAX_PARTIAL),
+        sheaf_capacity: if sheaves && a.flags & SLAB_NO_SHEAVES == 0 {
+            calculate_sheaf_capacity(size, a.sheaf_capacity)
+        } else {
+            0
+        },
     })
 }
 
@@ -168,10 +195,14 @@ pub fn calculate_sizes(a: &KmemCacheArgs, nr_cpus: u32, line: usize) -> Result<G
 /// # Panics
 /// When the arguments are refused (see [`calculate_sizes`]) or boot memory is out.
 pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: KmemCacheArgs) -> KRef<KmemCache<A>> {
-    let g = match calculate_sizes(&a, s.nr_cpus, s.options.cache_line) {
+    let g = match calculate_sizes_for(&a, s.nr_cpus, s.options.cache_line, s.options.allocator) {
         Ok(g) => g,
         Err(e) => panic!("cannot create slab cache {}: {e:?} ({a:?})", a.name),
     };
+    let cpu_sheaves = s.options.allocator == Allocator::Sheaves;
+    if g.sheaf_capacity != 0 {
+        SlabState::ensure_sheaf_cache(s, arena, g.sheaf_capacity);
+    }
     let mut nth = 0;
     s.for_each_cache(|_| nth += 1);
     let seed = splitmix64(s.options.seed ^ nth << 32);
@@ -188,8 +219,11 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
         seq
     });
     let pages = s.pages;
-    let cpu_slab =
-        PerCpu::new(arena, pages.nr_cpu_ids(), |c| pages.cpu_to_node(c), "kmem_cache_cpu", KmemCacheCpu::new);
+    let block = if cpu_sheaves { "slub_percpu_sheaves" } else { "kmem_cache_cpu" };
+    let cpu_slab = PerCpu::new(arena, pages.nr_cpu_ids(), |c| pages.cpu_to_node(c), block, KmemCacheCpu::new);
+    if cpu_sheaves {
+        init_percpu_sheaves(arena, &pages, &cpu_slab, g.sheaf_capacity);
+    }
     let node = boot_slice(arena, 0, pages.nr_nodes() as usize, |nid| {
         let n = arena.boot_new(nid as u32, KmemCacheNode::new());
         A::label(n.as_ptr().cast(), size_of::<KmemCacheNode<A>>(), "kmem_cache_node");
@@ -201,6 +235,8 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
             cpu_slab,
             offset: g.offset,
             random: splitmix64(seed ^ 0x5a5a),
+            sheaf_capacity: g.sheaf_capacity,
+            cpu_sheaves,
             hardened: s.options.hardened,
             init_on_alloc: s.options.init_on_alloc && a.ctor.is_none() && !is_typesafe(a.flags),
             typesafe: is_typesafe(a.flags),
@@ -217,10 +253,14 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
             name: a.name,
             label: a.label.unwrap_or(a.name),
             node,
+            barn: init_barns(arena, pages.nr_nodes(), g.sheaf_capacity),
             state: s,
             list: Plain::new(s.caches.get()),
         },
     );
+    if cpu_sheaves {
+        own_percpu_sheaves(&cache);
+    }
     s.caches.set(cache.as_ptr());
     cache
 }
@@ -271,6 +311,7 @@ pub unsafe fn kmem_cache_shrink<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> 
     unsafe { flush_all_cpus(cpu, s) };
     let mut remain = false;
     for (nid, n) in s.node.iter().enumerate() {
+        shrink_barns(cpu, s, nid);
         // Slabs by free objects: lists on the stack, linked through the records as the node list is.
         let mut promote: [*mut Slab<A>; SHRINK_PROMOTE_MAX] = [null_mut(); SHRINK_PROMOTE_MAX];
         let mut discard: *mut Slab<A> = null_mut();
@@ -339,7 +380,12 @@ pub unsafe fn kmem_cache_shrink<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> 
 pub unsafe fn kmem_cache_destroy<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> Result<(), Errno> {
     // SAFETY: the caller's.
     unsafe { flush_all_cpus(cpu, s) };
-    for n in s.node.iter() {
+    if s.sheaf_capacity != 0 {
+        // Sheaves behind a grace period name the cache.
+        rcu_barrier(cpu, &s.state.rcu);
+    }
+    for (nid, n) in s.node.iter().enumerate() {
+        shrink_barns(cpu, s, nid);
         let mut discard: *mut Slab<A> = null_mut();
         s.lock_node(cpu, n);
         let mut p = n.first.get();
@@ -367,6 +413,12 @@ pub unsafe fn kmem_cache_destroy<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) ->
     }
     if s.typesafe {
         rcu_barrier(cpu, &s.state.rcu);
+    }
+    if s.sheaf_capacity != 0 {
+        pcs_destroy(cpu, s);
+        // PORT: empty slabs of a kmalloc cache stay in the kernel; here they would look like a leak.
+        // SAFETY: the caller's; no state of these caches is a CPU's.
+        s.state.for_each_sheaf_cache(|c| _ = unsafe { kmem_cache_shrink(cpu, c) });
     }
     let mut at = &s.state.caches;
     while !at.get().is_null() && at.get().cast_const() != std::ptr::from_ref(s) {

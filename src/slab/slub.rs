@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! SLUB: allocating and freeing objects [mm/slub.c, mm/slab.h, 6.12].
+//! SLUB: allocating and freeing objects [mm/slub.c, mm/slab.h, 6.12], and where the two allocators part: a cache of the
+//! 7.3 allocator goes on in `sheaf.rs`.
 //!
 //! dup: per-CPU slabs with the (freelist, tid) exchange, slab records with the (freelist, counters) exchange, CPU
 //! partial stacks, node lists, freezing, remote frees, NUMA rules with their defect (an allocation without a wish takes
@@ -30,6 +31,8 @@ use super::page_alloc::{
     virt_to_page,
 };
 use super::reuse::{reuse_alloc, reuse_free};
+use super::sheaf::{pcs_flush_all, slab_alloc_sheaves, slab_free_sheaves};
+use super::sheaf_bulk::{alloc_bulk_sheaves, free_to_pcs_bulk};
 use super::slub_def::{KmemCache, KmemCacheCpu, KmemCacheNode, Slab, SlabCounters, TID_STEP, virt_to_slab, wrong_slab};
 use super::stat::StatItem;
 use crate::arch::arena::PAGE_SIZE;
@@ -44,7 +47,7 @@ use std::ptr::{from_ref, null_mut};
 /// ORDER: full. As release it publishes the links that the caller wrote (met by get_freelist(), freeze_slab()); as
 /// acquire it lets the taker of a list read links that others wrote (__slab_free(), deactivate_slab()).
 #[inline(always)]
-fn slab_update_freelist<A: Hardware>(
+pub(super) fn slab_update_freelist<A: Hardware>(
     cpu: &Cpu<A>,
     s: &KmemCache<A>,
     slab: &Slab<A>,
@@ -77,11 +80,24 @@ pub fn kmem_cache_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: 
     slab_alloc_node(cpu, s, node)
 }
 
-/// `slab_alloc_node()`, `__slab_alloc_node()`
+/// `slab_alloc_node()`. Which allocator serves a cache never changes, so the branch is predicted; it reads the line of
+/// the cache that both halves read anyway.
 #[inline(always)]
 fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *mut u8 {
+    let object = if s.cpu_sheaves { slab_alloc_sheaves(cpu, s, node) } else { slab_alloc_cpu_slab(cpu, s, node) };
+    if s.init_on_alloc && object != 0 {
+        // SAFETY: a fresh object of ours; never in type-stable caches, so nobody else looks at it.
+        unsafe { A::clear(object as *mut u8, s.object_size) };
+    }
+    reuse_alloc(s.this_cpu(cpu), object);
+    object as *mut u8
+}
+
+/// The 6.12 half of `slab_alloc_node()`.
+#[inline(always)]
+fn slab_alloc_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usize {
     let c = s.this_cpu(cpu);
-    let object = loop {
+    loop {
         let tid = c.tid.load(Relaxed);
         // The number first: whatever is read below belongs to this transaction or makes the exchange fail.
         barrier();
@@ -89,7 +105,7 @@ fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *m
         let slab = c.slab.load(Relaxed);
         // SAFETY: a cpu slab's record.
         if object == 0 || slab.is_null() || !node_match(unsafe { &*slab }, node) {
-            break ___slab_alloc(cpu, s, node, c);
+            return ___slab_alloc(cpu, s, node, c);
         }
         // SAFETY: first of this CPU's freelist.
         let next = unsafe { s.get_freepointer(object) };
@@ -102,16 +118,10 @@ fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *m
                 A::prefetchw((next + s.offset) as *const u8);
             }
             c.stat(StatItem::AllocFastpath);
-            break object;
+            return object;
         }
         c.stat(StatItem::CmpxchgDoubleCpuFail);
-    };
-    if s.init_on_alloc && object != 0 {
-        // SAFETY: a fresh object of ours; never in type-stable caches, so nobody else looks at it.
-        unsafe { A::clear(object as *mut u8, s.object_size) };
     }
-    reuse_alloc(c, object);
-    object as *mut u8
 }
 
 /// `___slab_alloc()`: 0 when out of memory.
@@ -294,7 +304,8 @@ fn get_any_partial<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> *mut Slab<A> 
     null_mut()
 }
 
-fn inc_slabs_node<A: Hardware>(s: &KmemCache<A>, nid: u32, objects: u32) {
+/// `inc_slabs_node()`
+pub(super) fn inc_slabs_node<A: Hardware>(s: &KmemCache<A>, nid: u32, objects: u32) {
     let n = s.get_node(nid);
     let now = n.nr_slabs.fetch_add(1, Relaxed) + 1;
     n.total_objects.fetch_add(u64::from(objects), Relaxed);
@@ -310,8 +321,63 @@ pub(super) fn dec_slabs_node<A: Hardware>(s: &KmemCache<A>, nid: u32, objects: u
     n.total_objects.fetch_sub(u64::from(objects), Relaxed);
 }
 
-/// `new_slab()`, `allocate_slab()`: pages, a record, a linked freelist; null when out of memory.
-fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bool) -> *mut Slab<A> {
+/// A slab that nobody else knows yet, and its objects in the order in which they are to be handed out.
+pub(super) struct NewSlab<'a, A: Hardware> {
+    pub(super) slab: &'a Slab<A>,
+    pub(super) objects: u32,
+    start: usize,
+    pos: usize,
+}
+
+impl<A: Hardware> NewSlab<'_, A> {
+    /// `next_freelist_entry()`, `setup_object()`: at most `objects` times.
+    #[inline(always)]
+    pub(super) fn next_object(&mut self, cpu: &Cpu<A>, s: &KmemCache<A>) -> usize {
+        let object = match s.random_seq.as_deref().filter(|_| self.objects >= 2) {
+            None => {
+                self.pos += 1;
+                self.start + (self.pos - 1) * s.size
+            }
+            Some(seq) => loop {
+                let i = seq[self.pos];
+                self.pos = (self.pos + 1) % seq.len();
+                // A slab of a smaller order has fewer objects than the permutation.
+                if i < self.objects {
+                    break self.start + i as usize * s.size;
+                }
+            },
+        };
+        if let Some(ctor) = s.ctor {
+            s.stat(cpu, StatItem::CtorCalls);
+            // SAFETY: a fresh object of the constructor's cache.
+            unsafe { ctor(object as *mut u8) };
+        }
+        object
+    }
+
+    /// Links the next `n` objects, at least one; returns the first.
+    pub(super) fn link_objects(&mut self, cpu: &Cpu<A>, s: &KmemCache<A>, n: u32) -> usize {
+        let head = self.next_object(cpu, s);
+        let mut cur = head;
+        for _ in 1..n {
+            let next = self.next_object(cpu, s);
+            // SAFETY: objects of our fresh slab.
+            unsafe { s.set_freepointer(cur, next) };
+            cur = next;
+        }
+        // SAFETY: as above.
+        unsafe { s.set_freepointer(cur, 0) };
+        head
+    }
+}
+
+/// `allocate_slab()`, first half: pages and a record, no freelist; `None` when out of memory.
+pub(super) fn allocate_slab<'a, A: Hardware>(
+    cpu: &Cpu<A>,
+    s: &'a KmemCache<A>,
+    node: u32,
+    thisnode: bool,
+) -> Option<NewSlab<'a, A>> {
     let pages = &*s.state.pages;
     let nid = if node == NUMA_NO_NODE { cpu.node } else { node };
     let mut oo = s.oo;
@@ -320,7 +386,7 @@ fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bo
         oo = s.min;
         p = alloc_pages_node(cpu, pages, nid, oo.0, thisnode);
         if p.is_null() {
-            return null_mut();
+            return None;
         }
         s.stat(cpu, StatItem::OrderFallback);
     }
@@ -338,48 +404,21 @@ fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bo
     let slab = unsafe { &*page.cast::<Slab<A>>() };
     slab.slab_cache.store(from_ref(s).cast_mut(), Relaxed);
     slab.counters.store(SlabCounters::new(0, objects, false).0, Relaxed);
-
-    let start = p as usize;
     // PORT: the position is the CPU's own random number, the kernel's one of its generator's.
-    let mut pos = match &s.random_seq {
+    let pos = match &s.random_seq {
         Some(seq) if objects >= 2 => (cpu.random() % seq.len() as u64) as usize,
         _ => 0,
     };
-    let mut entry = |idx: usize| -> usize {
-        let Some(seq) = s.random_seq.as_deref().filter(|_| objects >= 2) else {
-            return start + idx * s.size;
-        };
-        loop {
-            let i = seq[pos];
-            pos = (pos + 1) % seq.len();
-            // A slab of a smaller order has fewer objects than the permutation.
-            if i < objects {
-                return start + i as usize * s.size;
-            }
-        }
-    };
-    let mut cur = setup_object(cpu, s, entry(0));
-    slab.freelist.store(cur, Relaxed);
-    for idx in 1..objects as usize {
-        let next = setup_object(cpu, s, entry(idx));
-        // SAFETY: objects of our fresh slab.
-        unsafe { s.set_freepointer(cur, next) };
-        cur = next;
-    }
-    // SAFETY: as above.
-    unsafe { s.set_freepointer(cur, 0) };
     slab.page_type.store(PG_SLAB, Relaxed);
-    page.cast()
+    Some(NewSlab { slab, objects, start: p as usize, pos })
 }
 
-#[inline(always)]
-fn setup_object<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, object: usize) -> usize {
-    if let Some(ctor) = s.ctor {
-        s.stat(cpu, StatItem::CtorCalls);
-        // SAFETY: a fresh object of the constructor's cache.
-        unsafe { ctor(object as *mut u8) };
-    }
-    object
+/// `new_slab()`: pages, a record, a linked freelist; null when out of memory.
+fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bool) -> *mut Slab<A> {
+    let Some(mut new) = allocate_slab(cpu, s, node, thisnode) else { return null_mut() };
+    let head = new.link_objects(cpu, s, new.objects);
+    new.slab.freelist.store(head, Relaxed);
+    from_ref(new.slab).cast_mut()
 }
 
 /// `kmem_cache_free()`
@@ -397,8 +436,24 @@ pub unsafe fn kmem_cache_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *m
         if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
             wrong_slab(p as usize, s.name);
         }
-        reuse_free(s.this_cpu(cpu), p as usize);
-        do_slab_free(cpu, s, slab, p as usize, p as usize, 1);
+        slab_free(cpu, s, slab, p as usize);
+    }
+}
+
+/// `slab_free()`
+///
+/// # Safety
+/// As [`kmem_cache_free`]; `object` lies in `slab` of `s`.
+#[inline(always)]
+unsafe fn slab_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, object: usize) {
+    reuse_free(s.this_cpu(cpu), object);
+    // SAFETY: the caller's.
+    unsafe {
+        if s.cpu_sheaves {
+            slab_free_sheaves(cpu, s, slab, object);
+        } else {
+            do_slab_free(cpu, s, slab, object, object, 1);
+        }
     }
 }
 
@@ -414,9 +469,7 @@ pub unsafe fn kfree<A: Hardware>(cpu: &Cpu<A>, p: *mut u8) {
     // SAFETY: the caller's, as above; the cache outlives its slabs.
     unsafe {
         let slab = &*virt_to_slab::<A>(p);
-        let s = &*slab.slab_cache.load(Relaxed);
-        reuse_free(s.this_cpu(cpu), p as usize);
-        do_slab_free(cpu, s, slab, p as usize, p as usize, 1);
+        slab_free(cpu, &*slab.slab_cache.load(Relaxed), slab, p as usize);
     }
 }
 
@@ -673,6 +726,8 @@ fn __free_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) {
 }
 
 /// `flush_cpu_slab()` and `__unfreeze_partials` of the calling CPU: its slab and stack go to the node lists.
+/// With sheaves `pcs_flush_all()`: the CPU's sheaves go back to their slabs, the one that waits for a grace period after
+/// it.
 pub fn flush_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
     // SAFETY: the CPU's own.
     unsafe { flush_slab(cpu, s, s.this_cpu(cpu)) }
@@ -695,6 +750,10 @@ pub unsafe fn flush_all_cpus<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
 /// # Safety
 /// `c` is the calling CPU's, or its CPU is not inside the allocator.
 unsafe fn flush_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheCpu<A>) {
+    if s.cpu_sheaves {
+        // SAFETY: the caller's; a cache with sheaves.
+        return unsafe { pcs_flush_all(cpu, s, c.sheaves()) };
+    }
     let (slab, freelist) = (c.slab.load(Relaxed), c.freelist.load(Relaxed));
     c.slab.store(null_mut(), Relaxed);
     c.freelist.store(0, Relaxed);
@@ -713,6 +772,18 @@ unsafe fn flush_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheC
 
 /// `kmem_cache_alloc_bulk()`: fills `p` and returns its length, or frees what it got and returns 0.
 pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
+    let got = if s.cpu_sheaves { alloc_bulk_sheaves(cpu, s, p) } else { alloc_bulk_cpu_slab(cpu, s, p) };
+    if s.init_on_alloc && got != 0 {
+        for &o in p.iter() {
+            // SAFETY: our fresh objects.
+            unsafe { A::clear(o, s.object_size) };
+        }
+    }
+    got
+}
+
+/// The 6.12 half of [`kmem_cache_alloc_bulk`].
+fn alloc_bulk_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
     let c = s.this_cpu(cpu);
     for i in 0..p.len() {
         let object = c.freelist.load(Relaxed);
@@ -734,12 +805,6 @@ pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mu
         reuse_alloc(c, p[i] as usize);
     }
     c.bump_tid();
-    if s.init_on_alloc {
-        for &o in p.iter() {
-            // SAFETY: our fresh objects.
-            unsafe { A::clear(o, s.object_size) };
-        }
-    }
     p.len()
 }
 
@@ -750,22 +815,62 @@ pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mu
 /// As [`kmem_cache_free`] for each.
 pub unsafe fn kmem_cache_free_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) {
     p.iter().for_each(|&o| reuse_free(s.this_cpu(cpu), o as usize));
+    if s.cpu_sheaves {
+        // SAFETY: the caller's.
+        return unsafe { free_to_pcs_bulk(cpu, s, p) };
+    }
     let mut size = p.len();
     while size != 0 {
-        // SAFETY: the caller's.
-        size = unsafe { build_detached_freelist(cpu, s, &mut p[..size]) };
+        // SAFETY: the caller's; then a chain of one slab, linked just now.
+        unsafe {
+            let df = build_detached_freelist(s, p, size);
+            do_slab_free(cpu, s, &*df.slab, df.freelist, df.tail, df.cnt);
+            size = df.left;
+        }
     }
 }
 
-/// `build_detached_freelist()` and the free of what it built; returns how many objects are left.
+/// An array of objects to be freed: a caller's, or a sheaf's.
+pub(super) trait ObjectArray {
+    fn at(&self, i: usize) -> usize;
+    fn exchange(&mut self, i: usize, j: usize);
+}
+
+impl ObjectArray for [*mut u8] {
+    #[inline(always)]
+    fn at(&self, i: usize) -> usize {
+        self[i] as usize
+    }
+    #[inline(always)]
+    fn exchange(&mut self, i: usize, j: usize) {
+        self.swap(i, j);
+    }
+}
+
+/// `struct detached_freelist`
+pub(super) struct DetachedFreelist<A: Hardware> {
+    pub(super) slab: *mut Slab<A>,
+    pub(super) freelist: usize,
+    pub(super) tail: usize,
+    pub(super) cnt: u32,
+    /// Objects of the array that are still to be freed: its first ones.
+    pub(super) left: usize,
+}
+
+/// `build_detached_freelist()`: links the objects of one slab among the last of the first `size` of `p`.
 ///
 /// # Safety
-/// As [`kmem_cache_free_bulk`]; `p` is not empty.
-unsafe fn build_detached_freelist<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
-    let mut size = p.len() - 1;
-    let tail = p[size] as usize;
+/// As [`kmem_cache_free_bulk`]; `size` is not 0 and not beyond the array.
+#[inline(always)]
+pub(super) unsafe fn build_detached_freelist<A: Hardware>(
+    s: &KmemCache<A>,
+    p: &mut (impl ObjectArray + ?Sized),
+    size: usize,
+) -> DetachedFreelist<A> {
+    let mut size = size - 1;
+    let tail = p.at(size);
     // SAFETY: the caller's, here and below.
-    let slab = unsafe { &*virt_to_slab::<A>(p[size]) };
+    let slab = unsafe { &*virt_to_slab::<A>(tail as *const u8) };
     if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
         wrong_slab(tail, s.name);
     }
@@ -774,15 +879,17 @@ unsafe fn build_detached_freelist<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p
     unsafe { s.set_freepointer(tail, 0) };
     while size != 0 {
         size -= 1;
+        let object = p.at(size);
         // SAFETY: as above.
-        if std::ptr::eq(unsafe { virt_to_slab::<A>(p[size]) }, slab) {
-            let object = p[size] as usize;
+        if std::ptr::eq(unsafe { virt_to_slab::<A>(object as *const u8) }, slab) {
             // SAFETY: as above.
             unsafe { s.set_freepointer(object, head) };
             head = object;
             cnt += 1;
             same -= 1;
-            p.swap(size, same);
+            if size != same {
+                p.exchange(size, same);
+            }
             continue;
         }
         lookahead -= 1;
@@ -790,9 +897,7 @@ unsafe fn build_detached_freelist<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p
             break;
         }
     }
-    // SAFETY: a chain of this slab, linked above.
-    unsafe { do_slab_free(cpu, s, slab, head, tail, cnt) };
-    same
+    DetachedFreelist { slab: from_ref(slab).cast_mut(), freelist: head, tail, cnt, left: same }
 }
 
 /// Whether `flags` delay the pages of emptied slabs.

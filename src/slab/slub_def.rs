@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What SLUB is made of: the block of a CPU, the record of a slab, the list of a node, the cache [mm/slab.h and the
-//! structures of mm/slub.c, 6.12]. Sizes and offsets are the kernel's and asserted; who may change what is said in
+//! structures of mm/slub.c, 6.12; what 7.3 adds is in `sheaf.rs` and `barn.rs`]. Sizes and offsets are the kernel's and asserted; who may change what is said in
 //! `slub.rs`.
 //!
 //! custom: a cache and CPU's block has lines of its own, where the kernel packs the blocks of a CPU's caches together;
 //! the counters stand behind it as with CONFIG_SLUB_STATS. Node lists end in null instead of being circular.
 
 use super::SlabState;
+use super::barn::NodeBarn;
 use super::page_alloc::{PG_SLAB, Page, page_to_nid, virt_to_head_page};
 use super::reuse::ReuseCpu;
 use super::stat::{StatItem, Stats, Unpriced};
@@ -251,13 +252,19 @@ impl<A: Hardware> KmemCacheNode<A> {
     }
 }
 
-/// `struct kmem_cache`. Everything but the statistics is constant after creation.
+/// `struct kmem_cache`. Everything but the statistics is constant after creation. The first line holds what every
+/// allocation and free reads.
+#[repr(C, align(64))]
 pub struct KmemCache<A: Hardware> {
     pub(super) cpu_slab: PerCpu<A, KmemCacheCpu<A>>,
     /// Offset of the link word in a free object.
     pub(super) offset: usize,
     /// Secret of hardened links.
     pub(super) random: u64,
+    /// Objects of a sheaf; 0: none (`SLAB_NO_SHEAVES`), or the 6.12 allocator.
+    pub(super) sheaf_capacity: u32,
+    /// Whether the blocks of `cpu_slab` are percpu sheaves (7.3) and not cpu slabs (6.12).
+    pub(super) cpu_sheaves: bool,
     pub(super) hardened: bool,
     pub(super) init_on_alloc: bool,
     pub(super) typesafe: bool,
@@ -276,6 +283,8 @@ pub struct KmemCache<A: Hardware> {
     pub(super) ctor: Option<unsafe fn(*mut u8)>,
     pub(super) random_seq: Option<KRef<[u32]>>,
     pub(super) node: KRef<[KRef<KmemCacheNode<A>>]>,
+    /// Each node's barn; empty in a cache without sheaves.
+    pub(super) barn: KRef<[KRef<NodeBarn<A>>]>,
     pub(super) state: KRef<SlabState<A>>,
     /// Next in `slab_caches`.
     pub(super) list: Plain<Native, *mut KmemCache<A>>,
@@ -284,6 +293,11 @@ pub struct KmemCache<A: Hardware> {
     /// What its objects are, for the simulator's counts.
     pub(super) label: &'static str,
 }
+const _: () = {
+    use std::mem::offset_of;
+    // One line: telling the allocators apart costs a branch and no miss.
+    assert!(offset_of!(KmemCache<Native>, typesafe) < 64 && align_of::<KmemCache<Native>>() == 64);
+};
 
 impl<A: Hardware> KmemCache<A> {
     /// Bytes from one object to the next.
@@ -305,6 +319,10 @@ impl<A: Hardware> KmemCache<A> {
     /// Offset of the word inside a free object that the allocator uses.
     pub fn freeptr_offset(&self) -> usize {
         self.offset
+    }
+    /// Objects of a sheaf; 0 where there are no sheaves.
+    pub fn sheaf_capacity(&self) -> u32 {
+        self.sheaf_capacity
     }
     /// `SLAB_*` flags.
     pub fn flags(&self) -> u32 {

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What the allocator counts [enum stat_item of mm/slub.c, 6.12].
+//! What the allocator counts [enum stat_item of mm/slub.c, 6.12 and 7.3].
 //!
 //! One array per cache and CPU, inside the CPU's block as in the kernel: the counters of the allocation paths and of fast
 //! frees share the line of the freelist. The words are the host's own ([`Unpriced`]), so no simulated clock pays for them;
 //! natively they cost one plain add an event, in every variant alike. 64 bits; the kernel's are 32 bits wide.
 //!
-//! custom: items after `cpu_partial_drain` are ours. Readers may run at any time; figures of different CPUs are then
+//! The two allocators share some names and have some of their own; [`StatItem::exists_in`] says which, and
+//! [`SlabState::for_each_stat`] reports only those. Two shared names change their meaning: with sheaves
+//! `alloc_fastpath` and `free_fastpath` are a sheaf's (even one that had to be filled first), and `free_slowpath` counts
+//! objects where 6.12 counts calls; frees by a flushed sheaf are in no free counter at all. Do not compare such columns
+//! across allocators without saying so.
+//!
+//! custom: items from `free_slow_objects` on are ours. Readers may run at any time; figures of different CPUs are then
 //! of slightly different moments, and balances hold only while nobody is inside the allocator.
 
-use super::SlabState;
 use super::slub_def::KmemCache;
+use super::{Allocator, SlabState};
 use crate::arch::{Hardware, Native, Plain, Relaxed};
 
 /// A counter that no world prices.
@@ -83,12 +89,46 @@ stat_items! {
     CpuPartialNode = "cpu_partial_node",
     /// CPU stack moved to node lists.
     CpuPartialDrain = "cpu_partial_drain",
+    /// Object put into a CPU's sheaf that waits for a grace period.
+    FreeRcuSheaf = "free_rcu_sheaf",
+    /// Object that no such sheaf could take.
+    FreeRcuSheafFail = "free_rcu_sheaf_fail",
+    /// Objects that sheaves gave back to their slabs.
+    SheafFlush = "sheaf_flush",
+    /// Objects that sheaves were filled with from slabs.
+    SheafRefill = "sheaf_refill",
+    /// Sheaves made, each CPU's first included.
+    SheafAlloc = "sheaf_alloc",
+    /// Sheaves freed.
+    SheafFree = "sheaf_free",
+    /// Full sheaf taken out of a barn.
+    BarnGet = "barn_get",
+    /// The barn had none.
+    BarnGetFail = "barn_get_fail",
+    /// Full sheaf put into a barn.
+    BarnPut = "barn_put",
+    /// The barn had enough.
+    BarnPutFail = "barn_put_fail",
+    /// Prefilled sheaf that was the CPU's spare.
+    SheafPrefillFast = "sheaf_prefill_fast",
+    /// Prefilled sheaf from the barn, or a new one.
+    SheafPrefillSlow = "sheaf_prefill_slow",
+    /// Prefilled sheaf larger than the cache's.
+    SheafPrefillOversize = "sheaf_prefill_oversize",
+    /// Prefilled sheaf that became the CPU's spare when it came back.
+    SheafReturnFast = "sheaf_return_fast",
+    /// Prefilled sheaf that went to the barn, or was dissolved.
+    SheafReturnSlow = "sheaf_return_slow",
     /// Ours: objects freed by the slow path (a bulk free frees several in one call).
     FreeSlowObjects = "free_slow_objects",
+    /// Ours: objects that callers took out of prefilled sheaves, which the kernel does not count.
+    SheafObjects = "sheaf_objects",
     /// Ours: allocations that returned null.
     AllocFail = "alloc_fail",
     /// Ours: node list locks taken.
     ListLock = "list_lock",
+    /// Ours: barn locks taken.
+    BarnLock = "barn_lock",
     /// Ours: pages taken for slabs.
     PagesTaken = "pages_taken",
     /// Ours: pages of slabs given back.
@@ -99,6 +139,38 @@ stat_items! {
     TypesafeFreed = "typesafe_freed",
     /// Ours: constructor calls.
     CtorCalls = "ctor_calls",
+}
+
+impl StatItem {
+    /// Whether `allocator` has this counter.
+    pub const fn exists_in(self, allocator: Allocator) -> bool {
+        use StatItem as I;
+        let slub = matches!(
+            self,
+            I::FreeFrozen
+                | I::AllocFromPartial
+                | I::AllocRefill
+                | I::CpuslabFlush
+                | I::DeactivateFull
+                | I::DeactivateEmpty
+                | I::DeactivateToHead
+                | I::DeactivateToTail
+                | I::DeactivateRemoteFrees
+                | I::DeactivateBypass
+                | I::CmpxchgDoubleCpuFail
+                | I::CpuPartialAlloc
+                | I::CpuPartialFree
+                | I::CpuPartialNode
+                | I::CpuPartialDrain
+        );
+        let from = I::FreeRcuSheaf as usize;
+        let sheaves = self as usize >= from && self as usize <= I::SheafReturnSlow as usize
+            || matches!(self, I::SheafObjects | I::BarnLock);
+        match allocator {
+            Allocator::Slub => !sheaves,
+            Allocator::Sheaves => !slub,
+        }
+    }
 }
 
 /// Number of items.
@@ -138,16 +210,22 @@ impl<A: Hardware> KmemCache<A> {
         self.cpu_slab.of(cpu).stat.get(i)
     }
 
-    /// Objects allocated and not freed.
+    /// Objects allocated and not freed. What lies in a sheaf is not allocated, and neither is what waits in one for a
+    /// grace period; with 6.12's allocator an object is live until its callback frees it.
     pub fn live_objects(&self) -> i64 {
         let (mut up, mut down) = (0u64, 0u64);
         for c in self.cpu_slab.iter() {
-            up += c.stat.get(StatItem::AllocFastpath) + c.stat.get(StatItem::AllocSlowpath);
-            down += c.stat.get(StatItem::AllocFail)
-                + c.stat.get(StatItem::FreeFastpath)
-                + c.stat.get(StatItem::FreeSlowObjects);
+            let get = |i| c.stat.get(i);
+            up += get(StatItem::AllocFastpath) + get(StatItem::AllocSlowpath) + get(StatItem::SheafObjects);
+            down += get(StatItem::AllocFail) + get(StatItem::FreeFastpath) + get(StatItem::FreeSlowObjects);
+            down += get(StatItem::FreeRcuSheaf);
         }
         up.wrapping_sub(down) as i64
+    }
+
+    /// Sheaves made and not freed, those that callers hold and those behind a grace period included.
+    pub fn nr_sheaves(&self) -> u64 {
+        self.stat_sum(StatItem::SheafAlloc).wrapping_sub(self.stat_sum(StatItem::SheafFree))
     }
 
     /// Slabs in use: neither given back nor waiting for a grace period.
@@ -183,10 +261,11 @@ impl<A: Hardware> SlabState<A> {
         }
     }
 
-    /// Calls `f` with `cache.item` and its sum, for every cache and item, and with the figures derived from them.
+    /// Calls `f` with `cache.item` and its sum, for every cache and every item that the allocator in use has, and with
+    /// the figures derived from them.
     pub fn for_each_stat(&self, mut f: impl FnMut(String, u64)) {
         self.for_each_cache(|s| {
-            for &i in StatItem::ALL {
+            for &i in StatItem::ALL.iter().filter(|i| i.exists_in(self.options.allocator)) {
                 f(format!("{}.{}", s.name, i.name()), s.stat_sum(i));
             }
             f(format!("{}.live_objects", s.name), s.live_objects() as u64);
