@@ -10,6 +10,7 @@
 
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Plain, Release};
+use crate::cpu::sched::Wait;
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::stat::SLOTS;
 use crate::cpu::tick::{TickDevice, idle_loop};
@@ -48,6 +49,8 @@ pub struct KernelConfig {
     pub slab: SlabOptions,
     /// CPUs for which slab orders are computed; 0: the machine's.
     pub geometry_cpus: u32,
+    /// How workers wait once they sleep.
+    pub wait: Wait,
 }
 
 impl Default for KernelConfig {
@@ -59,6 +62,7 @@ impl Default for KernelConfig {
             max_map_count: DEFAULT_MAX_MAP_COUNT,
             slab: SlabOptions::default(),
             geometry_cpus: 0,
+            wait: Wait::Futex,
         }
     }
 }
@@ -72,6 +76,11 @@ impl KernelConfig {
     /// With another quiescent-state policy.
     pub fn qs_policy(mut self, policy: QsPolicy) -> Self {
         self.rcu.qs_policy = policy;
+        self
+    }
+    /// With another way to wait.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
         self
     }
 }
@@ -134,7 +143,10 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     let total = nr_cpus + NR_KTHREADS;
     let node_of = |cpu: u32| if cpu < nr_cpus { machine.node_of(cpu) } else { 0 };
     // setup_per_cpu_areas()
-    let tasks = PerCpu::new(arena, total, node_of, "task_struct", Task::new);
+    let tasks = PerCpu::new(arena, total, node_of, "task_struct", |id| {
+        // A kernel thread has no CPU of its own that it could poll on.
+        Task::new_waiting(id, if id < nr_cpus { config.wait } else { Wait::Futex })
+    });
     let remotes = PerCpu::new(arena, total, node_of, "cpu_remote", |_| CpuRemote::new());
     let lock_nodes = PerCpu::new(arena, total, node_of, "lock_nodes", |_| LockNodes::new());
     let rss_slots = PerCpu::new(arena, total, node_of, "rss_stat", |_| {

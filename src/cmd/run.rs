@@ -6,6 +6,7 @@
 
 use super::Failure;
 use crate::arch::{Arch, Native};
+use crate::cpu::sched::Wait;
 use crate::host::file::EXAMPLES;
 use crate::host::plan::{auto_ladder, plan};
 use crate::host::{Host, PinKind};
@@ -83,6 +84,9 @@ pub struct Args {
     /// When a tick is a quiescent state: user-only, preempt-zero, always
     #[arg(long, default_value = "preempt-zero")]
     qs_policy: String,
+    /// How a worker that sleeps waits: futex (dearer than a kernel's sleep), spin (polls its word: cheaper)
+    #[arg(long, default_value = "futex")]
+    wait: String,
     /// Print each sample's record as it is taken, too
     #[arg(long)]
     json: bool,
@@ -220,7 +224,12 @@ fn request(a: &Args) -> Result<Request, Failure> {
         "always" => QsPolicy::Always,
         q => return Err(Failure::Input(format!("--qs-policy {q}: accepted: user-only, preempt-zero, always"))),
     };
-    let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy);
+    let wait = Wait::ALL
+        .iter()
+        .find(|(n, _)| *n == a.wait)
+        .map(|(_, w)| *w)
+        .ok_or_else(|| Failure::Input(format!("--wait {}: accepted: futex, spin", a.wait)))?;
+    let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy).wait(wait);
     Ok(Request {
         variants,
         workloads,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! CPUs for tests, in worlds with and without an arena.
 
+use super::sched::Wait;
 use super::{Cpu, LockNodes, PerCpu, Task, smp, tick};
 use crate::arch::Arch;
 use crate::arch::arena::KRef;
@@ -46,15 +47,26 @@ impl<A: Arch> CpuSet<A> {
     pub fn task(&self, id: u32) -> &Task<A> {
         &self.0.tasks[id as usize]
     }
+
+    /// The same as wakers and killers hold it.
+    pub fn task_ref(&self, id: u32) -> KRef<Task<A>> {
+        // SAFETY: the invariant of the type.
+        unsafe { KRef::from_ref(self.task(id)) }
+    }
 }
 
-/// Shared parts of `n` test CPUs: no tick, no hooks.
+/// Shared parts of `n` test CPUs: no tick, no hooks, sleepers in futexes.
 pub fn for_test_set<A: Arch>(n: u32) -> CpuSet<A> {
+    for_test_set_waiting(n, Wait::Futex)
+}
+
+/// As [`for_test_set`], waiting as said.
+pub fn for_test_set_waiting<A: Arch>(n: u32, wait: Wait) -> CpuSet<A> {
     let nodes: Vec<Box<LockNodes<A>>> = (0..n).map(|_| Box::new(LockNodes::new())).collect();
     // SAFETY: the boxes stay in the same `Parts`, hence live as long as the table.
     let table = nodes.iter().map(|b| unsafe { KRef::from_ref(&**b) }).collect();
     CpuSet(Arc::new(Parts {
-        tasks: (0..n).map(|i| Box::new(Task::new(i))).collect(),
+        tasks: (0..n).map(|i| Box::new(Task::new_waiting(i, wait))).collect(),
         remotes: (0..n).map(|_| Box::new(smp::CpuRemote::new())).collect(),
         _nodes: nodes,
         table,

@@ -7,8 +7,9 @@
 //! and softirqs never lengthen a lock hold (rcu.md 14). Ticks that were missed coalesce, as when interrupts are off.
 //! All CPUs' ticks fall on multiples of the period since the clock's start, as without `skew_tick`.
 //!
-//! custom: a sleeping CPU keeps its tick only while RCU needs it; it wakes for its next timer. stub: time keeping,
-//! the timer wheel ([`super::workqueue::TimerHook`] stands for it), load accounting.
+    let due = now >= cpu.tick.next_tick.get() && (cpu.task.polls() || unsafe { (h.needs_cpu)(h.ctx, cpu) });
+    let timer = next_timer(cpu) <= now;
+    if !due && !timer && cpu.remote.call.load(Relaxed) == 0 {
 //!
 //! INVARIANT: at a boundary no lock is held and no reader is open. Requests of other CPUs (smp.rs) are served at
 //! boundaries and by sleepers.
@@ -178,7 +179,7 @@ pub(super) fn idle_exit<A: Arch>(cpu: &Cpu<A>) {
         cpu.softirq.idle.set(false);
         serve_requests(cpu, &h);
         // SAFETY: as above.
-        if cpu.tick.next_tick.get() != u64::MAX && !unsafe { (h.needs_cpu)(h.ctx, cpu) } {
+        if cpu.tick.next_tick.get() != u64::MAX && !cpu.task.polls() && !unsafe { (h.needs_cpu)(h.ctx, cpu) } {
             // `tick_nohz_idle_exit()`: ticks while it was stopped did not happen.
             let now = A::now();
             if now >= cpu.tick.next_tick.get() {
@@ -207,9 +208,14 @@ pub(super) fn idle_deadline<A: Arch>(cpu: &Cpu<A>, deadline: Option<u64>) -> Opt
 pub(super) fn idle_tick<A: Arch>(cpu: &Cpu<A>, now: u64) {
     let Some(h) = cpu.hooks.get() else { return };
     // SAFETY: as above.
+<<<<<<< HEAD
     let due = now >= cpu.tick.next_tick.get() && unsafe { (h.needs_cpu)(h.ctx, cpu) };
     let timer = next_timer(cpu) <= now;
     if !due && !timer && cpu.remote.call.load(Relaxed) == 0 {
+=======
+    let due = now >= cpu.tick.next_tick.get() && (cpu.task.polls() || unsafe { (h.needs_cpu)(h.ctx, cpu) });
+    if !due && cpu.remote.call.load(Relaxed) == 0 {
+>>>>>>> a5a5e08 (sync, sched: killable waits; waiting by futex or by polling, as the kernel was booted)
         return;
     }
     // SAFETY: as above. An interrupt makes RCU watch the CPU again while it lasts.
@@ -239,9 +245,11 @@ fn idle_ksoftirqd<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>) {
 
 /// What a worker does after its measured loop: it sleeps as an idle CPU (extended quiescent state, ticks while it has
 /// callbacks, requests served) until `until` holds, which is looked at once a tick period and at every wake-up of its
-/// task. A worker that has callbacks must stay here until `rcu_barrier()` of the shutdown is over.
+/// task. A worker that has callbacks must stay here until `rcu_barrier()` of the shutdown is over. Nothing is measured
+/// here, so that it sleeps in a futex in every kernel: the grace-period thread may need the CPU.
 pub fn idle_loop<A: Arch>(cpu: &Cpu<A>, until: impl Fn() -> bool) {
     let poll = if cpu.tick.period == u64::MAX { 1_000_000 } else { cpu.tick.period };
+    let polls = cpu.task.set_polling(false);
     loop {
         sched::set_current_state_sleeping(cpu);
         if until() {
@@ -250,4 +258,5 @@ pub fn idle_loop<A: Arch>(cpu: &Cpu<A>, until: impl Fn() -> bool) {
         sched::schedule(cpu, Some((A::now() / poll + 1) * poll));
     }
     sched::set_current_state_running(cpu);
+    cpu.task.set_polling(polls);
 }

@@ -7,6 +7,7 @@
 
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Full, Hardware, Machine, Relaxed, Release, Work, smp_cond_load_acquire};
+use crate::cpu::sched::SchedCounter;
 use crate::cpu::softirq::SoftirqCounter;
 use crate::cpu::{Cpu, Errno, tick};
 use crate::init::{Kernel, KernelConfig, LeakReport, run_on_cpus, shutdown, start_kernel};
@@ -338,6 +339,7 @@ fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, Str
         ("init_on_alloc", c.slab.init_on_alloc.to_string()),
         ("max_map_count", c.max_map_count.to_string()),
         ("tick_every", c.tick_every.to_string()),
+        ("wait", c.wait.name().to_string()),
     ];
     pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
 }
@@ -352,6 +354,7 @@ pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
         .chain(of(SoftirqCounter::NAMES, SoftirqCounter::BASE))
         .chain(of(MapleEvent::NAMES, MapleEvent::BASE))
         .chain(of(VmEvent::NAMES, VmEvent::BASE))
+        .chain(of(SchedCounter::NAMES, SchedCounter::BASE))
 }
 
 /// Stalls are no error of the sample's: a host that takes a CPU away for 21 s makes one. But a reader must know.

@@ -3,14 +3,16 @@
 //!
 //! The data is race-checked, so that a lock let through too early shows as a race. A lost wake-up hangs.
 
-use super::explore;
+use super::{Failure, caught, explore};
 use crate::arch::loom::{Loom, with_clock_step};
 use crate::arch::{Arch, Plain};
-use crate::cpu::Cpu;
+use crate::cpu::sched::send_sigkill;
 use crate::cpu::testing::for_test_set;
+use crate::cpu::{Cpu, Errno};
 use crate::must_catch;
 use crate::sync::{
-    LockEvent, RwSemaphore, down_read, down_read_trylock, down_write, downgrade_write, up_read, up_write,
+    LockEvent, RwSemaphore, down_read, down_read_killable, down_read_trylock, down_write, down_write_killable,
+    downgrade_write, up_read, up_write,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,6 +136,73 @@ fn a_downgrade_lets_readers_in_and_no_writer() {
 #[test]
 fn spinning_writers_exclude_each_other() {
     must_catch!(spinning_writers, 2, Wrong: RmwRelease, RmwAcquire);
+}
+
+/// CPU 0 writes, kills CPU 1 and unlocks, while CPU 1 waits killably for the lock: the grant against the cancellation.
+fn kill_against_grant<A: Arch>(wait: fn(&Cpu<A>, &Shared<A>) -> Result<(), Errno>) -> bool {
+    let set = for_test_set::<A>(2);
+    let s = Arc::new(Shared::<A> { sem: RwSemaphore::new(), data: Plain::new(0) });
+    let cpu = set.cpu(0);
+    cpu.softirq.ksoftirqd.set(true);
+    down_write(&cpu, &s.sem);
+    let other = {
+        let (set, s) = (set.clone(), s.clone());
+        ::loom::thread::spawn(move || {
+            let cpu = set.cpu(1);
+            cpu.softirq.ksoftirqd.set(true);
+            wait(&cpu, &s).is_ok()
+        })
+    };
+    s.data.set(7);
+    send_sigkill(set.task_ref(1));
+    up_write(&cpu, &s.sem);
+    let got = other.join().expect("a panic ends the model");
+    s.sem.assert_quiet();
+    got
+}
+
+fn killable_read<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) -> Result<(), Errno> {
+    down_read_killable(cpu, &s.sem)?;
+    assert_eq!(s.data.get(), 7);
+    up_read(cpu, &s.sem);
+    Ok(())
+}
+
+fn killable_write<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) -> Result<(), Errno> {
+    down_write_killable(cpu, &s.sem)?;
+    assert_eq!(s.data.get(), 7);
+    s.data.set(8);
+    up_write(cpu, &s.sem);
+    Ok(())
+}
+
+fn careless_read<A: Arch>(cpu: &Cpu<A>, s: &Shared<A>) -> Result<(), Errno> {
+    s.sem.down_read_killable_without_second_look(cpu)?;
+    up_read(cpu, &s.sem);
+    Ok(())
+}
+
+#[test]
+fn a_cancelled_wait_and_a_grant_agree_on_who_has_the_lock() {
+    for wait in [killable_read::<Loom>, killable_write::<Loom>] {
+        let ends = Arc::new([const { AtomicU64::new(0) }; 2]);
+        let e = ends.clone();
+        let n = explore(2, move || _ = e[usize::from(kill_against_grant(wait))].fetch_add(1, Ordering::Relaxed));
+        let [killed, got] = [0, 1].map(|i| ends[i].load(Ordering::Relaxed));
+        println!("{n} executions: killed in {killed}, granted in {got}");
+        assert!(killed > 0 && got > 0, "the race was never run both ways");
+    }
+    fn read<A: Arch>() {
+        kill_against_grant::<A>(killable_read);
+    }
+    must_catch!(read, 2, Wrong: RmwRelease, RmwAcquire);
+}
+
+#[test]
+fn a_reader_that_gives_up_without_a_second_look_is_caught() {
+    let how = "no second look";
+    let message = caught(how, 2, Failure::Wrong, || _ = kill_against_grant::<Loom>(careless_read));
+    println!("{how}: {message}");
 }
 
 /// Every look at the clock is 20 ms later: whoever waits is out of patience at once.

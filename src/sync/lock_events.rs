@@ -2,11 +2,11 @@
 //! Lock event counters under the names of debugfs `lock_event_counts` [kernel/locking/lock_events_list.h, 6.12], so
 //! that a real kernel's can be put beside them.
 //!
-//! dup: the names and what each counts. stub: the paravirtual and `_fail` events (nothing here is killable).
+//! dup: the names and what each counts. stub: the paravirtual events.
 
 crate::counters! {
     /// What happened off the fast paths of the locks.
-    pub enum LockEvent in 0..32 => {
+    pub enum LockEvent in 0..24 => {
         /// Spinlock taken through the pending bit.
         LockPending = "lock_pending",
         /// Spinlock taken through the queue (or by the trylock right before it).
@@ -39,10 +39,14 @@ crate::counters! {
         RwsemRlockSteal = "rwsem_rlock_steal",
         /// Read locks taken under `wait_lock` without queueing.
         RwsemRlockFast = "rwsem_rlock_fast",
+        /// Queued readers that a fatal signal took away.
+        RwsemRlockFail = "rwsem_rlock_fail",
         /// Handoffs asked for by a reader.
         RwsemRlockHandoff = "rwsem_rlock_handoff",
         /// Write locks taken by a queued writer.
         RwsemWlock = "rwsem_wlock",
+        /// Queued writers that a fatal signal took away.
+        RwsemWlockFail = "rwsem_wlock_fail",
         /// Handoffs asked for by a writer.
         RwsemWlockHandoff = "rwsem_wlock_handoff",
     }

@@ -16,10 +16,10 @@ mod tests;
 
 pub use lock_events::LockEvent;
 pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
-pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wake_up};
+pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wait_event_killable, rcuwait_wake_up};
 pub use refcount::Refcount;
 pub use rwsem::{
-    RwSemaphore, down_read, down_read_trylock, down_write, down_write_trylock, downgrade_write,
-    rwsem_clear_reader_owned, up_read, up_write,
+    RwSemaphore, down_read, down_read_killable, down_read_trylock, down_write, down_write_killable, down_write_trylock,
+    downgrade_write, rwsem_clear_reader_owned, up_read, up_write,
 };
 pub use seqlock::Seqcount;

@@ -3,7 +3,7 @@
 //!
 //! Follows include/linux/rcuwait.h and kernel/exit.c of 6.12 (7.3 is the same). 7.3's `vma_writer_wait` is one.
 //!
-//! custom: no RCU section around the wake-up, because tasks live as long as the kernel. stub: signals, timeouts.
+//! custom: no RCU section around the wake-up, because tasks live as long as the kernel. stub: interruptible waits (of signals there is SIGKILL only), timeouts.
 //!
 //! INVARIANT: at most one waiter at a time, which the caller sees to (for `vma_writer_wait`, mmap_lock held for write).
 //! The waiter stores its state and then tests the condition; the waker makes the condition true and then looks for the
@@ -12,7 +12,8 @@
 
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Atomic, Relaxed, Release, smp_mb, smp_rmb};
-use crate::cpu::{Cpu, Task, sched};
+use crate::cpu::sched::{TASK_KILLABLE, TASK_SLEEPING, signal_pending_state};
+use crate::cpu::{Cpu, Errno, Task, sched};
 use std::ptr::{NonNull, null_mut};
 
 /// `struct rcuwait`, 8 bytes.
@@ -45,19 +46,49 @@ impl<A: Arch> Default for Rcuwait<A> {
 ///
 /// What `cond` reads must be an acquire load where the caller goes on to read what the condition guards: C has a control
 /// dependency there, Rust has none.
-pub fn rcuwait_wait_event<A: Arch>(cpu: &Cpu<A>, w: &Rcuwait<A>, mut cond: impl FnMut() -> bool) {
+pub fn rcuwait_wait_event<A: Arch>(cpu: &Cpu<A>, w: &Rcuwait<A>, cond: impl FnMut() -> bool) {
+    // Nothing ends an uninterruptible sleep but the condition.
+    let _ = wait_event_state(cpu, w, cond, TASK_SLEEPING);
+}
+
+/// `rcuwait_wait_event(..., TASK_KILLABLE)`: as [`rcuwait_wait_event`], given up at a fatal signal.
+///
+/// # Errors
+/// `EINTR`: a fatal signal came before the condition.
+pub fn rcuwait_wait_event_killable<A: Arch>(
+    cpu: &Cpu<A>,
+    w: &Rcuwait<A>,
+    cond: impl FnMut() -> bool,
+) -> Result<(), Errno> {
+    wait_event_state(cpu, w, cond, TASK_KILLABLE)
+}
+
+/// `___rcuwait_wait_event()`
+#[inline(always)]
+fn wait_event_state<A: Arch>(
+    cpu: &Cpu<A>,
+    w: &Rcuwait<A>,
+    mut cond: impl FnMut() -> bool,
+    state: u32,
+) -> Result<(), Errno> {
+    let mut ret = Ok(());
     // ORDER: release (rcu_assign_pointer); meets the load in rcuwait_wake_up().
     w.task.store(cpu.task.as_ptr(), Release);
     loop {
         // ORDER: full barrier (in it) between the stores of task and state and the test of the condition; meets the
         // one in rcuwait_wake_up().
-        sched::set_current_state_sleeping(cpu);
+        sched::set_current_state(cpu, state);
         if cond() {
+            break;
+        }
+        if signal_pending_state(state, &cpu.task) {
+            ret = Err(Errno::EINTR);
             break;
         }
         sched::schedule(cpu, None);
     }
     finish_rcuwait(cpu, w);
+    ret
 }
 
 /// `finish_rcuwait()`

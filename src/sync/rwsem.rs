@@ -7,12 +7,12 @@
 //!
 //! custom: waiters are part of their task, not on its stack; the wait list ends in null pointers, not in its own
 //! address, so that a lock can be moved before it is used (same words touched); jiffies are counted in the CPU's tick
-//! period, or in 4 ms where it has no tick. stub: killable and interruptible sleeping (no signals here), real-time
+//! period, or in 4 ms where it has no tick. stub: interruptible sleeping (of signals there is SIGKILL only), real-time
 //! tasks, tracepoints.
 //!
 //! INVARIANT: count is a sum: 1 while a writer holds, 256 for each reader that holds or is just trying, 2 while somebody
 //! is queued, 4 while the first waiter has asked for a handoff. The flags change under `wait_lock` only, and the
-//! handoff bit implies the waiters bit. Lock order: `wait_lock` is innermost. `owner` is a hint: readers leave their
+//! handoff bit implies the waiters bit; a first waiter that gives up leaves the bit to its successor. Lock order: `wait_lock` is innermost. `owner` is a hint: readers leave their
 //! task in it, spinners believe it, nothing else does.
 //!
 //! Cannot tell: what a sleep costs; a futex stands for it (BIAS.md).
@@ -20,9 +20,12 @@
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Full, Plain, Relaxed, Release, barrier, smp_rmb};
 use crate::cpu::qnode::RwsemWaiter;
-use crate::cpu::sched::{need_resched, owner_on_cpu, schedule, set_current_state_running, set_current_state_sleeping};
+use crate::cpu::sched::{
+    TASK_KILLABLE, TASK_SLEEPING, need_resched, owner_on_cpu, schedule, set_current_state, set_current_state_running,
+    signal_pending_state,
+};
 use crate::cpu::wake_q::{WakeQHead, wake_q_add, wake_up_q};
-use crate::cpu::{Cpu, Task};
+use crate::cpu::{Cpu, Errno, Task};
 use crate::sync::osq_lock::{OptimisticSpinQueue, osq_lock, osq_unlock};
 use crate::sync::{LockEvent, RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use std::ptr::{NonNull, from_ref, null_mut};
@@ -63,7 +66,7 @@ pub struct RwSemaphore<A: Arch> {
 /// The queue: first and last waiter, or nulls.
 #[repr(C)]
 #[derive(Debug)]
-struct WaitList<A: Arch> {
+pub(super) struct WaitList<A: Arch> {
     first: Plain<A, *mut RwsemWaiter<A>>,
     last: Plain<A, *mut RwsemWaiter<A>>,
 }
@@ -88,7 +91,7 @@ impl<A: Arch> RwSemaphore<A> {
             owner: Atomic::new(0),
             osq: OptimisticSpinQueue::new(),
             wait_lock: RawSpinLock::new(),
-            wait_list: WaitList { first: Plain::new(null_mut()), last: Plain::new(null_mut()) },
+            wait_list: WaitList::new(),
         }
     }
 
@@ -126,10 +129,17 @@ impl<A: Arch> Default for RwSemaphore<A> {
 }
 
 impl<A: Arch> WaitList<A> {
-    fn is_empty(&self) -> bool {
+    pub(super) fn new() -> Self {
+        WaitList { first: Plain::new(null_mut()), last: Plain::new(null_mut()) }
+    }
+    pub(super) fn is_empty(&self) -> bool {
         self.first.get().is_null()
     }
-    fn add_tail(&self, w: &RwsemWaiter<A>) {
+    /// The first waiter, or null.
+    pub(super) fn first(&self) -> *mut RwsemWaiter<A> {
+        self.first.get()
+    }
+    pub(super) fn add_tail(&self, w: &RwsemWaiter<A>) {
         let p = from_ref(w).cast_mut();
         let last = self.last.get();
         w.next.set(null_mut());
@@ -142,7 +152,7 @@ impl<A: Arch> WaitList<A> {
         }
         self.last.set(p);
     }
-    fn del(&self, w: &RwsemWaiter<A>) {
+    pub(super) fn del(&self, w: &RwsemWaiter<A>) {
         let (next, prev) = (w.next.get(), w.prev.get());
         if prev.is_null() {
             self.first.set(next);
@@ -161,12 +171,12 @@ impl<A: Arch> WaitList<A> {
 
 /// # Safety
 /// `p` is a waiter on a list whose lock is held, or taken off it under the lock and not yet granted.
-unsafe fn waiter_at<'a, A: Arch>(p: *mut RwsemWaiter<A>) -> &'a RwsemWaiter<A> {
+pub(super) unsafe fn waiter_at<'a, A: Arch>(p: *mut RwsemWaiter<A>) -> &'a RwsemWaiter<A> {
     // SAFETY: waiters are part of tasks, which live as long as the kernel.
     unsafe { &*p }
 }
 
-fn task_at<A: Arch>(p: *mut Task<A>) -> KRef<Task<A>> {
+pub(super) fn task_at<A: Arch>(p: *mut Task<A>) -> KRef<Task<A>> {
     // SAFETY: the pointers in waiters are those of live tasks until they are cleared, and the caller's was not null.
     unsafe { KRef::new(NonNull::new_unchecked(p)) }
 }
@@ -259,7 +269,20 @@ fn rwsem_write_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
 #[inline(always)]
 pub fn down_read<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
     if let Err(count) = rwsem_read_trylock(cpu, sem) {
-        rwsem_down_read_slowpath(cpu, sem, count);
+        // Nothing ends an uninterruptible sleep but the lock.
+        let _ = rwsem_down_read_slowpath(cpu, sem, count, TASK_SLEEPING);
+    }
+}
+
+/// `down_read_killable()`
+///
+/// # Errors
+/// `EINTR`: a fatal signal came first; the lock is not held.
+#[inline(always)]
+pub fn down_read_killable<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> Result<(), Errno> {
+    match rwsem_read_trylock(cpu, sem) {
+        Ok(()) => Ok(()),
+        Err(count) => rwsem_down_read_slowpath(cpu, sem, count, TASK_KILLABLE),
     }
 }
 
@@ -281,8 +304,18 @@ pub fn down_read_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
 #[inline(always)]
 pub fn down_write<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
     if !rwsem_write_trylock(cpu, sem) {
-        rwsem_down_write_slowpath(cpu, sem);
+        // As in down_read().
+        let _ = rwsem_down_write_slowpath(cpu, sem, TASK_SLEEPING);
     }
+}
+
+/// `down_write_killable()`
+///
+/// # Errors
+/// `EINTR`: a fatal signal came first; the lock is not held.
+#[inline(always)]
+pub fn down_write_killable<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> Result<(), Errno> {
+    if rwsem_write_trylock(cpu, sem) { Ok(()) } else { rwsem_down_write_slowpath(cpu, sem, TASK_KILLABLE) }
 }
 
 /// `down_write_trylock()`
@@ -397,7 +430,7 @@ fn rwsem_mark_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeT
 
     // Grants all readers of the queue, over the heads of writers: phases of readers. In two passes, because a granted
     // reader may unlock at once and its bias must be there by then.
-    let granted = WaitList::<A> { first: Plain::new(null_mut()), last: Plain::new(null_mut()) };
+    let granted = WaitList::<A>::new();
     let mut woken = 0;
     let mut p = sem.wait_list.first.get();
     while !p.is_null() && woken < MAX_READERS_WAKEUP {
@@ -463,10 +496,33 @@ fn prepare_waiter<A: Arch>(cpu: &Cpu<A>, for_read: u32) -> &RwsemWaiter<A> {
     w
 }
 
+/// `rwsem_del_waiter()`: with `wait_lock` held; whether somebody is still queued. The handoff goes with the last waiter
+/// only: where others are left it is theirs, whoever asked for it.
+fn rwsem_del_waiter<A: Arch>(sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) -> bool {
+    sem.wait_list.del(waiter);
+    if !sem.wait_list.is_empty() {
+        return true;
+    }
+    sem.count.fetch_and(!(RWSEM_FLAG_HANDOFF | RWSEM_FLAG_WAITERS), Relaxed);
+    false
+}
+
+/// `rwsem_del_wake_waiter()`: with `wait_lock` held, which it drops: a waiter gives up. Where it was the first it may
+/// have been woken for an unlock that nobody else was told of, so the next ones are woken.
+fn rwsem_del_wake_waiter<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) {
+    let mut wake_q = WakeQHead::new();
+    let first = std::ptr::eq(sem.wait_list.first(), waiter);
+    if rwsem_del_waiter(sem, waiter) && first {
+        rwsem_mark_wake(cpu, sem, WakeType::Any, &mut wake_q);
+    }
+    raw_spin_unlock(cpu, &sem.wait_lock);
+    wake_up_q(&mut wake_q);
+}
+
 /// `rwsem_down_read_slowpath()`; `count` is what the fast path made of it, this reader's bias included.
 #[cold]
 #[inline(never)]
-fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: i64) {
+fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: i64, state: u32) -> Result<(), Errno> {
     if count < 0 {
         // WARN_ON_ONCE in C: more readers than bits.
         rwsem_set_nonspinnable(sem);
@@ -484,7 +540,7 @@ fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: 
         if rcnt == 1 && count & RWSEM_FLAG_WAITERS != 0 {
             rwsem_wake(cpu, sem, WakeType::ReadOwned);
         }
-        return;
+        return Ok(());
     }
 
     let mut adjustment = -RWSEM_READER_BIAS;
@@ -498,7 +554,7 @@ fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: 
             raw_spin_unlock(cpu, &sem.wait_lock);
             rwsem_set_reader_owned(cpu, sem);
             cpu.count(LockEvent::RwsemRlockFast);
-            return;
+            return Ok(());
         }
         adjustment += RWSEM_FLAG_WAITERS;
     }
@@ -510,10 +566,35 @@ fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: 
     raw_spin_unlock(cpu, &sem.wait_lock);
     wake_up_q(&mut wake_q);
 
+    wait_to_be_given(cpu, sem, w, state, |w| !w.task.load(Relaxed).is_null())
+}
+
+/// The sleep of [`rwsem_down_read_slowpath`], with the second look of a reader that gives up as a parameter, so that a
+/// model can do without.
+#[inline(always)]
+fn wait_to_be_given<A: Arch>(
+    cpu: &Cpu<A>,
+    sem: &RwSemaphore<A>,
+    w: &RwsemWaiter<A>,
+    state: u32,
+    still_queued: impl Fn(&RwsemWaiter<A>) -> bool,
+) -> Result<(), Errno> {
     loop {
-        set_current_state_sleeping(cpu);
+        set_current_state(cpu, state);
         // ORDER: acquire; meets the release in rwsem_mark_wake(), which granted the lock.
         if w.task.load(Acquire).is_null() {
+            break;
+        }
+        if signal_pending_state(state, &cpu.task) {
+            raw_spin_lock(cpu, &sem.wait_lock);
+            if still_queued(w) {
+                rwsem_del_wake_waiter(cpu, sem, w);
+                set_current_state_running(cpu);
+                cpu.count(LockEvent::RwsemRlockFail);
+                return Err(Errno::EINTR);
+            }
+            // Granted meanwhile: the lock is held, signal or not. ORDER: wait_lock orders this after the grant.
+            raw_spin_unlock(cpu, &sem.wait_lock);
             break;
         }
         schedule(cpu, None);
@@ -521,6 +602,7 @@ fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: 
     }
     set_current_state_running(cpu);
     cpu.count(LockEvent::RwsemRlock);
+    Ok(())
 }
 
 /// `rwsem_try_write_lock()`: with `wait_lock` held, for a queued writer. On success it has left the queue.
@@ -565,9 +647,9 @@ fn rwsem_try_write_lock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &Rw
 /// `rwsem_down_write_slowpath()`
 #[cold]
 #[inline(never)]
-fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, state: u32) -> Result<(), Errno> {
     if rwsem_can_spin_on_owner(cpu, sem) && rwsem_optimistic_spin(cpu, sem) {
-        return;
+        return Ok(());
     }
     let mut wake_q = WakeQHead::new();
     let w = prepare_waiter(cpu, 0);
@@ -587,14 +669,21 @@ fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
 
     // ORDER: full (in it); between this store and the look at the count in rwsem_try_write_lock(). An unlock that is
     // missed there sees the waiters bit and wakes this task.
-    set_current_state_sleeping(cpu);
+    set_current_state(cpu, state);
     while !rwsem_try_write_lock(cpu, sem, w) {
         raw_spin_unlock(cpu, &sem.wait_lock);
+        if signal_pending_state(state, &cpu.task) {
+            set_current_state_running(cpu);
+            raw_spin_lock(cpu, &sem.wait_lock);
+            rwsem_del_wake_waiter(cpu, sem, w);
+            cpu.count(LockEvent::RwsemWlockFail);
+            return Err(Errno::EINTR);
+        }
         // With a handoff under way, a writer that is about to unlock is worth a moment of spinning.
         if w.handoff_set.load(Relaxed) == 0 || rwsem_spin_on_owner(cpu, sem) != OwnerState::Null {
             schedule(cpu, None);
             cpu.count(LockEvent::RwsemSleepWriter);
-            set_current_state_sleeping(cpu);
+            set_current_state(cpu, state);
         } else {
             // PORT: no pause in C. A writer between clearing `owner` and leaving the count is waited for here, by going
             // round through wait_lock; worlds that schedule CPUs themselves must be told that this is waiting.
@@ -605,6 +694,7 @@ fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
     set_current_state_running(cpu);
     raw_spin_unlock(cpu, &sem.wait_lock);
     cpu.count(LockEvent::RwsemWlock);
+    Ok(())
 }
 
 /// `enum owner_state`
@@ -796,6 +886,13 @@ impl<A: Arch> RwSemaphore<A> {
             let cpu = unsafe { task.as_ref() }.cpu;
             Some((cpu, w.for_read.get() != 0, w.handoff_set.load(Relaxed) != 0))
         })
+    }
+
+    /// The broken twin of a queued reader's killable sleep: at a signal it takes for granted that it was not granted
+    /// the lock meanwhile. For a lock that a writer holds.
+    pub(crate) fn down_read_killable_without_second_look(&self, cpu: &Cpu<A>) -> Result<(), Errno> {
+        self.queue_reader(cpu);
+        wait_to_be_given(cpu, self, &cpu.task.waiter, TASK_KILLABLE, |_| true)
     }
 
     /// Puts a reader of `cpu` into the queue as the slow path does, without sleeping.

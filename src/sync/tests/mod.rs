@@ -2,6 +2,7 @@
 //! Locks under real threads, after the kernel's locktorture: holders check that they are alone, briefly most of the
 //! time, longer now and then. What these cannot show (orderings on this machine's strong memory) is in `model/`.
 
+mod killable;
 mod osq_lock;
 mod qspinlock;
 mod rwsem;
@@ -18,7 +19,11 @@ const SPAN: Duration = Duration::from_millis(300);
 
 /// Runs `f` on `n` CPUs of one set, all at once.
 fn on_cpus<A: Arch>(n: u32, f: impl Fn(&Cpu<A>) + Sync) -> CpuSet<A> {
-    let set = for_test_set(n);
+    on_cpus_of(for_test_set(n), n, f)
+}
+
+/// [`on_cpus`] on a set of the caller's.
+fn on_cpus_of<A: Arch>(set: CpuSet<A>, n: u32, f: impl Fn(&Cpu<A>) + Sync) -> CpuSet<A> {
     std::thread::scope(|s| {
         for id in 0..n {
             let (set, f) = (&set, &f);
@@ -30,8 +35,13 @@ fn on_cpus<A: Arch>(n: u32, f: impl Fn(&Cpu<A>) + Sync) -> CpuSet<A> {
 
 /// Runs `f` again and again on `n` CPUs until the span is over.
 fn torture<A: Arch>(n: u32, f: impl Fn(&Cpu<A>) + Sync) -> CpuSet<A> {
+    torture_set(for_test_set(n), n, f)
+}
+
+/// [`torture`] on a set of the caller's.
+fn torture_set<A: Arch>(set: CpuSet<A>, n: u32, f: impl Fn(&Cpu<A>) + Sync) -> CpuSet<A> {
     let end = Instant::now() + SPAN;
-    on_cpus(n, |cpu| {
+    on_cpus_of(set, n, |cpu| {
         while Instant::now() < end {
             for _ in 0..10 {
                 f(cpu);

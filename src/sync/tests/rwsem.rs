@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! L1 to L4 of the reference: exclusion, the state at the end, a sequential oracle, downgrading, starvation.
 
-use super::{Inside, SPAN, hold, on_cpus, torture};
+use super::{Inside, SPAN, hold, on_cpus, torture_set};
 use crate::arch::Native;
-use crate::cpu::testing::for_test_set;
+use crate::cpu::sched::Wait;
+use crate::cpu::testing::{for_test_set, for_test_set_waiting};
 use crate::sync::{
     RwSemaphore, down_read, down_read_trylock, down_write, down_write_trylock, downgrade_write, up_read, up_write,
 };
@@ -14,10 +15,16 @@ type S = RwSemaphore<Native>;
 
 #[test]
 fn readers_and_writers_exclude_each_other_and_leave_nothing_behind() {
+    for (_, wait) in Wait::ALL {
+        exclusion(wait);
+    }
+}
+
+fn exclusion(wait: Wait) {
     let s = S::new();
     let inside = Inside::default();
     let writes = AtomicU64::new(0);
-    let set = torture::<Native>(4, |cpu| {
+    let set = torture_set::<Native>(for_test_set_waiting(4, wait), 4, |cpu| {
         match cpu.random() % 16 {
             0..8 => {
                 down_read(cpu, &s);

@@ -181,7 +181,7 @@ fn an_impatient_writer_is_handed_the_lock() {
         // It looks again only when woken, so wake it, as an unlock in between would, until two ticks are over.
         let ticks = AtomicI64::new(0);
         eventually("the handoff", || {
-            crate::cpu::sched::wake_up_process(task(&st.set, 0));
+            crate::cpu::sched::wake_up_process(st.set.task_ref(0));
             ticks.fetch_add(1, Ordering::Relaxed);
             st.sem.handoff()
         });
@@ -194,10 +194,4 @@ fn an_impatient_writer_is_handed_the_lock() {
     assert_eq!(st.count_of(LockEvent::RwsemWlockHandoff), 1);
     assert!(!st.sem.handoff());
     st.sem.assert_quiet();
-}
-
-/// What a waker holds of a CPU.
-fn task(set: &CpuSet<Native>, id: u32) -> crate::arch::arena::KRef<crate::cpu::Task<Native>> {
-    // SAFETY: the set outlives the test's use of it.
-    unsafe { crate::arch::arena::KRef::from_ref(set.task(id)) }
 }
