@@ -87,11 +87,13 @@ fn facade_refcount(c: &mut Criterion) {
     fn saturate(r: &AtomicU32) {
         r.store(0xc000_0000, Ordering::Relaxed);
     }
+    let m = NativeMachine::new(&[OsCpu { cpu: 0, node: 0 }], 2 << 20, |_, _| 10).expect("2 MiB of memory");
+    let cpu = boot_cpu(&m);
     let (r, s) = (Refcount::<Native>::new(1), AtomicU32::new(1));
     let port = || {
         let r = black_box(&r);
-        r.inc();
-        black_box(r.dec_and_test());
+        r.inc(&cpu);
+        black_box(r.dec_and_test(&cpu));
     };
     let by_hand = || {
         let r = black_box(&s);

@@ -9,7 +9,7 @@
 //! [`Machine::reset`]: crate::arch::Machine::reset
 
 use crate::arch::arena::KRef;
-use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Plain, Release};
+use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Release};
 use crate::cpu::sched::Wait;
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::stat::SLOTS;
@@ -18,7 +18,7 @@ use crate::cpu::workqueue::kworker;
 use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
 use crate::maple_tree::{MapleState, maple_tree_init};
 use crate::mm::kconfig::{Kconfig, Mm};
-use crate::mm::mm_types::{DEFAULT_MAX_MAP_COUNT, NR_MM_COUNTERS};
+use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
 use crate::mm::pgtable::alloc_zeroed_page;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::vma_cache::{VmaState, vma_state_init};
@@ -28,11 +28,8 @@ use crate::slab::{
     SlabOptions, build_zonelists, drain_page_caches, free_pages, kmem_cache_create, kmem_cache_destroy,
     kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init,
 };
-use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
+use crate::sync::PercpuCounters;
 use std::ptr::NonNull;
-
-/// Address spaces that a kernel can have at once (slots for their per-CPU resident counts).
-pub const MAX_MMS: usize = 256;
 
 /// What a kernel is built and booted with; part of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,15 +82,6 @@ impl KernelConfig {
     }
 }
 
-/// Per-CPU halves of the resident counts, one slot an mm.
-pub struct RssSlots<A: Hardware>(pub [[Plain<A, i32>; NR_MM_COUNTERS]; MAX_MMS]);
-
-struct RssFree<A: Hardware> {
-    lock: RawSpinLock<A>,
-    free: [Plain<A, u32>; MAX_MMS],
-    n: Plain<A, u32>,
-}
-
 /// A running kernel.
 pub struct Kernel<K: Kconfig> {
     /// Pages.
@@ -114,13 +102,10 @@ pub struct Kernel<K: Kconfig> {
     pub anon_vma_chain_cachep: KRef<KmemCache<K::A>>,
     /// The shared page of zeros.
     pub zero_page: NonNull<u8>,
-    /// Per-CPU halves of resident counts.
-    pub rss_slots: PerCpu<K::A, RssSlots<K::A>>,
-    /// At how many pages a CPU hands its count in.
-    pub rss_batch: u32,
+    /// Per-CPU counters: the resident pages of every mm.
+    pub percpu_counters: PercpuCounters<K::A>,
     /// `vm.max_map_count`
     pub max_map_count: i32,
-    rss_free: KRef<RssFree<K::A>>,
     end: KRef<EndLine<K::A>>,
     tasks: PerCpu<K::A, Task<K::A>>,
     remotes: PerCpu<K::A, CpuRemote<K::A>>,
@@ -149,18 +134,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     });
     let remotes = PerCpu::new(arena, total, node_of, "cpu_remote", |_| CpuRemote::new());
     let lock_nodes = PerCpu::new(arena, total, node_of, "lock_nodes", |_| LockNodes::new());
-    let rss_slots = PerCpu::new(arena, total, node_of, "rss_stat", |_| {
-        RssSlots(std::array::from_fn(|_| std::array::from_fn(|_| Plain::new(0))))
-    });
-    let rss_free = arena.boot_new(
-        0,
-        RssFree {
-            lock: RawSpinLock::new(),
-            free: std::array::from_fn(|i| Plain::new(i as u32)),
-            n: Plain::new(MAX_MMS as u32),
-        },
-    );
-    K::A::label(rss_free.as_ptr().cast(), size_of::<RssFree<K::A>>(), "rss_stat slots");
+    let percpu_counters = PercpuCounters::new(arena, nr_cpus, total, node_of);
     let end = arena.boot_new(0, EndLine { left: Atomic::new(0), over: Atomic::new(0) });
     K::A::label(end.as_ptr().cast(), size_of::<EndLine<K::A>>(), "harness");
     // mm_core_init()
@@ -195,10 +169,8 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         anon_vma_cachep,
         anon_vma_chain_cachep,
         zero_page: NonNull::dangling(),
-        rss_slots,
-        rss_batch: (2 * nr_cpus).max(32),
+        percpu_counters,
         max_map_count: config.max_map_count,
-        rss_free,
         end,
         tasks,
         remotes,
@@ -220,7 +192,7 @@ pub struct LeakReport {
     pub busy: Vec<&'static str>,
     /// Pages that nobody freed.
     pub pages: u64,
-    /// Slots of resident counts in use: address spaces that nobody put.
+    /// Groups of per-CPU counters in use: address spaces that nobody put.
     pub mms: u32,
 }
 
@@ -255,7 +227,7 @@ pub fn shutdown<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> LeakReport {
         }
     }
     rcu_barrier(cpu, &k.rcu);
-    LeakReport { busy, pages: k.pages.outstanding(), mms: MAX_MMS as u32 - k.rss_free.n.get() }
+    LeakReport { busy, pages: k.pages.outstanding(), mms: k.percpu_counters.in_use() }
 }
 
 /// Where the workers of [`run_on_cpus`] meet at the end.
@@ -370,32 +342,5 @@ impl<K: Kconfig> Kernel<K> {
     /// What it was booted with.
     pub fn config(&self) -> &KernelConfig {
         &self.config
-    }
-
-    /// A slot for the resident counts of a new mm.
-    pub(crate) fn rss_slot_alloc(&self, cpu: &Cpu<K::A>) -> u32 {
-        let f = &*self.rss_free;
-        raw_spin_lock(cpu, &f.lock);
-        let n = f.n.get();
-        assert!(n > 0, "more than {MAX_MMS} address spaces at once");
-        f.n.set(n - 1);
-        let slot = f.free[n as usize - 1].get();
-        raw_spin_unlock(cpu, &f.lock);
-        for c in self.rss_slots.iter() {
-            for w in &c.0[slot as usize] {
-                w.set(0);
-            }
-        }
-        slot
-    }
-
-    /// Gives a slot back.
-    pub(crate) fn rss_slot_free(&self, cpu: &Cpu<K::A>, slot: u32) {
-        let f = &*self.rss_free;
-        raw_spin_lock(cpu, &f.lock);
-        let n = f.n.get();
-        f.free[n as usize].set(slot);
-        f.n.set(n + 1);
-        raw_spin_unlock(cpu, &f.lock);
     }
 }

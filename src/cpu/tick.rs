@@ -7,9 +7,9 @@
 //! and softirqs never lengthen a lock hold (rcu.md 14). Ticks that were missed coalesce, as when interrupts are off.
 //! All CPUs' ticks fall on multiples of the period since the clock's start, as without `skew_tick`.
 //!
-    let due = now >= cpu.tick.next_tick.get() && (cpu.task.polls() || unsafe { (h.needs_cpu)(h.ctx, cpu) });
-    let timer = next_timer(cpu) <= now;
-    if !due && !timer && cpu.remote.call.load(Relaxed) == 0 {
+//! custom: a sleeping CPU keeps its tick only while RCU needs it, or where it polls instead of sleeping (`sched.rs`);
+//! it wakes for its next timer. stub: time keeping, the timer wheel ([`super::workqueue::TimerHook`] stands for it),
+//! load accounting.
 //!
 //! INVARIANT: at a boundary no lock is held and no reader is open. Requests of other CPUs (smp.rs) are served at
 //! boundaries and by sleepers.
@@ -208,14 +208,9 @@ pub(super) fn idle_deadline<A: Arch>(cpu: &Cpu<A>, deadline: Option<u64>) -> Opt
 pub(super) fn idle_tick<A: Arch>(cpu: &Cpu<A>, now: u64) {
     let Some(h) = cpu.hooks.get() else { return };
     // SAFETY: as above.
-<<<<<<< HEAD
-    let due = now >= cpu.tick.next_tick.get() && unsafe { (h.needs_cpu)(h.ctx, cpu) };
+    let due = now >= cpu.tick.next_tick.get() && (cpu.task.polls() || unsafe { (h.needs_cpu)(h.ctx, cpu) });
     let timer = next_timer(cpu) <= now;
     if !due && !timer && cpu.remote.call.load(Relaxed) == 0 {
-=======
-    let due = now >= cpu.tick.next_tick.get() && (cpu.task.polls() || unsafe { (h.needs_cpu)(h.ctx, cpu) });
-    if !due && cpu.remote.call.load(Relaxed) == 0 {
->>>>>>> a5a5e08 (sync, sched: killable waits; waiting by futex or by polling, as the kernel was booted)
         return;
     }
     // SAFETY: as above. An interrupt makes RCU watch the CPU again while it lasts.

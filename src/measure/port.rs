@@ -20,7 +20,7 @@ use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::{RcuCounter, StallReport};
 use crate::slab::{Reuse, alloc_page, free_pages};
-use crate::sync::LockEvent;
+use crate::sync::{LockEvent, Saturation};
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -350,6 +350,7 @@ pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
         names.iter().enumerate().map(move |(i, n)| (*n, base + i))
     }
     of(LockEvent::NAMES, LockEvent::BASE)
+        .chain(of(Saturation::NAMES, Saturation::BASE))
         .chain(of(RcuCounter::NAMES, RcuCounter::BASE))
         .chain(of(SoftirqCounter::NAMES, SoftirqCounter::BASE))
         .chain(of(MapleEvent::NAMES, MapleEvent::BASE))
@@ -400,6 +401,7 @@ fn balances(out: &Outcome) -> Vec<String> {
     let causes = out.counters.iter().filter(|(n, _)| n.starts_with("vma_lock_abort_")).map(|(_, v)| v).sum();
     hold("vma_lock_abort = its causes", c("vma_lock_abort"), causes);
     hold("conditions that must not happen", c("mm_warn"), 0);
+    hold("reference counts that went wrong", Saturation::NAMES.iter().map(|n| c(n)).sum(), 0);
     for (name, r) in &out.reuse.caches {
         let binned = r.first + r.remote + r.bins.iter().sum::<u64>();
         hold(&format!("{name} hand-outs = first + remote + bins"), r.allocs, binned);

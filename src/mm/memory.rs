@@ -20,7 +20,7 @@ use crate::arch::{Relaxed, smp_wmb};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
 use crate::slab::{free_pages, free_unref_folios};
-use crate::sync::{raw_spin_lock, raw_spin_unlock};
+use crate::sync::{percpu_counter_add, percpu_counter_sum, raw_spin_unlock};
 
 /// The fault is a write.
 pub const FAULT_FLAG_WRITE: u32 = 0x1;
@@ -211,26 +211,15 @@ fn free_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) {
     unsafe { free_pages(cpu, &k.pages, page, 0) };
 }
 
-/// `percpu_counter_add_batch()` on `mm.rss_stat`: a CPU-local add until the batch is full.
+/// `add_mm_counter()`: a CPU-local add until the batch is full.
 #[inline]
 pub fn add_mm_counter<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, which: usize, n: i64) {
-    let local = &k.rss_slots.this(cpu).0[mm.rss_slot.get() as usize][which];
-    let sum = i64::from(local.get()) + n;
-    if sum.abs() < i64::from(k.rss_batch) {
-        local.set(sum as i32);
-        return;
-    }
-    let c = &mm.rss_stat[which];
-    raw_spin_lock(cpu, &c.lock);
-    c.count.store(c.count.load(Relaxed) + sum, Relaxed);
-    raw_spin_unlock(cpu, &c.lock);
-    local.set(0);
+    percpu_counter_add(cpu, &k.percpu_counters, &mm.rss_stat[which], n);
 }
 
-/// `percpu_counter_sum()`: the exact count, once nobody adds.
-pub fn get_mm_counter_sum<K: Kconfig>(k: &Kernel<K>, mm: MmPtr<K>, which: usize) -> i64 {
-    let slot = mm.rss_slot.get() as usize;
-    mm.rss_stat[which].count.load(Relaxed) + k.rss_slots.iter().map(|s| i64::from(s.0[slot][which].get())).sum::<i64>()
+/// `percpu_counter_sum()` of one of `rss_stat`: the exact count, once nobody adds.
+pub fn get_mm_counter_sum<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, which: usize) -> i64 {
+    percpu_counter_sum(cpu, &k.percpu_counters, &mm.rss_stat[which])
 }
 
 /// `struct mmu_gather`: pages on their way out. They are freed only after the (absent) TLB flush.

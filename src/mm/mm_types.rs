@@ -21,7 +21,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Arch, Atomic, Hardware, Native, Plain, Relaxed};
 use crate::maple_tree::MapleTree;
 use crate::rcu::RcuHead;
-use crate::sync::{RawSpinLock, Rcuwait, Refcount, RwSemaphore, Seqcount};
+use crate::sync::{PercpuCounter, RawSpinLock, Rcuwait, Refcount, RwSemaphore, Seqcount};
 use std::mem::{offset_of, size_of};
 use std::ptr::null_mut;
 
@@ -391,23 +391,6 @@ pub const NR_MM_COUNTERS: usize = 4;
 /// Index of anonymous pages.
 pub const MM_ANONPAGES: usize = 1;
 
-/// `struct percpu_counter`: the shared half; the per-CPU halves are in a slot of the kernel's per-CPU blocks.
-#[repr(C)]
-#[derive(Debug)]
-pub struct PercpuCounter<A: Arch> {
-    /// Guards `count`.
-    pub lock: RawSpinLock<A>,
-    /// What the CPUs have handed in.
-    pub count: Atomic<A, i64>,
-    list: [u64; 2],
-    counters: u64,
-}
-impl<A: Arch> PercpuCounter<A> {
-    fn new() -> Self {
-        PercpuCounter { lock: RawSpinLock::new(), count: Atomic::new(0), list: [0; 2], counters: 0 }
-    }
-}
-
 /// `struct mm_struct`, as far as the port needs it, with the kernel's neighbourhood of the hot fields.
 #[repr(C, align(64))]
 pub struct MmStruct<A: Arch, L: VmaLock> {
@@ -453,8 +436,6 @@ pub struct MmStruct<A: Arch, L: VmaLock> {
     _args: [u64; 7],
     /// Resident pages.
     pub rss_stat: [PercpuCounter<A>; NR_MM_COUNTERS],
-    /// Slot of the per-CPU halves of `rss_stat`.
-    pub rss_slot: Plain<A, u32>,
 }
 
 impl<A: Arch, L: VmaLock> MmStruct<A, L> {
@@ -487,7 +468,6 @@ impl<A: Arch, L: VmaLock> MmStruct<A, L> {
             brk: Plain::new(START_BRK),
             _args: [0; 7],
             rss_stat: std::array::from_fn(|_| PercpuCounter::new()),
-            rss_slot: Plain::new(0),
         }
     }
 

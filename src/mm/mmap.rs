@@ -33,6 +33,7 @@ use crate::maple_tree::{
     mas_next_range, mas_preallocate, mas_set, mas_set_range, mt_clear_in_rcu, mt_destroy,
 };
 use crate::slab::{kmem_cache_alloc, kmem_cache_free};
+use crate::sync::{percpu_counter_destroy_many, percpu_counter_init_many};
 use std::ptr::NonNull;
 
 /// `PROT_READ`
@@ -75,7 +76,7 @@ pub fn mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> MmPtr<K> {
         MmStruct::mm_mt_slot(p.as_ptr()).write(MapleTree::new(flags));
         KRef::new(p)
     };
-    mm.rss_slot.set(k.rss_slot_alloc(cpu));
+    percpu_counter_init_many(cpu, &k.percpu_counters, &mm.rss_stat, 0).expect("cells for the resident counters");
     let pgd = pgd_alloc(cpu, k);
     assert!(!pgd.is_null(), "memory for a page table");
     mm.pgd.set(pgd);
@@ -84,7 +85,7 @@ pub fn mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> MmPtr<K> {
 
 /// `mmput()`: drops a user; the last one tears the address space down.
 pub fn mmput<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
-    if mm.mm_users.dec_and_test() {
+    if mm.mm_users.dec_and_test(cpu) {
         exit_mmap(cpu, k, mm);
         mmdrop(cpu, k, mm);
     }
@@ -92,14 +93,14 @@ pub fn mmput<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
 
 /// `mmdrop()`
 fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
-    if mm.mm_count.dec_and_test() {
+    if mm.mm_count.dec_and_test(cpu) {
         for which in 0..NR_MM_COUNTERS {
-            warn_on_once(cpu, super::memory::get_mm_counter_sum(k, mm, which) != 0);
+            warn_on_once(cpu, super::memory::get_mm_counter_sum(cpu, k, mm, which) != 0);
         }
         warn_on_once(cpu, mm.pgtables_bytes.load(Relaxed) != 0);
         warn_on_once(cpu, mm.map_count.get() != 0);
         pgd_free(cpu, k, mm);
-        k.rss_slot_free(cpu, mm.rss_slot.get());
+        percpu_counter_destroy_many(cpu, &k.percpu_counters, &mm.rss_stat);
         // SAFETY: the last reference.
         unsafe { kmem_cache_free(cpu, &k.mm_cachep, mm.as_ptr().cast()) };
     }

@@ -107,7 +107,7 @@ fn anon_vma_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<KRef<Ano
 }
 
 fn put_anon_vma<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, av: KRef<AnonVma<K::A>>) {
-    if av.refcount.dec_and_test() {
+    if av.refcount.dec_and_test(cpu) {
         cpu.count(VmEvent::AnonVmaFree);
         // SAFETY: the last reference.
         unsafe { kmem_cache_free(cpu, &k.anon_vma_cachep, av.as_ptr().cast()) };

@@ -11,6 +11,7 @@
 mod faulty;
 mod grace_period;
 mod litmus;
+mod mutex;
 mod rcuwait;
 mod refcount;
 mod rwsem;

@@ -22,7 +22,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Full, Relaxed, Release, smp_mb};
 use crate::cpu::smp::CALL_RCU_BARRIER;
 use crate::cpu::{Cpu, sched};
-use crate::sync::{down_write, raw_spin_lock, raw_spin_unlock, rcuwait_wait_event, rcuwait_wake_up, up_write};
+use crate::sync::{mutex_lock, mutex_unlock, raw_spin_lock, raw_spin_unlock, rcuwait_wait_event, rcuwait_wake_up};
 use std::mem::offset_of;
 use std::ptr::NonNull;
 
@@ -94,11 +94,11 @@ pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
         return;
     }
     let s = rcu_seq_snap(&rcu.barrier_sequence);
-    down_write(cpu, &rcu.barrier_mutex);
+    mutex_lock(cpu, &rcu.barrier_mutex);
     if rcu_seq_done(rcu.barrier_sequence.load(Relaxed), s) {
         // ORDER: full; the caller's accesses come after another caller's whole barrier.
         smp_mb::<A>();
-        up_write(cpu, &rcu.barrier_mutex);
+        mutex_unlock(cpu, &rcu.barrier_mutex);
         return;
     }
     raw_spin_lock(cpu, &rcu.barrier_lock);
@@ -122,7 +122,7 @@ pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     for rdp in rcu.rda.iter() {
         rdp.remote.barrier_seq_snap.store(gseq, Relaxed);
     }
-    up_write(cpu, &rcu.barrier_mutex);
+    mutex_unlock(cpu, &rcu.barrier_mutex);
 }
 
 /// `rcu_scheduler_active == RCU_SCHEDULER_INACTIVE`: one thread, so that every moment is a grace period. CPUs that

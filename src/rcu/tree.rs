@@ -24,7 +24,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Plain, Relaxed, Release, smp_mb};
 use crate::cpu::tick::TickDevice;
 use crate::cpu::{Cpu, Hooks, PerCpu, Task, sched, softirq};
-use crate::sync::{RawSpinLock, Rcuwait, RwSemaphore, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
+use crate::sync::{Mutex, RawSpinLock, Rcuwait, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 use std::ptr::NonNull;
 
 /// `RCU_GP_FLAG_INIT`: a grace period is wanted.
@@ -57,7 +57,7 @@ pub struct RcuState<A: Arch> {
     /// The grace-period thread shall end.
     pub(crate) stop: Atomic<A, u32>,
     /// PORT: the kernel's is a mutex; a semaphore held for writing sleeps the same way.
-    pub(crate) barrier_mutex: RwSemaphore<A>,
+    pub(crate) barrier_mutex: Mutex<A>,
     pub(crate) barrier_lock: RawSpinLock<A>,
     pub(crate) barrier_sequence: Atomic<A, u64>,
     pub(crate) barrier_cpu_count: Atomic<A, i32>,

@@ -16,7 +16,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Arch, Arena, Atomic, Hardware, Plain};
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::{NR_KTHREADS, PerCpu, Task};
-use crate::sync::{RawSpinLock, Rcuwait, RwSemaphore};
+use crate::sync::{Mutex, RawSpinLock, Rcuwait};
 use std::alloc::Layout;
 use std::ptr::{NonNull, null_mut};
 
@@ -244,7 +244,7 @@ fn rcu_state<A: Arch>(
         expedited_sequence: Atomic::new(0),
         gp_kthread: Atomic::new(null_mut()),
         stop: Atomic::new(0),
-        barrier_mutex: RwSemaphore::new(),
+        barrier_mutex: Mutex::new(),
         barrier_lock: RawSpinLock::new(),
         barrier_sequence: Atomic::new(0),
         barrier_cpu_count: Atomic::new(0),

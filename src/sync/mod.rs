@@ -5,7 +5,9 @@
 //! `cpu::sched`. What went off the fast paths is counted under the kernel's lock event names, [`LockEvent`].
 
 mod lock_events;
+pub mod mutex;
 pub mod osq_lock;
+pub mod percpu_counter;
 pub mod qspinlock;
 pub mod rcuwait;
 pub mod refcount;
@@ -15,9 +17,14 @@ pub mod seqlock;
 mod tests;
 
 pub use lock_events::LockEvent;
+pub use mutex::{Mutex, mutex_lock, mutex_lock_killable, mutex_trylock, mutex_unlock};
+pub use percpu_counter::{
+    PercpuCounter, PercpuCounters, percpu_counter_add, percpu_counter_destroy_many, percpu_counter_init_many,
+    percpu_counter_sum,
+};
 pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wait_event_killable, rcuwait_wake_up};
-pub use refcount::Refcount;
+pub use refcount::{Refcount, Saturation};
 pub use rwsem::{
     RwSemaphore, down_read, down_read_killable, down_read_trylock, down_write, down_write_killable, down_write_trylock,
     downgrade_write, rwsem_clear_reader_owned, up_read, up_write,

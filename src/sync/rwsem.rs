@@ -67,7 +67,8 @@ pub struct RwSemaphore<A: Arch> {
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct WaitList<A: Arch> {
-    first: Plain<A, *mut RwsemWaiter<A>>,
+    /// Written under the lock, like the rest; a mutex waiter looks without it.
+    first: Atomic<A, *mut RwsemWaiter<A>>,
     last: Plain<A, *mut RwsemWaiter<A>>,
 }
 
@@ -99,7 +100,7 @@ impl<A: Arch> RwSemaphore<A> {
     pub fn init_rwsem(&self) {
         self.count.store(RWSEM_UNLOCKED_VALUE, Relaxed);
         self.wait_lock.init();
-        self.wait_list.first.set(null_mut());
+        self.wait_list.first.store(null_mut(), Relaxed);
         self.wait_list.last.set(null_mut());
         self.owner.store(0, Relaxed);
         self.osq.init();
@@ -130,14 +131,18 @@ impl<A: Arch> Default for RwSemaphore<A> {
 
 impl<A: Arch> WaitList<A> {
     pub(super) fn new() -> Self {
-        WaitList { first: Plain::new(null_mut()), last: Plain::new(null_mut()) }
+        WaitList { first: Atomic::new(null_mut()), last: Plain::new(null_mut()) }
     }
     pub(super) fn is_empty(&self) -> bool {
-        self.first.get().is_null()
+        self.first().is_null()
     }
     /// The first waiter, or null.
     pub(super) fn first(&self) -> *mut RwsemWaiter<A> {
-        self.first.get()
+        self.first.load(Relaxed)
+    }
+    /// Whether `w`, which is queued, is the first. Without the lock too: those ahead of it only leave.
+    pub(super) fn is_first(&self, w: &RwsemWaiter<A>) -> bool {
+        std::ptr::eq(self.first(), w)
     }
     pub(super) fn add_tail(&self, w: &RwsemWaiter<A>) {
         let p = from_ref(w).cast_mut();
@@ -145,7 +150,7 @@ impl<A: Arch> WaitList<A> {
         w.next.set(null_mut());
         w.prev.set(last);
         if last.is_null() {
-            self.first.set(p);
+            self.first.store(p, Relaxed);
         } else {
             // SAFETY: queued.
             unsafe { waiter_at(last) }.next.set(p);
@@ -155,7 +160,7 @@ impl<A: Arch> WaitList<A> {
     pub(super) fn del(&self, w: &RwsemWaiter<A>) {
         let (next, prev) = (w.next.get(), w.prev.get());
         if prev.is_null() {
-            self.first.set(next);
+            self.first.store(next, Relaxed);
         } else {
             // SAFETY: queued.
             unsafe { waiter_at(prev) }.next.set(next);
@@ -182,7 +187,7 @@ pub(super) fn task_at<A: Arch>(p: *mut Task<A>) -> KRef<Task<A>> {
 }
 
 #[inline(always)]
-fn current<A: Arch>(cpu: &Cpu<A>) -> u64 {
+pub(super) fn current<A: Arch>(cpu: &Cpu<A>) -> u64 {
     cpu.task.as_ptr().expose_provenance() as u64
 }
 
@@ -392,7 +397,7 @@ fn rwsem_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeType) 
 /// here and leave the queue; a writer is only woken and has to take it.
 fn rwsem_mark_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeType, wake_q: &mut WakeQHead<A>) {
     // SAFETY: not empty, lock held.
-    let first = unsafe { waiter_at(sem.wait_list.first.get()) };
+    let first = unsafe { waiter_at(sem.wait_list.first()) };
     if first.for_read.get() == 0 {
         if wake_type == WakeType::Any {
             // Until it runs, others may steal the lock from it, unless it has asked for a handoff.
@@ -432,7 +437,7 @@ fn rwsem_mark_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeT
     // reader may unlock at once and its bias must be there by then.
     let granted = WaitList::<A>::new();
     let mut woken = 0;
-    let mut p = sem.wait_list.first.get();
+    let mut p = sem.wait_list.first();
     while !p.is_null() && woken < MAX_READERS_WAKEUP {
         // SAFETY: queued, lock held.
         let w = unsafe { waiter_at(p) };
@@ -458,7 +463,7 @@ fn rwsem_mark_wake<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wake_type: WakeT
         sem.count.fetch_add(adjustment, Relaxed);
     }
 
-    let mut p = granted.first.get();
+    let mut p = granted.first();
     while !p.is_null() {
         // SAFETY: off the queue, not yet granted.
         let w = unsafe { waiter_at(p) };
@@ -511,7 +516,7 @@ fn rwsem_del_waiter<A: Arch>(sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) -> b
 /// have been woken for an unlock that nobody else was told of, so the next ones are woken.
 fn rwsem_del_wake_waiter<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) {
     let mut wake_q = WakeQHead::new();
-    let first = std::ptr::eq(sem.wait_list.first(), waiter);
+    let first = sem.wait_list.is_first(waiter);
     if rwsem_del_waiter(sem, waiter) && first {
         rwsem_mark_wake(cpu, sem, WakeType::Any, &mut wake_q);
     }
@@ -608,7 +613,7 @@ fn wait_to_be_given<A: Arch>(
 /// `rwsem_try_write_lock()`: with `wait_lock` held, for a queued writer. On success it has left the queue.
 fn rwsem_try_write_lock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) -> bool {
     // SAFETY: at least `waiter` is queued, lock held.
-    let first = unsafe { waiter_at(sem.wait_list.first.get()) };
+    let first = unsafe { waiter_at(sem.wait_list.first()) };
     let mut count = sem.count.load(Relaxed);
     loop {
         let has_handoff = count & RWSEM_FLAG_HANDOFF != 0;
@@ -624,7 +629,7 @@ fn rwsem_try_write_lock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &Rw
         } else {
             new |= RWSEM_WRITER_LOCKED;
             new &= !RWSEM_FLAG_HANDOFF;
-            if std::ptr::eq(sem.wait_list.first.get(), sem.wait_list.last.get()) {
+            if std::ptr::eq(sem.wait_list.first(), sem.wait_list.last.get()) {
                 new &= !RWSEM_FLAG_WAITERS;
             }
         }
@@ -875,7 +880,7 @@ impl<A: Arch> RwSemaphore<A> {
     }
 
     fn waiters(&self) -> impl Iterator<Item = (u32, bool, bool)> {
-        let mut p = self.wait_list.first.get();
+        let mut p = self.wait_list.first();
         std::iter::from_fn(move || {
             let w = NonNull::new(p)?;
             // SAFETY: waiters are part of tasks, which outlive the lock in tests.

@@ -84,13 +84,13 @@ fn contents<K: Kconfig<A = Native>>() {
                 write(cpu, k, mm, p);
                 assert_eq!(bytes::<K>(mm, p).unwrap()[77], 0xa0 | round, "a second fault keeps the page");
             }
-            assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 16);
+            assert_eq!(get_mm_counter_sum(cpu, k, mm, MM_ANONPAGES), 16);
             if round == 0 {
                 madvise_dontneed(cpu, k, mm, BASE, 16 * P).unwrap();
             } else {
                 vm_mmap(cpu, k, mm, Some(BASE), 16 * P, RW).unwrap();
             }
-            assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 0);
+            assert_eq!(get_mm_counter_sum(cpu, k, mm, MM_ANONPAGES), 0);
         }
         assert_eq!(cpu.counters.get(VmEvent::PgfaultRaced), 48);
         assert_eq!(madvise_dontneed(cpu, k, mm, BASE + 8 * P, 16 * P), Err(Errno::ENOMEM));
@@ -102,11 +102,11 @@ fn zero_page<K: Kconfig<A = Native>>() {
         vm_mmap(cpu, k, mm, Some(BASE), 2 * P, RW).unwrap();
         do_user_addr_fault(cpu, k, mm, BASE, false).unwrap();
         assert_eq!(bytes::<K>(mm, 0).unwrap().as_ptr(), k.zero_page.as_ptr());
-        assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 0);
+        assert_eq!(get_mm_counter_sum(cpu, k, mm, MM_ANONPAGES), 0);
         assert_eq!(cpu.counters.get(VmEvent::AnonVmaAlloc), 0, "a read prepares nothing");
         write(cpu, k, mm, 0);
         assert_ne!(bytes::<K>(mm, 0).unwrap().as_ptr(), k.zero_page.as_ptr());
-        assert_eq!(get_mm_counter_sum(k, mm, MM_ANONPAGES), 1);
+        assert_eq!(get_mm_counter_sum(cpu, k, mm, MM_ANONPAGES), 1);
         do_user_addr_fault(cpu, k, mm, BASE + P, false).unwrap();
     });
 }

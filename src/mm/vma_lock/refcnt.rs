@@ -56,12 +56,12 @@ fn is_vma_writer_only(refcnt: u32) -> bool {
 
 /// `vma_refcount_put()`
 #[inline(always)]
-fn vma_refcount_put<A: Arch>(vma: Vma<A>) {
+fn vma_refcount_put<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
     // Before the decrement: afterwards V may be freed and become another VMA.
     let mm = mm_of(vma);
     // ORDER: release, meets the acquire of the writer's wait in vma_enter_locked(): the writer sees what this reader
     // did under the lock.
-    let old = vma.vm_refcnt.sub_return_old(1);
+    let old = vma.vm_refcnt.sub_return_old(cpu, 1);
     if old != 1 && is_vma_writer_only(old - 1) {
         // ORDER: rcuwait_wake_up() begins with a full barrier, meets the one in rcuwait_wait_event(): count and slot
         // cannot both be seen old.
@@ -74,7 +74,7 @@ fn vma_refcount_put<A: Arch>(vma: Vma<A>) {
 fn vma_enter_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>, detaching: bool) -> bool {
     let target = if detaching { VMA_LOCK_OFFSET } else { VMA_LOCK_OFFSET + 1 };
     // ORDER: relaxed: bit 30 only keeps readers out; the wait below is what orders.
-    if !vma.vm_refcnt.add_not_zero(VMA_LOCK_OFFSET) {
+    if !vma.vm_refcnt.add_not_zero(cpu, VMA_LOCK_OFFSET) {
         if detaching {
             // ORDER: with the look that found 0 an acquire, meets the release of the reader that left last, between
             // our decrement and here: what it loaded comes before the object's next life. PORT: a control dependency
@@ -90,9 +90,9 @@ fn vma_enter_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>, detaching: bool) -> bool
 
 /// `__vma_exit_locked()`: lets readers in again; returns whether the count hit 0.
 #[inline(always)]
-fn vma_exit_locked<A: Arch>(vma: Vma<A>) -> bool {
+fn vma_exit_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) -> bool {
     // ORDER: release, meets the acquire in vma_start_read() (E1).
-    vma.vm_refcnt.sub_return_old(VMA_LOCK_OFFSET) == VMA_LOCK_OFFSET
+    vma.vm_refcnt.sub_return_old(cpu, VMA_LOCK_OFFSET) == VMA_LOCK_OFFSET
 }
 
 /// `vma_mark_attached()` with its order open, so that the model check can take it away and see the protocol fail.
@@ -122,20 +122,20 @@ impl VmaLock for Refcnt {
     }
 
     #[inline(always)]
-    fn vma_start_read<A: Arch>(_cpu: &Cpu<A>, mm: MmRef<A, Self>, vma: Vma<A>) -> StartRead {
+    fn vma_start_read<A: Arch>(cpu: &Cpu<A>, mm: MmRef<A, Self>, vma: Vma<A>) -> StartRead {
         // R2. ORDER: both relaxed: a hint; V may not even be mm's any more.
         if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
             return StartRead::Contended(AbortCause::SeqEarly);
         }
         // R3. ORDER: acquire, meets the release of vma_mark_attached() and of vma_exit_locked() (E1).
-        match vma.vm_refcnt.inc_not_zero_limited_acquire(VMA_REF_LIMIT) {
+        match vma.vm_refcnt.inc_not_zero_limited_acquire(cpu, VMA_REF_LIMIT) {
             Ok(_) => {}
             Err(0) => return StartRead::Detached,
             Err(_) => return StartRead::Contended(AbortCause::Writer),
         }
         // R4. ORDER: acquire on mm_lock_seq, meets vma_end_write_all() (E2). vm_lock_seq is stable now.
         if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
-            vma_refcount_put(vma);
+            vma_refcount_put(cpu, vma);
             return StartRead::Contended(AbortCause::SeqLate);
         }
         StartRead::Locked
@@ -148,8 +148,8 @@ impl VmaLock for Refcnt {
     }
 
     #[inline(always)]
-    fn vma_end_read<A: Arch>(_cpu: &Cpu<A>, vma: Vma<A>) {
-        vma_refcount_put(vma);
+    fn vma_end_read<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+        vma_refcount_put(cpu, vma);
     }
 
     #[inline(always)]
@@ -163,7 +163,7 @@ impl VmaLock for Refcnt {
         // ORDER: relaxed: R2 may see it at any time; R4 sees it through the count.
         vma.vm_lock_seq().store(seq, Relaxed);
         if locked {
-            let detached = vma_exit_locked(vma);
+            let detached = vma_exit_locked(cpu, vma);
             warn_on_once(cpu, detached);
         }
     }
@@ -179,10 +179,10 @@ impl VmaLock for Refcnt {
         warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
         warn_on_once(cpu, vma.vm_refcnt.read() == 0);
         // ORDER: release (acquire at 0): pairs with readers' puts, so that a free object has no reader.
-        if !vma.vm_refcnt.dec_and_test() {
+        if !vma.vm_refcnt.dec_and_test(cpu) {
             // A reader between R3 and R4, or one of another mm, holds it for a moment.
             if vma_enter_locked(cpu, vma, true) {
-                let detached = vma_exit_locked(vma);
+                let detached = vma_exit_locked(cpu, vma);
                 warn_on_once(cpu, !detached);
             }
         }

@@ -192,10 +192,11 @@ fn a_storm_of_signals_leaves_the_lock_whole() {
                 }
             });
             let end = Instant::now() + SPAN;
+            let latest = end + Duration::from_secs(10);
             on_cpus_of(set.clone(), 4, |cpu| {
                 // Half of them queue at once, half spin first.
                 cpu.softirq.ksoftirqd.set(cpu.id & 1 != 0);
-                while Instant::now() < end {
+                while Instant::now() < end || killed.load(Ordering::Relaxed) <= 10 && Instant::now() < latest {
                     let r = match cpu.random() % 8 {
                         0..3 => down_read_killable(cpu, &sem).map(|()| true),
                         3..6 => down_write_killable(cpu, &sem).map(|()| false),

@@ -3,6 +3,7 @@
 //! time, longer now and then. What these cannot show (orderings on this machine's strong memory) is in `model/`.
 
 mod killable;
+mod mutex;
 mod osq_lock;
 mod qspinlock;
 mod rwsem;
