@@ -62,13 +62,20 @@ const STACK_GUARD_GAP: u64 = 256 << PAGE_SHIFT;
 /// Flags that private anonymous memory may always get later.
 const MAY: u64 = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 
-/// `mm_alloc()` and `mm_init()`: an empty address space with one user.
+/// [`try_mm_alloc`] where a kernel starts or a benchmark sets up.
 ///
 /// # Panics
-/// When out of memory or of slots for resident counters: a benchmark has no use for either.
+/// When out of memory or of slots for resident counters.
 pub fn mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> MmPtr<K> {
-    let p = kmem_cache_alloc(cpu, &k.mm_cachep).cast::<MmStruct<K::A, K::Lock>>();
-    let p = NonNull::new(p).expect("memory for an mm_struct");
+    try_mm_alloc(cpu, k).expect("memory for an mm_struct")
+}
+
+/// `mm_alloc()` and `mm_init()`: an empty address space with one user; `None` when out of memory.
+///
+/// # Panics
+/// When out of slots for resident counters.
+pub fn try_mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<MmPtr<K>> {
+    let p = NonNull::new(kmem_cache_alloc(cpu, &k.mm_cachep).cast::<MmStruct<K::A, K::Lock>>())?;
     // SAFETY: a fresh object of the mm cache, which nobody knows.
     let mm = unsafe {
         p.write(MmStruct::new());
@@ -76,11 +83,15 @@ pub fn mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> MmPtr<K> {
         MmStruct::mm_mt_slot(p.as_ptr()).write(MapleTree::new(flags));
         KRef::new(p)
     };
-    percpu_counter_init_many(cpu, &k.percpu_counters, &mm.rss_stat, 0).expect("cells for the resident counters");
     let pgd = pgd_alloc(cpu, k);
-    assert!(!pgd.is_null(), "memory for a page table");
+    if pgd.is_null() {
+        // SAFETY: nobody knows it.
+        unsafe { kmem_cache_free(cpu, &k.mm_cachep, p.as_ptr().cast()) };
+        return None;
+    }
     mm.pgd.set(pgd);
-    mm
+    percpu_counter_init_many(cpu, &k.percpu_counters, &mm.rss_stat, 0).expect("cells for the resident counters");
+    Some(mm)
 }
 
 /// `mmput()`: drops a user; the last one tears the address space down.
@@ -279,7 +290,8 @@ fn mmap_region<K: Kconfig>(
     // vms_clean_up_area(): while the old VMAs are still in the tree.
     vms_clear_ptes(cpu, k, mm, &mut vms);
     let merge = VmaMerge { prev, next, start: addr, end, flags: vm_flags, pgoff, just_expand: false };
-    if vma_merge_new_range(cpu, k, mm, &mut mas, &merge).is_none() {
+    // Without memory for a merge a VMA of its own is tried, as in the kernel.
+    if !matches!(vma_merge_new_range(cpu, k, mm, &mut mas, &merge), Ok(Some(_))) {
         let Some(vma) = vm_area_alloc(cpu, k, mm) else {
             vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
             return Err(Errno::ENOMEM);
@@ -405,7 +417,7 @@ fn do_brk_flags<K: Kconfig>(
     let pgoff = addr >> PAGE_SHIFT;
     let expanded = prev.is_some_and(|p| end_of::<K>(p) == addr) && {
         let merge = VmaMerge { prev, next: None, start: addr, end: addr + len, flags, pgoff, just_expand: true };
-        vma_merge_new_range(cpu, k, mm, mas, &merge).is_some()
+        vma_merge_new_range(cpu, k, mm, mas, &merge)?.is_some()
     };
     if !expanded {
         if prev.is_some() {

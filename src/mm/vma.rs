@@ -205,17 +205,19 @@ fn can_vma_merge_right<K: Kconfig>(m: &VmaMerge<K>, can_merge_left: bool) -> boo
     })
 }
 
-/// `vma_merge_new_range()`: extends a neighbour over the range, or both become one. `None`: nothing fits, or no memory,
-/// and nothing was changed.
+/// `vma_merge_new_range()`: extends a neighbour over the range, or both become one. `None`: nothing fits.
+///
+/// # Errors
+/// `ENOMEM`, with nothing changed (`vmg_nomem()`).
 pub fn vma_merge_new_range<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
     mas: &mut MaState<'_, K::A>,
     m: &VmaMerge<K>,
-) -> Option<VmaPtr<K>> {
+) -> Result<Option<VmaPtr<K>>, Errno> {
     if m.flags & VM_SPECIAL != 0 {
-        return None;
+        return Ok(None);
     }
     let left = can_vma_merge_left(m);
     let right = !m.just_expand && can_vma_merge_right(m, left);
@@ -234,11 +236,11 @@ pub fn vma_merge_new_range<K: Kconfig>(
             vma_prev::<K>(cpu, mas);
         }
     }
-    let vma = vma?;
+    let Some(vma) = vma else { return Ok(None) };
     let remove = if left && right { m.next } else { None };
-    vma_expand(cpu, k, mm, mas, vma, start, end, pgoff, remove).ok()?;
+    vma_expand(cpu, k, mm, mas, vma, start, end, pgoff, remove)?;
     cpu.count(VmEvent::VmaMerge);
-    Some(vma)
+    Ok(Some(vma))
 }
 
 /// `vma_expand()` and `commit_merge()`: `vma` gets the larger range, `remove` disappears into it.
@@ -534,10 +536,12 @@ pub fn vms_abort_munmap_vmas<K: Kconfig>(
         return reattach_vmas(cpu, k, vms);
     }
     mas_set_range(mas, vms.start, vms.end - 1);
-    // Cannot be undone any more: without memory for the hole the kernel retries without limit as well.
-    while mas_store_gfp(cpu, mas, std::ptr::null_mut()).is_err() {
-        mas_set_range(mas, vms.start, vms.end - 1);
-    }
+    // Cannot be undone any more (__GFP_NOFAIL): without memory for the hole the kernel retries without limit as well.
+    k.slab.faults.nofail(cpu, || {
+        while mas_store_gfp(cpu, mas, std::ptr::null_mut()).is_err() {
+            mas_set_range(mas, vms.start, vms.end - 1);
+        }
+    });
     vms_complete_munmap_vmas(cpu, k, mm, vms, false);
 }
 

@@ -17,6 +17,8 @@
 //! lock of this floor held.
 
 pub mod barn;
+pub mod fault_inject;
+mod hooks;
 #[cfg(test)]
 mod invariants;
 pub mod kvfree_rcu;
@@ -39,6 +41,7 @@ pub mod stat;
 #[cfg(test)]
 mod tests;
 
+pub use fault_inject::{FaultAttr, FaultInjection};
 pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, kvfree_call_rcu, kvfree_rcu_barrier};
 pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
@@ -87,6 +90,10 @@ pub struct SlabOptions {
     /// CONFIG_INIT_ON_ALLOC_DEFAULT_ON: objects are cleared when allocated, but for type-stable caches and those with
     /// a constructor.
     pub init_on_alloc: bool,
+    /// `failslab`: objects that are refused on purpose.
+    pub failslab: Option<FaultAttr>,
+    /// `fail_page_alloc`: pages that are refused on purpose, those for slabs included.
+    pub fail_page_alloc: Option<FaultAttr>,
     /// Bytes of a cache line, for `SLAB_HWCACHE_ALIGN`.
     pub cache_line: usize,
     /// Start of the secrets and permutations.
@@ -101,6 +108,8 @@ impl Default for SlabOptions {
             hardened: true,
             randomized: true,
             init_on_alloc: false,
+            failslab: None,
+            fail_page_alloc: None,
             cache_line: 64,
             seed: 1,
         }
@@ -115,6 +124,8 @@ pub struct SlabState<A: Hardware> {
     pub rcu: KRef<RcuState<A>>,
     /// `kfree_rcu()`.
     pub kvfree: KRef<KvfreeRcu<A>>,
+    /// What fails on purpose.
+    pub faults: KRef<FaultInjection>,
     /// The modelled number of CPUs, from which slab orders follow.
     pub nr_cpus: u32,
     /// `slab_caches`: latest first. Changed at boot and shutdown only; the host's own word, never priced.
@@ -135,12 +146,18 @@ pub fn kmem_cache_init<A: Hardware>(
     options: SlabOptions,
 ) -> KRef<SlabState<A>> {
     let kvfree = kvfree_rcu::kvfree_rcu_init(arena, pages, rcu);
+    let (slab, page) = (options.failslab, options.fail_page_alloc);
+    let faults = FaultInjection::new(arena, pages.nr_cpu_ids(), slab, page, options.seed);
+    if page.is_some() {
+        pages.set_faults(faults);
+    }
     arena.boot_new(
         0,
         SlabState {
             pages,
             rcu,
             kvfree,
+            faults,
             nr_cpus: nr_cpus.max(1),
             options,
             caches: Plain::new(null_mut()),

@@ -14,6 +14,7 @@
 //! ([`PG_PCP`]), or handed out. Lock order: per-CPU list, then node. Between allocation and free the words at 8..48 and
 //! 56..64 of the record belong to the owner.
 
+use super::fault_inject::FaultInjection;
 use crate::arch::arena::{
     ARENA_SHIFT, ARENA_SIZE, KRef, NodeRest, PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record, record_page,
 };
@@ -178,6 +179,8 @@ pub struct PageAllocator<A: Hardware> {
     cpu_to_node: KRef<[u32]>,
     /// High mark of the per-CPU lists, pages; written at boot.
     high: Plain<A, u32>,
+    /// What fails on purpose, if anything; written at boot. The host's word.
+    faults: Plain<Native, *mut FaultInjection>,
 }
 // SAFETY: a node's rest is taken under its zone's lock; all else is arena memory made of words.
 unsafe impl<A: Hardware> Sync for PageAllocator<A> {}
@@ -244,7 +247,10 @@ pub fn page_alloc_init<A: Hardware>(
     });
     let rest = boot_slice(arena, 0, nr_nodes as usize, |nid| arena.rest(nid as u32));
     let cpu_to_node = boot_slice(arena, 0, nr_cpu_ids as usize, |c| node(c as u32));
-    let pa = arena.boot_new(0, PageAllocator { zones, rest, cpu_to_node, high: Plain::new(PCP_HIGH) });
+    let pa = arena.boot_new(
+        0,
+        PageAllocator { zones, rest, cpu_to_node, high: Plain::new(PCP_HIGH), faults: Plain::new(null_mut()) },
+    );
     A::label(pa.as_ptr().cast(), size_of::<PageAllocator<A>>(), "page_allocator");
     pa
 }
@@ -486,6 +492,11 @@ pub fn alloc_pages_node<A: Hardware>(
     order: u32,
     thisnode: bool,
 ) -> *mut u8 {
+    let faults = pa.faults.get();
+    // SAFETY: boot memory.
+    if !faults.is_null() && unsafe { &*faults }.should_fail_alloc_page(cpu, order) {
+        return null_mut();
+    }
     let page = rmqueue(cpu, &pa.zones[nid as usize], order);
     if page.is_null() {
         return alloc_pages_slowpath(cpu, pa, nid, order, thisnode);
@@ -686,6 +697,11 @@ impl<A: Hardware> PageAllocator<A> {
     /// Nodes from `nid` outwards, itself first.
     pub fn zonelist(&self, nid: u32) -> impl Iterator<Item = u32> + '_ {
         self.zones[nid as usize].zonelist.iter().map(|n| n.get())
+    }
+
+    /// Lets allocations fail as `faults` says. At boot.
+    pub(super) fn set_faults(&self, faults: KRef<FaultInjection>) {
+        self.faults.set(faults.as_ptr());
     }
 
     /// Sets the high mark of the per-CPU lists, pages (sysctl `percpu_pagelist_high_fraction`). At boot.

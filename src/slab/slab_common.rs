@@ -229,6 +229,7 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
         A::label(n.as_ptr().cast(), size_of::<KmemCacheNode<A>>(), "kmem_cache_node");
         n
     });
+    let init_on_alloc = s.options.init_on_alloc && a.ctor.is_none() && !is_typesafe(a.flags);
     let cache = arena.boot_new(
         0,
         KmemCache {
@@ -238,7 +239,8 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
             sheaf_capacity: g.sheaf_capacity,
             cpu_sheaves,
             hardened: s.options.hardened,
-            init_on_alloc: s.options.init_on_alloc && a.ctor.is_none() && !is_typesafe(a.flags),
+            init_on_alloc,
+            alloc_hooks: init_on_alloc || s.options.failslab.is_some(),
             typesafe: is_typesafe(a.flags),
             size: g.size,
             object_size: a.size,

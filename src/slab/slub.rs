@@ -26,6 +26,7 @@
 //! does not.
 
 use super::SLAB_TYPESAFE_BY_RCU;
+use super::hooks::{slab_alloc_hooked, slab_post_alloc_hook, slab_pre_alloc_hook};
 use super::page_alloc::{
     NUMA_NO_NODE, PG_NONE, PG_SLAB, Page, alloc_pages_node, destroy_compound_page, free_pages, prep_compound_page,
     virt_to_page,
@@ -80,17 +81,23 @@ pub fn kmem_cache_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: 
     slab_alloc_node(cpu, s, node)
 }
 
-/// `slab_alloc_node()`. Which allocator serves a cache never changes, so the branch is predicted; it reads the line of
-/// the cache that both halves read anyway.
+/// `slab_alloc_node()`. PORT: what the kernel does before and after each allocation is off the way of a cache that has
+/// none of it to do.
 #[inline(always)]
 fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *mut u8 {
-    let object = if s.cpu_sheaves { slab_alloc_sheaves(cpu, s, node) } else { slab_alloc_cpu_slab(cpu, s, node) };
-    if s.init_on_alloc && object != 0 {
-        // SAFETY: a fresh object of ours; never in type-stable caches, so nobody else looks at it.
-        unsafe { A::clear(object as *mut u8, s.object_size) };
+    if s.alloc_hooks {
+        return slab_alloc_hooked(cpu, s, node);
     }
+    __slab_alloc_node(cpu, s, node) as *mut u8
+}
+
+/// `__slab_alloc_node()`. Which allocator serves a cache never changes, so the branch is predicted; it reads the line of
+/// the cache that both halves read anyway.
+#[inline(always)]
+pub(super) fn __slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usize {
+    let object = if s.cpu_sheaves { slab_alloc_sheaves(cpu, s, node) } else { slab_alloc_cpu_slab(cpu, s, node) };
     reuse_alloc(s.this_cpu(cpu), object);
-    object as *mut u8
+    object
 }
 
 /// The 6.12 half of `slab_alloc_node()`.
@@ -772,12 +779,12 @@ unsafe fn flush_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheC
 
 /// `kmem_cache_alloc_bulk()`: fills `p` and returns its length, or frees what it got and returns 0.
 pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
+    if s.alloc_hooks && !slab_pre_alloc_hook(cpu, s) {
+        return 0;
+    }
     let got = if s.cpu_sheaves { alloc_bulk_sheaves(cpu, s, p) } else { alloc_bulk_cpu_slab(cpu, s, p) };
-    if s.init_on_alloc && got != 0 {
-        for &o in p.iter() {
-            // SAFETY: our fresh objects.
-            unsafe { A::clear(o, s.object_size) };
-        }
+    if s.alloc_hooks {
+        p[..got].iter().for_each(|&o| slab_post_alloc_hook(cpu, s, o));
     }
     got
 }

@@ -267,6 +267,8 @@ pub struct KmemCache<A: Hardware> {
     pub(super) cpu_sheaves: bool,
     pub(super) hardened: bool,
     pub(super) init_on_alloc: bool,
+    /// Whether allocations take the way of `hooks.rs`.
+    pub(super) alloc_hooks: bool,
     pub(super) typesafe: bool,
     /// Bytes from one object to the next.
     pub(super) size: usize,

@@ -23,6 +23,8 @@ pub(super) const EXACT: SlabOptions = SlabOptions {
     hardened: false,
     randomized: false,
     init_on_alloc: false,
+    failslab: None,
+    fail_page_alloc: None,
     cache_line: 64,
     seed: 7,
 };

@@ -3,6 +3,7 @@
 //! variant that is built.
 
 mod brk;
+mod fail_nth;
 mod merge;
 mod mmap;
 mod stress;

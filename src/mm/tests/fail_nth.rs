@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Allocations that fail: each operation again and again, with the first, the second, ... allocation of objects or pages
+//! in it refused, until one finishes without meeting the refusal. It may only say `ENOMEM`; the tree, the VMAs and the
+//! counts agree afterwards; the same operation then succeeds and leaves what it should; and at the end nothing is left
+//! over.
+//!
+//! The caches are shrunk and the per-CPU pages drained before each attempt, so that an object costs a page.
+
+use super::*;
+use crate::cpu::Errno;
+use crate::maple_tree::{
+    MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MapleTree, mas_store_gfp, mt_destroy, mt_validate,
+};
+use crate::mm::mm_types::START_BRK;
+use crate::mm::mmap::try_mm_alloc;
+use crate::mm::{madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
+use crate::rcu::rcu_barrier;
+use crate::slab::{FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
+
+on_every_variant! {
+    fn mapping_unwinds = mapping;
+    fn mapping_over_others_unwinds = mapping_over;
+    fn merging_unwinds = merging;
+    fn unmapping_unwinds = unmapping;
+    fn the_heap_unwinds = heap;
+    fn faulting_unwinds = faulting;
+    fn dropping_pages_and_exit_need_no_memory = dropping;
+    fn a_new_mm_unwinds = new_mm;
+    fn stores_into_a_tree_unwind = stores;
+}
+
+/// Boots with failures possible, runs `f`, checks that nothing is left.
+fn with_failures<K: Kconfig<A = Native>>(f: impl FnOnce(&Cpu<Native>, &Kernel<K>)) {
+    let m = machine(1);
+    let slab =
+        SlabOptions { failslab: Some(FaultAttr::NTH), fail_page_alloc: Some(FaultAttr::NTH), ..SlabOptions::default() };
+    let k = start_kernel::<K>(&m, &KernelConfig { slab, ..KernelConfig::default() });
+    let cpu = k.cpu(0);
+    f(&cpu, &k);
+    let left = shutdown(&cpu, &k);
+    assert!(left.is_clean(), "{left:?}");
+    let n = |e| cpu.counters.get(e);
+    assert_eq!(n(VmEvent::Warn), 0, "warnings");
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree), "VMAs left");
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaReclaim), "VMAs still with RCU");
+    assert_eq!(n(VmEvent::AnonVmaAlloc), n(VmEvent::AnonVmaFree), "anon_vmas left");
+    assert_eq!(n(VmEvent::AnonVmaChainAlloc), n(VmEvent::AnonVmaChainFree), "chain links left");
+    assert_eq!(n(VmEvent::Pgalloc), n(VmEvent::Pgfree), "pages left");
+}
+
+fn dry<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>) {
+    rcu_barrier(cpu, &k.rcu);
+    // SAFETY: the only CPU.
+    k.slab.for_each_cache(|s| unsafe {
+        kmem_cache_shrink(cpu, s);
+    });
+    rcu_barrier(cpu, &k.rcu);
+    drain_all_pages(cpu, &k.pages);
+}
+
+/// Runs `op` with allocation n refused, for each n there is. Returns how many attempts were refused an allocation, and
+/// how many of these failed.
+fn each_allocation<K: Kconfig<A = Native>>(
+    cpu: &Cpu<Native>,
+    k: &Kernel<K>,
+    prepare: impl Fn(MmPtr<K>),
+    op: impl Fn(MmPtr<K>) -> Result<(), Errno>,
+    after: impl Fn(MmPtr<K>),
+) -> (u32, u32) {
+    let (mut refused, mut failed) = (0, 0);
+    loop {
+        let mm = mm_alloc(cpu, k);
+        prepare(mm);
+        dry(cpu, k);
+        k.slab.faults.set_fail_nth(cpu, refused + 1);
+        let r = op(mm);
+        let met = k.slab.faults.set_fail_nth(cpu, 0) == 0;
+        check_tree(cpu, k, mm);
+        mt_validate(mm.mm_mt()).unwrap();
+        if r.is_err() {
+            assert_eq!(r, Err(Errno::ENOMEM));
+            assert!(met, "no memory, but nothing was refused");
+            failed += 1;
+            op(mm).expect("nothing is refused any more");
+            check_tree(cpu, k, mm);
+            mt_validate(mm.mm_mt()).unwrap();
+        }
+        after(mm);
+        mmput(cpu, k, mm);
+        if !met {
+            return (refused, failed);
+        }
+        refused += 1;
+    }
+}
+
+fn map<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p: u64, n: u64) -> Result<(), Errno> {
+    vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, RW).map(drop)
+}
+
+fn write<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p: u64) {
+    do_user_addr_fault(cpu, k, mm, BASE + p * P, true).unwrap();
+}
+
+/// `n` VMAs of two pages, three pages apart: each third page stays free.
+fn comb<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, n: u64) {
+    (0..n).for_each(|i| map(cpu, k, mm, 3 * i, 2).unwrap());
+}
+
+fn mapping<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        // Every fill of the last leaf, so that leaves and their parents split.
+        for n in [0, 1, 7, 8, 15, 16, 30, 77] {
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| comb(cpu, k, mm, n),
+                |mm| map(cpu, k, mm, 1000, 1),
+                |mm| assert_eq!(mm.map_count.get(), n as i32 + 1),
+            );
+            // The VMA at least. A page for its slab may be asked for again in a smaller order.
+            assert!(refused >= 2 && failed >= 1, "{n}: {refused} {failed}");
+        }
+    });
+}
+
+fn mapping_over<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        let (refused, failed) = each_allocation(
+            cpu,
+            k,
+            |mm| {
+                comb(cpu, k, mm, 30);
+                (0..20).for_each(|i| write(cpu, k, mm, 3 * i));
+                vm_mmap(cpu, k, mm, Some(BASE + 100 * P), 9 * P, VM_READ).unwrap();
+            },
+            // From inside the second to inside the last but one, and other flags than what is there.
+            |mm| vm_mmap(cpu, k, mm, Some(BASE + 4 * P), 81 * P, VM_READ).map(drop),
+            |mm| {
+                let l = layout(cpu, k, mm);
+                assert_eq!((l[..3].to_vec(), l.len()), (vec![(0, 2), (3, 4), (4, 85)], 6), "{l:?}");
+            },
+        );
+        assert!(refused >= 8 && failed >= 6, "{refused} {failed}");
+    });
+}
+
+fn merging<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        // Between two, of which the right one alone has an anon_vma: the survivor must take it over. Without memory for
+        // that, a VMA of its own is as good.
+        for faulted in [false, true] {
+            let (refused, _) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    comb(cpu, k, mm, 40);
+                    if faulted {
+                        write(cpu, k, mm, 30);
+                    }
+                },
+                |mm| map(cpu, k, mm, 29, 1),
+                |mm| {
+                    let pages: u64 = layout(cpu, k, mm).iter().map(|(a, b)| b - a).sum();
+                    assert_eq!(pages, 81);
+                    assert!((39..=41).contains(&mm.map_count.get()));
+                },
+            );
+            assert!(refused >= 1, "{refused}");
+        }
+    });
+}
+
+fn unmapping<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        for (at, n) in [(1, 1), (4, 40), (0, 3), (2, 115), (0, 120)] {
+            let (refused, _) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    comb(cpu, k, mm, 40);
+                    // One VMA of three pages, so that its middle can go.
+                    map(cpu, k, mm, 2, 1).unwrap();
+                    (0..40).for_each(|i| write(cpu, k, mm, 3 * i));
+                },
+                |mm| vm_munmap(cpu, k, mm, BASE + at * P, n * P),
+                |mm| assert!(layout(cpu, k, mm).iter().all(|&(a, b)| b <= at || a >= at + n)),
+            );
+            assert!(refused >= 1, "{at} {n}: {refused}");
+        }
+    });
+}
+
+fn heap<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        for (from, to) in [(0, 1), (0, 5), (3, 9), (9, 4), (9, 0)] {
+            let (refused, _) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    comb(cpu, k, mm, 30);
+                    assert_eq!(sys_brk(cpu, k, mm, START_BRK + from * P), START_BRK + from * P);
+                    if from > 5 {
+                        do_user_addr_fault(cpu, k, mm, START_BRK + 5 * P, true).unwrap();
+                    }
+                },
+                |mm| match sys_brk(cpu, k, mm, START_BRK + to * P) {
+                    b if b == START_BRK + to * P => Ok(()),
+                    b => {
+                        assert_eq!(b, START_BRK + from * P, "refused: the break stays");
+                        Err(Errno::ENOMEM)
+                    }
+                },
+                |mm| {
+                    let heap = i32::from(to != 0);
+                    assert_eq!((mm.brk.get(), mm.map_count.get()), (START_BRK + to * P, 30 + heap));
+                },
+            );
+            // Growing a VMA in place may need no node.
+            assert!(refused >= 1 || from == 3, "{from} {to}: {refused}");
+        }
+    });
+}
+
+fn faulting<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        let fault = |mm, p: u64, w| do_user_addr_fault(cpu, k, mm, BASE + p * P, w).map_err(Errno::from);
+        for neighbour in [false, true] {
+            // Three tables, an anon_vma (unless the neighbour's will do), its link, the page.
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    map(cpu, k, mm, 0, 10).unwrap();
+                    if neighbour {
+                        vm_mmap(cpu, k, mm, Some(BASE + 10 * P), P, VM_READ).unwrap();
+                        write(cpu, k, mm, 9);
+                    }
+                },
+                |mm| {
+                    fault(mm, if neighbour { 600 } else { 3 }, true).or_else(|e| match e {
+                        // Nothing is mapped so far out.
+                        Errno::EFAULT if neighbour => fault(mm, 3, true),
+                        e => Err(e),
+                    })
+                },
+                |mm| assert_ne!(pte_lookup::<K>(mm, BASE + 3 * P) & PAGE_RW, 0),
+            );
+            assert!(refused >= 1 && failed >= 1, "{refused} {failed}");
+            assert!(neighbour || failed >= 6, "{refused} {failed}");
+        }
+        // A read first, then the write that replaces the page of zeros.
+        let (refused, failed) = each_allocation(
+            cpu,
+            k,
+            |mm| {
+                map(cpu, k, mm, 0, 10).unwrap();
+                fault(mm, 3, false).unwrap();
+            },
+            |mm| fault(mm, 3, true),
+            |mm| assert_ne!(pte_lookup::<K>(mm, BASE + 3 * P) & PAGE_RW, 0),
+        );
+        assert!(refused >= 3 && failed >= 3, "{refused} {failed}");
+        let (refused, failed) = each_allocation(
+            cpu,
+            k,
+            |mm| map(cpu, k, mm, 0, 10).unwrap(),
+            |mm| fault(mm, 3, false),
+            |mm| assert_eq!(pte_lookup::<K>(mm, BASE + 3 * P) & (PAGE_PRESENT | PAGE_RW), PAGE_PRESENT),
+        );
+        assert_eq!((refused, failed), (3, 3), "three tables");
+    });
+}
+
+fn dropping<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        let fill = |mm: MmPtr<K>| {
+            map(cpu, k, mm, 0, 40).unwrap();
+            map(cpu, k, mm, 1000, 3).unwrap();
+            (0..40).for_each(|p| write(cpu, k, mm, p));
+            write(cpu, k, mm, 1001);
+        };
+        let (refused, failed) = each_allocation(
+            cpu,
+            k,
+            fill,
+            |mm| madvise_dontneed(cpu, k, mm, BASE, 40 * P),
+            |mm| assert_eq!(pte_lookup::<K>(mm, BASE + 39 * P), 0),
+        );
+        assert!(refused >= 1 && failed == 0, "the queue's page is a luxury: {refused} {failed}");
+        for n in 1.. {
+            let mm = mm_alloc(cpu, k);
+            fill(mm);
+            dry(cpu, k);
+            k.slab.faults.set_fail_nth(cpu, n);
+            mmput(cpu, k, mm);
+            if k.slab.faults.set_fail_nth(cpu, 0) != 0 {
+                assert!(n > 1, "exit queues pages too");
+                break;
+            }
+        }
+    });
+}
+
+fn new_mm<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        for n in 1.. {
+            dry(cpu, k);
+            k.slab.faults.set_fail_nth(cpu, n);
+            let mm = try_mm_alloc(cpu, k);
+            let met = k.slab.faults.set_fail_nth(cpu, 0) == 0;
+            assert!(n != 1 || mm.is_none(), "no mm_struct, no mm");
+            if let Some(mm) = mm {
+                mmput(cpu, k, mm);
+            }
+            if !met {
+                assert!(n > 2);
+                break;
+            }
+        }
+    });
+}
+
+fn stores<K: Kconfig<A = Native>>() {
+    with_failures::<K>(|cpu, k| {
+        let mt = MapleTree::new(MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
+        let (mut r, mut refused) = (7u64, 0);
+        for i in 0..400u64 {
+            r = crate::cpu::splitmix64(r);
+            let first = r % 4000;
+            let last = first + (r >> 16) % if i % 16 == 0 { 2000 } else { 12 };
+            let entry = if r >> 40 & 3 == 0 { std::ptr::null_mut() } else { ((i as usize + 1) << 12) as *mut () };
+            if i % 8 == 0 {
+                dry(cpu, k);
+            }
+            for n in 1.. {
+                let before = mt_validate(&mt).unwrap();
+                let mut mas = MaState::new(&mt, k.maple, first, last);
+                k.slab.faults.set_fail_nth(cpu, n);
+                let r = mas_store_gfp(cpu, &mut mas, entry);
+                let met = k.slab.faults.set_fail_nth(cpu, 0) == 0;
+                let now = mt_validate(&mt).unwrap();
+                refused += u32::from(met);
+                if r.is_ok() {
+                    break;
+                }
+                assert!(met);
+                assert_eq!((mas.index, mas.last), (first, last));
+                assert_eq!(format!("{before:?}"), format!("{now:?}"), "a failed store changes nothing");
+            }
+        }
+        assert!(refused > 400, "{refused}");
+        mt_destroy(cpu, k.maple, &mt);
+    });
+}
