@@ -110,7 +110,7 @@ fn comb<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, 
 fn mapping<K: Kconfig<A = Native>>() {
     with_failures::<K>(|cpu, k| {
         // Every fill of the last leaf, so that leaves and their parents split.
-        for n in [0, 1, 7, 8, 15, 16, 30, 77] {
+        for n in [0, 1, 15, 16, 77] {
             let (refused, failed) = each_allocation(
                 cpu,
                 k,
@@ -325,7 +325,7 @@ fn stores<K: Kconfig<A = Native>>() {
     with_failures::<K>(|cpu, k| {
         let mt = MapleTree::new(MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
         let (mut r, mut refused) = (7u64, 0);
-        for i in 0..400u64 {
+        for i in 0..200u64 {
             r = crate::cpu::splitmix64(r);
             let first = r % 4000;
             let last = first + (r >> 16) % if i % 16 == 0 { 2000 } else { 12 };
@@ -349,7 +349,7 @@ fn stores<K: Kconfig<A = Native>>() {
                 assert_eq!(format!("{before:?}"), format!("{now:?}"), "a failed store changes nothing");
             }
         }
-        assert!(refused > 400, "{refused}");
+        assert!(refused > 150, "{refused}");
         mt_destroy(cpu, k.maple, &mt);
     });
 }

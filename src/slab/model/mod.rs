@@ -184,25 +184,23 @@ impl Base {
 
     /// Empty slabs go; those with at most 32 free objects to the front, the fullest first, and those alike in
     /// the opposite order of before.
-    fn shrink_nodes(&mut self, cpu: usize) {
-        for node in 0..self.p.nr_nodes {
-            self.count(cpu, C::list_lock);
-            let mut buckets = vec![Vec::new(); 33];
-            let mut rest = VecDeque::new();
-            for slab in std::mem::take(&mut self.nodes[node].partial) {
-                match self.slabs[slab].free.len() {
-                    n if n == self.p.objects as usize => {
-                        self.slabs[slab].listed = false;
-                        self.discard(slab);
-                    }
-                    n if n <= 32 => buckets[n].push(slab),
-                    _ => rest.push_back(slab),
+    fn shrink_node(&mut self, cpu: usize, node: usize) {
+        self.count(cpu, C::list_lock);
+        let mut buckets = vec![Vec::new(); 33];
+        let mut rest = VecDeque::new();
+        for slab in std::mem::take(&mut self.nodes[node].partial) {
+            match self.slabs[slab].free.len() {
+                n if n == self.p.objects as usize => {
+                    self.slabs[slab].listed = false;
+                    self.discard(slab);
                 }
+                n if n <= 32 => buckets[n].push(slab),
+                _ => rest.push_back(slab),
             }
-            let list = &mut self.nodes[node].partial;
-            list.extend(buckets.into_iter().flat_map(|b| b.into_iter().rev()));
-            list.extend(rest);
         }
+        let list = &mut self.nodes[node].partial;
+        list.extend(buckets.into_iter().flat_map(|b| b.into_iter().rev()));
+        list.extend(rest);
     }
 
     /// A bulk free cut into chains of one slab each, head first: from the end of the array, until three objects of other
@@ -237,6 +235,10 @@ trait Model {
     fn free(&mut self, cpu: usize, o: Obj);
     fn bulk_alloc(&mut self, cpu: usize, n: usize) -> Vec<Obj>;
     fn bulk_free(&mut self, cpu: usize, objs: &[Obj]);
+    /// False: not taken, or the kernel has no such thing.
+    fn kfree_rcu(&mut self, _cpu: usize, _o: Obj) -> bool {
+        false
+    }
     /// What `cpu` holds goes to the slabs; counted by the CPU that asks.
     fn flush(&mut self, cpu: usize, by: usize);
     fn shrink(&mut self, cpu: usize);

@@ -16,8 +16,8 @@ pub(super) struct MPcs {
 pub(super) struct Sheaves {
     pub b: Base,
     pub cpus: Vec<MPcs>,
-    /// Full sheaves of freed objects that wait for a grace period: node, CPU that waits, objects.
-    pub waiting: Vec<(usize, usize, Vec<Obj>)>,
+    /// By CPU: sheaves of freed objects that wait for a grace period; the node whose barn gets them, if any.
+    pub waiting: Vec<Vec<(Option<usize>, Vec<Obj>)>>,
 }
 
 impl Sheaves {
@@ -26,7 +26,7 @@ impl Sheaves {
         // Each CPU's main sheaf comes with the cache.
         (0..p.nr_cpus).for_each(|c| b.count(c, C::sheaf_alloc));
         let cpus = (0..p.nr_cpus).map(|_| MPcs { main: Vec::new(), spare: None, rcu_free: None }).collect();
-        Sheaves { b, cpus, waiting: Vec::new() }
+        Sheaves { b, cpus, waiting: vec![Vec::new(); p.nr_cpus] }
     }
 
     fn capacity(&self) -> usize {
@@ -230,6 +230,12 @@ impl Sheaves {
         }
     }
 
+    fn free_past_sheaves(&mut self, cpu: usize, objs: &[Obj]) {
+        self.b.add(cpu, C::free_slowpath, objs.len());
+        self.b.add(cpu, C::free_slow_objects, objs.len());
+        self.free_chains(cpu, objs);
+    }
+
     fn free_to_slab(&mut self, cpu: usize, slab: usize, chain: &[u32]) {
         self.b.count(cpu, C::slab_updates);
         let was_full = self.b.slabs[slab].free.is_empty();
@@ -258,35 +264,6 @@ impl Sheaves {
 
     fn local(&self, cpu: usize, o: Obj) -> bool {
         self.b.slabs[o.0].node == self.b.node_of(cpu)
-    }
-
-    /// False: not taken, the general way must do.
-    pub fn kfree_rcu(&mut self, cpu: usize, o: Obj) -> bool {
-        if !self.local(cpu, o) {
-            return false;
-        }
-        if self.cpus[cpu].rcu_free.is_none() {
-            if self.cpus[cpu].spare.as_ref().is_some_and(Vec::is_empty) {
-                self.cpus[cpu].spare = None;
-            } else if !self.barn_get_empty(cpu) {
-                self.b.count(cpu, C::sheaf_alloc);
-            }
-            self.cpus[cpu].rcu_free = Some(Vec::new());
-        }
-        let sheaf = self.cpus[cpu].rcu_free.as_mut().expect("made above");
-        sheaf.push(o);
-        self.b.count(cpu, C::free_rcu_sheaf);
-        if self.cpus[cpu].rcu_free.as_ref().map(Vec::len) == Some(self.capacity()) {
-            self.queue_rcu_free(cpu);
-        }
-        true
-    }
-
-    fn queue_rcu_free(&mut self, cpu: usize) {
-        let node = self.b.node_of(cpu);
-        if let Some(sheaf) = self.cpus[cpu].rcu_free.take() {
-            self.waiting.push((node, cpu, sheaf));
-        }
     }
 
     /// As [`Self::replace_full_main`], but makes no sheaf and flushes none.
@@ -336,6 +313,8 @@ impl Model for Sheaves {
         }
         let &o = self.cpus[cpu].main.last().expect("filled");
         if node.is_some_and(|n| n != self.b.slabs[o.0].node) {
+            // The description counts a mismatch for another node than the CPU's only; the port for this one too.
+            self.b.count(cpu, C::alloc_node_mismatch);
             return self.alloc_slow(cpu, node);
         }
         self.cpus[cpu].main.pop();
@@ -345,8 +324,7 @@ impl Model for Sheaves {
 
     fn free(&mut self, cpu: usize, o: Obj) {
         if !self.local(cpu, o) {
-            self.b.count(cpu, C::free_slowpath);
-            return self.free_to_slab(cpu, o.0, &[o.1]);
+            return self.free_past_sheaves(cpu, &[o]);
         }
         if self.cpus[cpu].main.len() == self.capacity() {
             self.replace_full_main(cpu);
@@ -355,25 +333,56 @@ impl Model for Sheaves {
         self.b.count(cpu, C::free_fastpath);
     }
 
-    /// Ends one grace period: sheaves arrive at their barns, type-stable pages go back.
+    fn kfree_rcu(&mut self, cpu: usize, o: Obj) -> bool {
+        if !self.local(cpu, o) {
+            return false;
+        }
+        if self.cpus[cpu].rcu_free.is_none() {
+            if self.cpus[cpu].spare.as_ref().is_some_and(Vec::is_empty) {
+                self.cpus[cpu].spare = None;
+            } else if !self.barn_get_empty(cpu) {
+                self.b.count(cpu, C::sheaf_alloc);
+            }
+            self.cpus[cpu].rcu_free = Some(Vec::new());
+        }
+        let node = self.b.node_of(cpu);
+        let capacity = self.capacity();
+        self.b.count(cpu, C::free_rcu_sheaf);
+        let c = &mut self.cpus[cpu];
+        let mut sheaf = c.rcu_free.take().expect("made above");
+        sheaf.push(o);
+        if sheaf.len() == capacity {
+            self.waiting[cpu].push((Some(node), sheaf));
+        } else {
+            c.rcu_free = Some(sheaf);
+        }
+        true
+    }
+
+    /// Sheaves arrive at their barns, type-stable pages go back.
     fn grace_period(&mut self) -> Vec<usize> {
         let released = std::mem::take(&mut self.b.pending);
-        for (node, cpu, sheaf) in std::mem::take(&mut self.waiting) {
-            if sheaf.len() == self.capacity() && self.b.nodes[node].full.len() < MAX_FULL {
-                self.b.count(cpu, C::barn_lock);
-                self.b.count(cpu, C::barn_put);
-                self.b.nodes[node].full.push(sheaf);
-                continue;
-            }
-            if sheaf.len() == self.capacity() {
+        for cpu in 0..self.b.p.nr_cpus {
+            for (node, sheaf) in std::mem::take(&mut self.waiting[cpu]) {
+                let Some(node) = node else {
+                    self.flush_sheaf(cpu, sheaf);
+                    self.b.count(cpu, C::sheaf_free);
+                    continue;
+                };
+                if self.b.nodes[node].full.len() < MAX_FULL {
+                    self.b.count(cpu, C::barn_lock);
+                    self.b.count(cpu, C::barn_put);
+                    self.b.nodes[node].full.push(sheaf);
+                    continue;
+                }
                 self.b.count(cpu, C::barn_put_fail);
-            }
-            self.flush_sheaf(cpu, sheaf);
-            if self.b.nodes[node].empty < MAX_EMPTY {
-                self.b.count(cpu, C::barn_lock);
-                self.b.nodes[node].empty += 1;
-            } else {
-                self.b.count(cpu, C::sheaf_free);
+                self.flush_sheaf(cpu, sheaf);
+                if self.b.nodes[node].empty < MAX_EMPTY {
+                    self.b.count(cpu, C::barn_lock);
+                    self.b.nodes[node].empty += 1;
+                } else {
+                    self.b.count(cpu, C::sheaf_free);
+                }
             }
         }
         released
@@ -408,7 +417,18 @@ impl Model for Sheaves {
     }
 
     fn bulk_free(&mut self, cpu: usize, objs: &[Obj]) {
-        let (local, remote): (Vec<Obj>, Vec<Obj>) = objs.iter().partition(|&&o| self.local(cpu, o));
+        let (mut local, mut remote) = (objs.to_vec(), Vec::new());
+        let mut i = 0;
+        while i < local.len() {
+            if self.local(cpu, local[i]) {
+                i += 1;
+                continue;
+            }
+            remote.push(local.swap_remove(i));
+            if remote.len() == 32 {
+                self.free_past_sheaves(cpu, &std::mem::take(&mut remote));
+            }
+        }
         let mut left = &local[..];
         while !left.is_empty() {
             if self.cpus[cpu].main.len() == self.capacity() && !self.make_room(cpu) {
@@ -420,21 +440,26 @@ impl Model for Sheaves {
             self.b.add(cpu, C::free_fastpath, n);
             left = &left[n..];
         }
-        for rest in [left, &remote] {
-            self.b.add(cpu, C::free_slowpath, rest.len());
-            self.free_chains(cpu, rest);
-        }
+        self.free_past_sheaves(cpu, left);
+        self.free_past_sheaves(cpu, &remote);
     }
 
-    /// Main and spare to the slabs, rcu_free on its way.
+    /// The spare first, rcu_free on its way, then main in batches from its end.
     fn flush(&mut self, cpu: usize, by: usize) {
-        let main = std::mem::take(&mut self.cpus[cpu].main);
-        self.flush_sheaf(by, main);
-        if let Some(spare) = self.cpus[cpu].spare.take() {
+        let spare = self.cpus[cpu].spare.take();
+        let rcu_free = self.cpus[cpu].rcu_free.take();
+        if let Some(spare) = spare {
             self.flush_sheaf(by, spare);
             self.b.count(by, C::sheaf_free);
         }
-        self.queue_rcu_free(cpu);
+        if let Some(sheaf) = rcu_free {
+            self.waiting[by].push((None, sheaf));
+        }
+        let mut main = std::mem::take(&mut self.cpus[cpu].main);
+        while !main.is_empty() {
+            let batch = main.split_off(main.len().saturating_sub(32));
+            self.flush_sheaf(by, batch);
+        }
     }
 
     fn shrink(&mut self, cpu: usize) {
@@ -445,8 +470,8 @@ impl Model for Sheaves {
             let empty = std::mem::take(&mut self.b.nodes[node].empty);
             self.b.add(cpu, C::sheaf_free, full.len() + empty);
             full.into_iter().rev().for_each(|s| self.flush_sheaf(cpu, s));
+            self.b.shrink_node(cpu, node);
         }
-        self.b.shrink_nodes(cpu);
     }
 
     fn stack(&self, _cpu: usize) -> usize {

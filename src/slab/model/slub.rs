@@ -220,7 +220,7 @@ impl Model for Slub {
 
     fn shrink(&mut self, cpu: usize) {
         (0..self.b.p.nr_cpus).for_each(|c| self.flush(c, cpu));
-        self.b.shrink_nodes(cpu);
+        (0..self.b.p.nr_nodes).for_each(|n| self.b.shrink_node(cpu, n));
     }
 
     fn grace_period(&mut self) -> Vec<usize> {
