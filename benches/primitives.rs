@@ -11,7 +11,8 @@ use faultline::arch::{Acquire, Atomic, Machine, Native, Relaxed, Release, smp_co
 use faultline::cpu::{Cpu, LockNodes, PerCpu, Task, smp, tick};
 use faultline::host::affinity;
 use faultline::sync::{
-    RawSpinLock, Refcount, RwSemaphore, down_read, down_write, raw_spin_lock, raw_spin_unlock, up_read, up_write,
+    RawSpinLock, Refcount, RwSemaphore, down_read, down_write, mutex_lock, mutex_unlock, raw_spin_lock,
+    raw_spin_unlock, up_read, up_write,
 };
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -87,7 +88,7 @@ fn facade_refcount(c: &mut Criterion) {
     fn saturate(r: &AtomicU32) {
         r.store(0xc000_0000, Ordering::Relaxed);
     }
-    let m = NativeMachine::new(&[OsCpu { cpu: 0, node: 0 }], 2 << 20, |_, _| 10).expect("2 MiB of memory");
+    let m = machine();
     let cpu = boot_cpu(&m);
     let (r, s) = (Refcount::<Native>::new(1), AtomicU32::new(1));
     let port = || {
@@ -113,6 +114,13 @@ fn facade_refcount(c: &mut Criterion) {
     pair(c, "facade/refcount", ("port", port), ("std", by_hand));
 }
 
+/// The first CPU allowed, to which this thread is pinned.
+fn machine() -> NativeMachine {
+    let os = affinity::allowed().first().copied().unwrap_or(0);
+    let _ = affinity::pin(os);
+    NativeMachine::new(&[OsCpu { cpu: os, node: 0 }], 2 << 20, |_, _| 10).expect("2 MiB of memory")
+}
+
 /// A token as boot makes it. The machine outlives it.
 fn boot_cpu(m: &NativeMachine) -> Cpu<Native> {
     let a = m.arena();
@@ -124,12 +132,11 @@ fn boot_cpu(m: &NativeMachine) -> Cpu<Native> {
 /// The port's locks beside std's. They are not the same thing: std's do not name their owner, count nothing, and wait in
 /// other ways. Uncontended, the difference is what those properties cost.
 fn port_locks(c: &mut Criterion) {
-    let os = affinity::allowed().first().copied().unwrap_or(0);
-    let _ = affinity::pin(os);
-    let m = NativeMachine::new(&[OsCpu { cpu: os, node: 0 }], 2 << 20, |_, _| 10).expect("2 MiB of memory");
+    let m = machine();
     let cpu = boot_cpu(&m);
     let l = m.arena().boot_new(0, RawSpinLock::<Native>::new());
     let s = m.arena().boot_new(0, RwSemaphore::<Native>::new());
+    let mx = m.arena().boot_new(0, faultline::sync::Mutex::<Native>::new());
     let (mutex, rwlock) = (Mutex::new(()), RwLock::new(()));
 
     let port = || {
@@ -138,6 +145,13 @@ fn port_locks(c: &mut Criterion) {
     };
     let std_ = || drop(black_box(&mutex).lock());
     pair(c, "lock/exclusive", ("raw_spin_lock", port), ("std Mutex", std_));
+
+    let port = || {
+        mutex_lock(&cpu, black_box(&*mx));
+        mutex_unlock(&cpu, black_box(&*mx));
+    };
+    let std_ = || drop(black_box(&mutex).lock());
+    pair(c, "lock/sleeping", ("mutex_lock", port), ("std Mutex", std_));
 
     let port = || {
         down_read(&cpu, black_box(&*s));

@@ -48,6 +48,9 @@ pub struct KernelConfig {
     pub geometry_cpus: u32,
     /// How workers wait once they sleep.
     pub wait: Wait,
+    /// `CONFIG_DETECT_HUNG_TASK_BLOCKER` of 7.3: each read unlock of an rwsem takes its task out of `owner` by one more
+    /// locked exchange. 6.12 has it with lock debugging only.
+    pub hung_task_blocker: bool,
 }
 
 impl Default for KernelConfig {
@@ -60,6 +63,7 @@ impl Default for KernelConfig {
             slab: SlabOptions::default(),
             geometry_cpus: 0,
             wait: Wait::Futex,
+            hung_task_blocker: false,
         }
     }
 }
@@ -314,7 +318,9 @@ impl<K: Kconfig> Kernel<K> {
     fn token(&self, id: u32, tick: TickDevice) -> Cpu<K::A> {
         // SAFETY: boot memory lives as long as the kernel.
         let (task, remote) = unsafe { (KRef::from_ref(self.tasks.of(id)), KRef::from_ref(self.remotes.of(id))) };
-        Cpu::new(id, self.nodes[id as usize], task, remote, self.lock_nodes, tick, self.config.seed)
+        let cpu = Cpu::new(id, self.nodes[id as usize], task, remote, self.lock_nodes, tick, self.config.seed);
+        cpu.clear_reader_owned.set(self.config.hung_task_blocker);
+        cpu
     }
 
     /// The token of worker `id`, to be made on the thread that runs it, one at a time. Where other workers run too,

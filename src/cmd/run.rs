@@ -87,6 +87,9 @@ pub struct Args {
     /// How a worker that sleeps waits: futex (dearer than a kernel's sleep), spin (polls its word: cheaper)
     #[arg(long, default_value = "futex")]
     wait: String,
+    /// 7.3's hung task detector: one more locked exchange at each read unlock of an rwsem
+    #[arg(long)]
+    hung_task_blocker: bool,
     /// Print each sample's record as it is taken, too
     #[arg(long)]
     json: bool,
@@ -230,6 +233,7 @@ fn request(a: &Args) -> Result<Request, Failure> {
         .map(|(_, w)| *w)
         .ok_or_else(|| Failure::Input(format!("--wait {}: accepted: futex, spin", a.wait)))?;
     let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy).wait(wait);
+    let kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, ..kernel };
     Ok(Request {
         variants,
         workloads,

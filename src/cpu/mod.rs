@@ -86,6 +86,8 @@ pub struct Cpu<A: Arch> {
     pub hooks: Cell<Option<Hooks<A>>>,
     /// Timers of the floors above.
     pub timers: Cell<Option<workqueue::TimerHook<A>>>,
+    /// Each read unlock of an rwsem takes this task's name out of it (`rwsem_clear_reader_owned()`).
+    pub clear_reader_owned: Cell<bool>,
     rng: Cell<u64>,
     /// Neither `Send` nor `Sync`: it stands for the running CPU.
     _here: PhantomData<*const ()>,
@@ -113,6 +115,7 @@ impl<A: Arch> Cpu<A> {
             softirq: softirq::SoftirqState::default(),
             counters: Counters::default(),
             hooks: Cell::new(None),
+            clear_reader_owned: Cell::new(false),
             timers: Cell::new(None),
             rng: Cell::new(splitmix64(seed ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1),
             _here: PhantomData,

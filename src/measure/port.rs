@@ -340,6 +340,7 @@ fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, Str
         ("max_map_count", c.max_map_count.to_string()),
         ("tick_every", c.tick_every.to_string()),
         ("wait", c.wait.name().to_string()),
+        ("hung_task_blocker", c.hung_task_blocker.to_string()),
     ];
     pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
 }

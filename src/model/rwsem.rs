@@ -127,6 +127,12 @@ fn a_writer_and_a_reader() {
     must_catch!(write_read_try, 2, Wrong: RmwRelease, RmwAcquire);
 }
 
+/// L8 of the queue's sleep: the grant is a store, the sleeper's state another, and either side looks at the other's.
+#[test]
+fn a_missing_full_barrier_loses_a_readers_wake_up() {
+    must_catch!(write_read, 3, Hangs: RmwFull, FullFence);
+}
+
 #[test]
 fn a_downgrade_lets_readers_in_and_no_writer() {
     must_catch!(downgrade_read, 2, Wrong: RmwRelease);

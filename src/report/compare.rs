@@ -8,7 +8,8 @@
 //! A verdict needs three things at once: the test (Mann-Whitney, adjusted by Holm over the block) below alpha, the
 //! interval of the ratio outside the noise, and the noise being the larger of the stated floor and what the baseline
 //! shows against itself, its odd against its even trials. "Same" is claimed only inside the stated floor, which a noisy
-//! machine does not widen.
+//! machine does not widen. Where samples were taken waiting in both ways (kconfig `wait`), which bracket what a sleep
+//! costs a kernel, and the two ways name different winners, the verdict of both is "undecided".
 //!
 //! What it cannot tell: whether samples of one process stand for other processes, boots or machines. See
 //! `docs/statistics.md`.
@@ -71,6 +72,8 @@ pub enum Verdict {
     Same,
     /// Nothing may be claimed.
     Unclear,
+    /// Waiting by futex and waiting by polling name different winners: not to be decided on this machine.
+    Undecided,
 }
 
 impl fmt::Display for Verdict {
@@ -81,6 +84,7 @@ impl fmt::Display for Verdict {
             Self::Differs => "differs",
             Self::Same => "same",
             Self::Unclear => "unclear",
+            Self::Undecided => "undecided",
         })
     }
 }
@@ -249,7 +253,9 @@ pub fn compare(samples: &[Sample], options: &Options) -> Result<Comparison, Stri
     for s in kept {
         groups.entry(BlockKey::of(s, &varying)).or_default().push(s);
     }
-    let blocks: Vec<Block> = groups.into_iter().map(|(key, samples)| block(key, &samples, &order, options)).collect();
+    let mut blocks: Vec<Block> =
+        groups.into_iter().map(|(key, samples)| block(key, &samples, &order, options)).collect();
+    against_other_wait(&mut blocks);
     if blocks.iter().map(|b| (&b.world, &b.mode)).collect::<BTreeSet<_>>().len() < blocks.len() {
         warnings.push(
             "samples differ in host, kernel, tool, commit or kconfig: they stand in separate blocks and are not averaged"
@@ -539,6 +545,60 @@ fn verdict(c: &Change, noise: f64, options: &Options) -> Verdict {
         (Some(_), Some(_)) => Verdict::Worse,
         (None, _) if r.low >= 1.0 / (1.0 + options.floor) && r.high <= 1.0 + options.floor => Verdict::Same,
         (None, _) => Verdict::Unclear,
+    }
+}
+
+/// kconfig key of how sleepers waited.
+const WAIT: &str = "wait";
+
+/// Two blocks that differ in nothing but how sleepers waited bracket a kernel's cost of a sleep: where they name
+/// different winners nobody has won, and where only one names any, that is said.
+fn against_other_wait(blocks: &mut [Block]) {
+    let but_wait = |b: &Block| {
+        let mut hidden = b.hidden.clone();
+        hidden
+            .remove(WAIT)
+            .map(|wait| (wait, (b.world.clone(), b.mode.clone(), b.tool.clone(), b.host.clone(), hidden)))
+    };
+    for i in 0..blocks.len() {
+        for j in i + 1..blocks.len() {
+            let (Some((wait_a, a)), Some((wait_b, b))) = (but_wait(&blocks[i]), but_wait(&blocks[j])) else { continue };
+            if a != b {
+                continue;
+            }
+            let (left, right) = blocks.split_at_mut(j);
+            bracket(&mut left[i], &wait_a, &mut right[0], &wait_b);
+        }
+    }
+}
+
+/// [`against_other_wait`], of one pair of blocks.
+fn bracket(a: &mut Block, wait_a: &str, b: &mut Block, wait_b: &str) {
+    fn claims(v: Verdict) -> bool {
+        matches!(v, Verdict::Better | Verdict::Worse | Verdict::Differs)
+    }
+    for row_a in &mut a.rows {
+        let at = (row_a.workload.clone(), row_a.threads);
+        let Some(row_b) = b.rows.iter_mut().find(|r| (&r.workload, r.threads) == (&at.0, at.1)) else { continue };
+        for side_a in &mut row_a.sides {
+            let Some(side_b) = row_b.sides.iter_mut().find(|s| s.variant == side_a.variant) else { continue };
+            let (Some(x), Some(y)) = (&mut side_a.change, &mut side_b.change) else { continue };
+            let what = format!("{} {}-{}", side_a.variant, at.0, at.1);
+            match (claims(x.verdict), claims(y.verdict)) {
+                (true, true) if (x.percent > 0.0) != (y.percent > 0.0) => {
+                    let said = format!(
+                        "{what}: {:+.1} % with wait={wait_a}, {:+.1} % with wait={wait_b}: undecided on this machine",
+                        x.percent, y.percent
+                    );
+                    (x.verdict, y.verdict) = (Verdict::Undecided, Verdict::Undecided);
+                    a.warnings.push(said.clone());
+                    b.warnings.push(said);
+                }
+                (true, false) => a.warnings.push(format!("{what}: claimed with wait={wait_a} only, not with {wait_b}")),
+                (false, true) => b.warnings.push(format!("{what}: claimed with wait={wait_b} only, not with {wait_a}")),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -321,3 +321,40 @@ fn print_for_the_eye() {
         }
     }
 }
+
+/// `values` of `variant`, all waiting as said.
+fn waiting(variant: &str, values: &[f64], wait: &str) -> Vec<Sample> {
+    let mut s = side(variant, values);
+    for x in &mut s {
+        x.kconfig.insert("wait".into(), wait.into());
+        x.run.id = format!("run-{wait}");
+    }
+    s
+}
+
+#[test]
+fn two_ways_to_wait_that_name_different_winners_decide_nothing() {
+    let both = |spin: &[f64]| {
+        let samples = [
+            waiting("base", &A, "futex"),
+            waiting("new", &B, "futex"),
+            waiting("base", &A, "spin"),
+            waiting("new", spin, "spin"),
+        ];
+        compare(&samples.concat(), &Options::new("base")).expect("both are there")
+    };
+    let verdicts = |c: &Comparison| -> Vec<Verdict> {
+        c.blocks.iter().map(|b| b.rows[0].sides[1].change.as_ref().expect("is compared").verdict).collect()
+    };
+    // Up by 1.4 % with a futex, down by 3.7 % when polling.
+    let c = both(&B.map(|x| 0.95 * x));
+    assert_eq!(verdicts(&c), [Verdict::Undecided; 2]);
+    assert!(c.blocks.iter().all(|b| b.warnings.iter().any(|w| w.contains("undecided on this machine"))), "{c:?}");
+    assert!(c.render(Format::Text).contains("undecided"));
+    // The same winner: each keeps its verdict.
+    assert_eq!(verdicts(&both(&B)), [Verdict::Better; 2]);
+    // A winner in one of them only: kept, and said.
+    let c = both(&A);
+    assert!(verdicts(&c).contains(&Verdict::Better) && !verdicts(&c).contains(&Verdict::Undecided));
+    assert!(warned(&c, "claimed with wait=futex only"));
+}

@@ -122,7 +122,7 @@ fn figures(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
         }
         let (open, close) = match change.verdict {
             Verdict::Better | Verdict::Worse | Verdict::Differs => ('*', '*'),
-            Verdict::Same | Verdict::Unclear => ('(', ')'),
+            Verdict::Same | Verdict::Unclear | Verdict::Undecided => ('(', ')'),
         };
         let ci = change
             .ratio

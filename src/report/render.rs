@@ -214,7 +214,8 @@ pub fn legend(c: &Comparison, block: &Block) -> String {
     format!(
         "change: of the {}, positive = more, {better}. CI: ratio of geometric means, percent, {method}.\np: Mann-Whitney, \
          two-sided, exact where small; adj: Holm over this table. noise: the larger of {:.1}% and A/A.\nverdict: \
-         better/worse when p adj < {} and the CI lies beyond the noise; same when the CI lies within {:.1}%; else unclear.",
+         better/worse when p adj < {} and the CI lies beyond the noise; same when the CI lies within {:.1}%; else unclear; \
+         undecided when the two ways to wait (kconfig wait) name different winners.",
         c.point,
         100.0 * c.floor,
         c.alpha,

@@ -2,8 +2,8 @@
 //! `rw_semaphore`: the sleeping reader-writer lock behind `mmap_lock` and, before 6.15, behind each VMA's lock.
 //!
 //! Follows kernel/locking/rwsem.c and include/linux/rwsem.h of 6.12, without lock debugging and without PREEMPT_RT. 7.3
-//! differs by its wait list (a ring of waiters, 8 bytes less) and, with its hung task detector, by
-//! [`rwsem_clear_reader_owned`] on each read unlock, which who models it calls.
+//! differs by its wait list (a ring of waiters, 8 bytes less, which is not built) and, with its hung task detector, by
+//! [`rwsem_clear_reader_owned`] on each read unlock, an option of the kernel booted.
 //!
 //! custom: waiters are part of their task, not on its stack; the wait list ends in null pointers, not in its own
 //! address, so that a lock can be moved before it is used (same words touched); jiffies are counted in the CPU's tick
@@ -332,6 +332,9 @@ pub fn down_write_trylock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
 /// `up_read()`
 #[inline(always)]
 pub fn up_read<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    if cpu.clear_reader_owned.get() {
+        rwsem_clear_reader_owned(cpu, sem);
+    }
     // ORDER: release; meets the acquire of the next writer.
     let count = sem.count.fetch_sub(RWSEM_READER_BIAS, Release).wrapping_sub(RWSEM_READER_BIAS);
     if count & (RWSEM_LOCK_MASK | RWSEM_FLAG_WAITERS) == RWSEM_FLAG_WAITERS {
@@ -859,6 +862,39 @@ impl<A: Arch> RwSemaphore<A> {
         assert_eq!(self.owner.load(Relaxed) & RWSEM_NONSPINNABLE, 0, "nonspinnable");
         assert!(!self.osq.is_locked(), "somebody spins");
         assert!(!self.wait_lock.is_locked(), "wait_lock");
+    }
+
+    /// L5, exactly, under `wait_lock`: the waiters bit says whether somebody is queued, a handoff is one of the first
+    /// waiter's, and who asked for it is none but the first.
+    pub(crate) fn assert_flags(&self, cpu: &Cpu<A>) -> bool {
+        raw_spin_lock(cpu, &self.wait_lock);
+        let c = self.count.load(Relaxed);
+        let asked: Vec<bool> = self.waiters().map(|w| w.2).collect();
+        raw_spin_unlock(cpu, &self.wait_lock);
+        assert_eq!(c & RWSEM_FLAG_WAITERS != 0, !asked.is_empty(), "{c:#x}: the waiters bit and the queue");
+        let handoff = c & RWSEM_FLAG_HANDOFF != 0;
+        assert!(!handoff || !asked.is_empty(), "{c:#x}: a handoff to nobody");
+        assert!(asked.iter().skip(1).all(|a| !a), "{asked:?}: one behind the first has asked for the handoff");
+        assert!(handoff || !asked.first().is_some_and(|a| *a), "{c:#x}: asked for, and the bit is gone");
+        handoff
+    }
+
+    /// The state of a lock that nobody has built up: `readers`, `writer`, waiters bit, handoff bit.
+    pub(crate) fn in_state(readers: i64, [writer, waiters, handoff]: [bool; 3]) -> Self {
+        let s = Self::new();
+        s.count.store(
+            readers * RWSEM_READER_BIAS
+                | i64::from(writer) * RWSEM_WRITER_LOCKED
+                | i64::from(waiters) * RWSEM_FLAG_WAITERS
+                | i64::from(handoff) * RWSEM_FLAG_HANDOFF,
+            Relaxed,
+        );
+        s
+    }
+
+    /// The CPU of the task named in `owner`.
+    pub(crate) fn owner_cpu(&self) -> Option<u32> {
+        owner_task::<A>(self.owner.load(Relaxed)).map(|t| t.cpu)
     }
 
     /// CPU and kind (reading?) of each waiter, in the order of the queue. Takes no lock: for queues that stand still,

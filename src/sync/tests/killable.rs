@@ -179,15 +179,17 @@ fn a_storm_of_signals_leaves_the_lock_whole() {
     for (_, wait) in Wait::ALL {
         let sem = S::new();
         let inside = Inside::default();
-        let [killed, writes] = [const { AtomicU64::new(0) }; 2];
+        let [killed, writes, handoffs] = [const { AtomicU64::new(0) }; 3];
         let stop = AtomicBool::new(false);
-        let set = for_test_set_waiting::<Native>(4, wait);
+        let set = for_test_set_waiting::<Native>(5, wait);
         std::thread::scope(|s| {
             s.spawn(|| {
+                let cpu = set.cpu(4);
                 let mut n = 0_u32;
                 while !stop.load(Ordering::Relaxed) {
                     n = n.wrapping_mul(747_796_405).wrapping_add(1);
                     send_sigkill(set.task_ref(n >> 30));
+                    handoffs.fetch_add(u64::from(sem.assert_flags(&cpu)), Ordering::Relaxed);
                     std::thread::yield_now();
                 }
             });
@@ -236,6 +238,7 @@ fn a_storm_of_signals_leaves_the_lock_whole() {
         sem.assert_quiet();
         assert!(!sem.handoff());
         assert_eq!(inside.writes() as u64, writes.into_inner());
+        println!("{wait:?}: {killed:?} killed, a handoff under way at {handoffs:?} looks");
         assert!(killed.into_inner() > 10, "{wait:?}: hardly anybody was killed while waiting: the test shows nothing");
     }
 }

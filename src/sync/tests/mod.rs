@@ -1,6 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Locks under real threads, after the kernel's locktorture: holders check that they are alone, briefly most of the
 //! time, longer now and then. What these cannot show (orderings on this machine's strong memory) is in `model/`.
+//!
+//! Which test holds which invariant (locking.md 11; a file without a directory is one of this):
+//!
+//! | | invariant | held by |
+//! |---|---|---|
+//! | L1 | an rwsem that all have left is as new | `assert_quiet()` at the end of every test of `rwsem`, `rwsem_queue`, `killable`, `sleeps`, `starvation` and of `model/rwsem.rs` |
+//! | L2 | the count is the sum of its holders | `rwsem::the_count_is_the_sum_of_its_holders`, one CPU; several: the storms, by a witness of their own |
+//! | L3 | downgrade | `rwsem_queue::a_downgrade_*`, `rwsem::readers_and_writers_*`, `model/rwsem.rs` |
+//! | L4 | starvation | `starvation`, exactly, in virtual time; `rwsem::a_*_gets_in_*` roughly, in real time; `mutex::a_waiter_among_*` |
+//! | L5 | handoff and waiters bit, who asked | `assert_flags()` in `killable::a_storm_*`; `rwsem_queue::an_impatient_*`, `killable::the_handoff_*` |
+//! | L6 | batches of readers | `rwsem_queue::all_readers_*`, `one_pass_*` |
+//! | L7 | fast path and stealing | `rwsem_queue::the_fast_path_*`, every state of the bits |
+//! | L8 | no lost wake-up | `sleeps`, with delays around each full barrier; that a missing one is noticed: `model/rcuwait.rs`, `model/rwsem.rs` |
+//! | L9 | queued spinlock | `qspinlock`, `model/spinlock.rs` |
+//! | L10 | OSQ cancelled | `osq_lock`, real threads; in the model checker: not yet |
+//! | L11 | seqcount | `sync/seqlock.rs`, `model/seqcount.rs` |
+//! | L12 | refcount | `sync/refcount.rs`, `model/refcount.rs` |
+//! | L13, L14 | `vm_refcnt`, reuse | `model/vma_lock.rs`, `mm/tests/stress.rs`; legal values after each step: no test yet |
+//! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; the writer's hole of 2^31 sections: no test yet |
+//! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, rwsem, mutex, spinlock, grace_period |
+//! | L17 | interpreter, thread sanitizer | none: both need a nightly toolchain, which the build must not depend on. In their place the models check every [`Plain`](crate::arch::Plain) word for races, and the full-word spinlock that an interpreter would need runs in `qspinlock` |
+//! | L18 | locked instructions of the fast paths | `tests/codegen.rs` |
+//! | L19 | cost | `benches/primitives.rs`: ratios, not gated |
+//! | L20 | layout | const assertions beside each struct |
 
 mod killable;
 mod mutex;
@@ -8,6 +32,8 @@ mod osq_lock;
 mod qspinlock;
 mod rwsem;
 mod rwsem_queue;
+mod sleeps;
+mod starvation;
 
 use crate::arch::Arch;
 use crate::cpu::Cpu;

@@ -6,7 +6,8 @@ use crate::arch::{Native, Relaxed};
 use crate::cpu::Cpu;
 use crate::cpu::testing::{CpuSet, for_test_set};
 use crate::sync::{
-    LockEvent, RwSemaphore, down_read, down_read_trylock, down_write, downgrade_write, up_read, up_write,
+    LockEvent, RwSemaphore, down_read, down_read_trylock, down_write, down_write_trylock, downgrade_write, up_read,
+    up_write,
 };
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
@@ -140,6 +141,32 @@ fn a_downgrade_in_front_of_a_writer_wakes_nobody() {
         up_read(&cpu, &st.sem);
     });
     st.sem.assert_quiet();
+}
+
+/// L7: the ways past the queue, in every state of the bits.
+#[test]
+fn the_fast_path_needs_an_empty_queue_and_stealing_needs_no_writer_and_no_handoff() {
+    let set = for_test_set::<Native>(1);
+    let cpu = set.cpu(0);
+    for bits in 0..8 {
+        let flags @ [writer, waiters, handoff] = [0, 1, 2].map(|b| bits >> b & 1 != 0);
+        for readers in [0, 1, 3] {
+            let what = format!("{readers} readers, writer {writer}, waiters {waiters}, handoff {handoff}");
+            let s = RwSemaphore::<Native>::in_state(readers, flags);
+            assert_eq!(down_read_trylock(&cpu, &s), bits == 0, "{what}");
+            let s = RwSemaphore::<Native>::in_state(readers, flags);
+            assert_eq!(down_write_trylock(&cpu, &s), bits == 0 && readers == 0, "{what}");
+            // down_read() where it cannot block: fast, or stolen past the queue.
+            if writer || handoff {
+                continue;
+            }
+            let s = RwSemaphore::<Native>::in_state(readers, flags);
+            let stolen = cpu.counters.get(LockEvent::RwsemRlockSteal);
+            down_read(&cpu, &s);
+            assert_eq!(s.holders(), (readers + 1, false), "{what}");
+            assert_eq!(cpu.counters.get(LockEvent::RwsemRlockSteal) - stolen, u64::from(waiters), "{what}");
+        }
+    }
 }
 
 /// 300 waiting readers, 256 in a pass. Their waiters are queued by hand: 300 threads would show nothing more.
