@@ -7,7 +7,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Arena, Native};
 use crate::cpu::Cpu;
 use crate::rcu::{RcuConfig, RcuState, rcu_barrier};
-use crate::slab::{SlabOptions, kmem_cache_init, page_alloc_init};
+use crate::slab::{Allocator, SlabOptions, kmem_cache_init, page_alloc_init};
 use std::collections::BTreeMap;
 use std::ptr::{null_mut, without_provenance_mut};
 
@@ -17,10 +17,13 @@ pub(super) struct Kernel {
     _arena: Arena,
 }
 pub(super) fn boot(nr_cpus: u32) -> Kernel {
+    boot_with(nr_cpus, SlabOptions::default())
+}
+pub(super) fn boot_with(nr_cpus: u32, options: SlabOptions) -> Kernel {
     let arena = Arena::new(1, 64 << 20, None, None).expect("64 MiB");
     let rcu = RcuState::<Native>::new(&arena, nr_cpus, |_| 0, &RcuConfig::default());
     let pages = page_alloc_init(&arena, nr_cpus, &|_| 0);
-    let slab = kmem_cache_init(&arena, pages, rcu, nr_cpus, SlabOptions::default());
+    let slab = kmem_cache_init(&arena, pages, rcu, nr_cpus, options);
     let state = maple_tree_init(&arena, slab);
     Kernel { state, _arena: arena }
 }
@@ -229,13 +232,20 @@ impl<'a> Pair<'a> {
         mt_destroy(self.cpu, self.k.state, &self.mt);
         rcu_barrier(self.cpu, &self.k.state.rcu);
         assert_eq!(self.outstanding(), 0, "nodes not given back");
+        assert_eq!(self.k.state.node_cache.live_objects(), 0, "the allocator counts otherwise");
     }
 }
 
 /// Random operations over `keys` keys (spread out by `stride`, so that bounds and holes vary); about `fill` entries.
 fn fuzz(flags: u32, seed: u64, ops: u64, keys: u64, stride: u64, span: u64) {
+    for allocator in [Allocator::Slub, Allocator::Sheaves] {
+        fuzz_on(allocator, flags, seed, ops, keys, stride, span);
+    }
+}
+
+fn fuzz_on(allocator: Allocator, flags: u32, seed: u64, ops: u64, keys: u64, stride: u64, span: u64) {
     let cpu = Cpu::<Native>::for_test(0);
-    let k = boot(1);
+    let k = boot_with(1, SlabOptions { allocator, ..SlabOptions::default() });
     let mut p = Pair::new(&cpu, &k, flags);
     let state = std::cell::Cell::new(seed);
     let rng = || {

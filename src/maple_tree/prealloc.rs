@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Where nodes come from and where they go [lib/maple_tree.c, 6.12: mas_alloc_nodes, mas_pop_node, mas_destroy,
+//! Where nodes come from and where they go [lib/maple_tree.c, 6.12 and 7.3: mas_alloc_nodes, mas_pop_node, mas_destroy,
 //! ma_free_rcu, mt_free_rcu, mt_free_walk, mas_mat_destroy, __mt_destroy].
 //!
 //! A store asks for its worst case before it starts and gives back at once what it did not need. A replaced node is
 //! marked dead and, in RCU mode, freed by one `call_rcu` of its own; a subtree whose whole content was overwritten, or
 //! a destroyed tree, by one `call_rcu` in all.
 //!
+//! Where the node cache has sheaves, 7.3's way: more than one node come as a prefilled sheaf, which goes back whole, and
+//! a replaced node goes to kfree_rcu(), which puts a sheaf's worth of them behind one grace period.
+//!
 //! custom: supplied nodes hang in a chain through their first word (the kernel packs their addresses into the first
 //! node; its bulk calls to the allocator are single calls here). stub: the maple_alloc request words.
 //!
-//! INVARIANT: maple_node_alloc = maple_node_free + live nodes + dead nodes waiting for RCU + supplied nodes.
+//! INVARIANT: maple_node_alloc = maple_node_free + live nodes + dead nodes waiting for RCU + supplied nodes. A node is
+//! supplied when it was allocated by itself; those of a sheaf are the allocator's until they are popped, and a node given
+//! to kfree_rcu() is the allocator's at once.
 
 use super::node::{Enode, MapleNode, MapleType, is_child, mte_node_type, mte_safe_root, mte_to_node, xa_is_node};
 use super::state::{MaState, MapleEvent, MapleState, MapleTree};
@@ -17,7 +22,10 @@ use crate::arch::arena::KRef;
 use crate::arch::{Hardware, Relaxed, Release};
 use crate::cpu::{Cpu, Errno};
 use crate::rcu::{RcuHead, call_rcu};
-use crate::slab::{kmem_cache_alloc, kmem_cache_free};
+use crate::slab::{
+    kfree_rcu, kmem_cache_alloc, kmem_cache_alloc_from_sheaf, kmem_cache_free, kmem_cache_prefill_sheaf,
+    kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
+};
 use std::ptr::{NonNull, null_mut};
 
 /// `mas_alloc_nodes()`: supplies the cursor with at least `n` nodes.
@@ -26,6 +34,9 @@ use std::ptr::{NonNull, null_mut};
 /// `ENOMEM`; what was supplied stays.
 #[inline]
 pub(crate) fn mas_alloc_nodes<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, n: usize) -> Result<(), Errno> {
+    if mas.state.node_cache.sheaf_capacity() != 0 && (n > 1 || !mas.sheaf.is_null()) {
+        return mas_alloc_sheaf(cpu, mas, n as u32);
+    }
     while mas.alloc_count < n {
         let p = kmem_cache_alloc(cpu, &mas.state.node_cache);
         if p.is_null() {
@@ -40,23 +51,57 @@ pub(crate) fn mas_alloc_nodes<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A
     Ok(())
 }
 
+/// `mas_alloc_nodes()` of 7.3 where more than one node is wanted, or a sheaf is held already.
+///
+/// # Errors
+/// `ENOMEM`; what was supplied stays.
+fn mas_alloc_sheaf<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, n: u32) -> Result<(), Errno> {
+    free_chain(cpu, mas);
+    let state = mas.state;
+    if !mas.sheaf.is_null() {
+        // SAFETY: this cursor's sheaf.
+        return unsafe { kmem_cache_refill_sheaf(cpu, &state.node_cache, &mut mas.sheaf, n) };
+    }
+    mas.sheaf = kmem_cache_prefill_sheaf(cpu, &state.node_cache, n);
+    if mas.sheaf.is_null() { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
 /// `mas_pop_node()`: a zeroed node out of the supply.
 ///
 /// # Panics
 /// When the store needs more nodes than its kind's worst case: a bug.
 #[inline]
-pub(crate) fn mas_pop_node<A: Hardware>(mas: &mut MaState<'_, A>) -> MapleNode<A> {
-    assert!(mas.alloc_count > 0, "BUG: store needs more nodes than were preallocated");
-    let node = MapleNode::<A>::from_object(mas.alloc.cast());
-    mas.alloc = node.link().load(Relaxed);
-    mas.alloc_count -= 1;
+pub(crate) fn mas_pop_node<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) -> MapleNode<A> {
+    let node = if mas.alloc_count > 0 {
+        let node = MapleNode::<A>::from_object(mas.alloc.cast());
+        mas.alloc = node.link().load(Relaxed);
+        mas.alloc_count -= 1;
+        node
+    } else {
+        assert!(!mas.sheaf.is_null(), "BUG: store needs more nodes than were preallocated");
+        // SAFETY: this cursor's sheaf.
+        let p = unsafe { kmem_cache_alloc_from_sheaf(cpu, &mas.state.node_cache, mas.sheaf) };
+        assert!(!p.is_null(), "BUG: store needs more nodes than were preallocated");
+        cpu.count(MapleEvent::NodeAlloc);
+        MapleNode::<A>::from_object(p)
+    };
     node.clear();
     node
 }
 
-/// `mas_destroy()`: gives unused nodes back.
+/// `mas_destroy()`, `mas_empty_nodes()`: gives unused nodes back, a sheaf of them whole.
 #[inline]
 pub fn mas_destroy<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) {
+    free_chain(cpu, mas);
+    if !mas.sheaf.is_null() {
+        // SAFETY: this cursor's sheaf, and not any longer.
+        unsafe { kmem_cache_return_sheaf(cpu, &mas.state.node_cache, mas.sheaf) };
+        mas.sheaf = null_mut();
+    }
+}
+
+#[inline(always)]
+fn free_chain<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) {
     while mas.alloc_count > 0 {
         let node = MapleNode::<A>::from_object(mas.alloc.cast());
         mas.alloc = node.link().load(Relaxed);
@@ -77,7 +122,12 @@ fn free_node<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A
 #[inline]
 pub(crate) fn mas_free<A: Hardware>(cpu: &Cpu<A>, mas: &MaState<'_, A>, node: MapleNode<A>) {
     cpu.count(MapleEvent::NodeDead);
-    if mas.tree.in_rcu() {
+    if mas.state.node_cache.sheaf_capacity() != 0 {
+        // 7.3: ma_free_rcu() is kfree_rcu(), in RCU mode or not. The allocator counts as its owner from now on.
+        cpu.count(MapleEvent::NodeFree);
+        // SAFETY: no slot names the node any more, and nobody else frees it; its first words are a dead node's to lose.
+        unsafe { kfree_rcu(cpu, &mas.state.node_cache, node.rcu_head(), node.as_ptr()) }
+    } else if mas.tree.in_rcu() {
         cpu.count(MapleEvent::CallRcu);
         node.set_dead_info(MapleType::Leaf64, mas.state.as_ptr().cast());
         // SAFETY: no slot names the node any more, and only this callback frees it.

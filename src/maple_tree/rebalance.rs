@@ -163,8 +163,14 @@ fn deal(n: usize, kind: MapleType, null: impl Fn(usize) -> bool) -> ([usize; 3],
 }
 
 /// Fills a node of the supply; returns its enode and largest gap.
-fn build<A: Hardware>(mas: &mut MaState<'_, A>, kind: MapleType, items: &[Item], min: u64) -> (Enode, u64) {
-    let node = mas_pop_node(mas);
+fn build<A: Hardware>(
+    cpu: &Cpu<A>,
+    mas: &mut MaState<'_, A>,
+    kind: MapleType,
+    items: &[Item],
+    min: u64,
+) -> (Enode, u64) {
+    let node = mas_pop_node(cpu, mas);
     let enode = mt_mk_node(node, kind);
     let end = items.len() - 1;
     for (i, it) in items.iter().enumerate() {
@@ -262,7 +268,7 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
         for (b, &size) in built.iter_mut().zip(&sizes[..n]) {
             let part = &items.item[at..at + size];
             let last = part[size - 1].last;
-            let (slot, gap) = build(mas, kind, part, min);
+            let (slot, gap) = build(cpu, mas, kind, part, min);
             *b = Item { slot, last, gap, fresh: true };
             at += size;
             min = last.wrapping_add(1);
@@ -270,7 +276,7 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
         if whole {
             let (root, h) = match n {
                 1 => (built[0].slot, height - d),
-                _ => (build(mas, tree.inner_kind(), &built[..n], 0).0, height - d + 1),
+                _ => (build(cpu, mas, tree.inner_kind(), &built[..n], 0).0, height - d + 1),
             };
             mte_to_node::<A>(root).set_root(tree.as_ptr());
             break (root, 0, Some(h));

@@ -11,7 +11,7 @@ use super::node::{Enode, MapleType};
 use crate::arch::arena::KRef;
 use crate::arch::{Arena, Atomic, Hardware, Plain, Relaxed};
 use crate::rcu::RcuState;
-use crate::slab::{KmemCache, KmemCacheArgs, SLAB_PANIC, SlabState, kmem_cache_create};
+use crate::slab::{KmemCache, KmemCacheArgs, SLAB_PANIC, SlabSheaf, SlabState, kmem_cache_create};
 use std::ptr::null_mut;
 
 /// `MT_FLAGS_ALLOC_RANGE`: track gaps; inner nodes are arange64.
@@ -173,6 +173,8 @@ pub struct MaState<'t, A: Hardware> {
     /// Chain of supplied nodes.
     pub(crate) alloc: *mut (),
     pub(crate) alloc_count: usize,
+    /// Prefilled sheaf of nodes, where the node cache has sheaves.
+    pub(crate) sheaf: *mut SlabSheaf<A>,
 }
 impl<'t, A: Hardware> MaState<'t, A> {
     /// `MA_STATE(mas, tree, first, last)`
@@ -191,6 +193,7 @@ impl<'t, A: Hardware> MaState<'t, A> {
             status: MaStatus::Start,
             alloc: null_mut(),
             alloc_count: 0,
+            sheaf: null_mut(),
         }
     }
     /// The tree.
@@ -199,7 +202,8 @@ impl<'t, A: Hardware> MaState<'t, A> {
     }
     /// Nodes held for the next store.
     pub fn supplied(&self) -> usize {
-        self.alloc_count
+        // SAFETY: a prefilled sheaf is its cursor's until that gives it back.
+        self.alloc_count + unsafe { self.sheaf.as_ref() }.map_or(0, |s| s.size() as usize)
     }
 }
 /// `mas_reset()`

@@ -233,7 +233,7 @@ fn mas_wr_store_entry<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &
     match wr.kind {
         StoreType::Root => {
             cpu.count(MapleEvent::NewRoot);
-            mas_store_root(mas, entry);
+            mas_store_root(cpu, mas, entry);
             mas_reset(mas);
             return;
         }
@@ -350,7 +350,7 @@ fn mas_wr_node_store<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &W
     let end = mas.end;
     let in_rcu = mas.tree.in_rcu();
     let mut scratch = Scratch([0; 32]);
-    let new = if in_rcu { mas_pop_node(mas) } else { MapleNode::from_object((&raw mut scratch.0).cast()) };
+    let new = if in_rcu { mas_pop_node(cpu, mas) } else { MapleNode::from_object((&raw mut scratch.0).cast()) };
     let mut to = wr.offset;
     new.copy_leaf(0, old, 0, to);
     let mut put = |entry: *mut (), last: u64| {
@@ -410,9 +410,9 @@ pub(crate) fn mas_put_in_tree<A: Hardware>(mas: &MaState<'_, A>, enode: Enode) {
 }
 
 /// Makes a fresh leaf the whole tree. `items` cover all keys: entry and last key of each.
-fn root_leaf<A: Hardware>(mas: &mut MaState<'_, A>, items: &[(*mut (), u64)]) {
+fn root_leaf<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, items: &[(*mut (), u64)]) {
     let kind = MapleType::Leaf64;
-    let node = mas_pop_node(mas);
+    let node = mas_pop_node(cpu, mas);
     for (i, &(entry, last)) in items.iter().enumerate() {
         node.slot(kind, i).store(entry, Relaxed);
         node.pivot(i).store(last, Relaxed);
@@ -424,7 +424,7 @@ fn root_leaf<A: Hardware>(mas: &mut MaState<'_, A>, items: &[(*mut (), u64)]) {
 }
 
 /// `mas_store_root()` and `mas_root_expand()`: the tree is empty or one entry over key 0.
-fn mas_store_root<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) {
+fn mas_store_root<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
     let old = mas.tree.ma_root.load(Relaxed);
     debug_assert!(!xa_is_node(old));
     let (index, last) = (mas.index, mas.last);
@@ -458,7 +458,7 @@ fn mas_store_root<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) {
     if last < u64::MAX {
         put(null_mut(), u64::MAX);
     }
-    root_leaf(mas, &items[..n]);
+    root_leaf(cpu, mas, &items[..n]);
 }
 
 /// `mas_new_root()`: a store over all keys.
@@ -469,7 +469,7 @@ pub(crate) fn mas_new_root<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
         mas.tree.ma_root.store(null_mut(), Release);
         mas.tree.set_height(0);
     } else {
-        root_leaf(mas, &[(entry, u64::MAX)]);
+        root_leaf(cpu, mas, &[(entry, u64::MAX)]);
     }
     mte_destroy_walk(cpu, mas.state, mas.tree.in_rcu(), super::node::mte_safe_root(old));
     mas_reset(mas);

@@ -3,11 +3,13 @@
 //! store costs in nodes, readers beside a writer. The kinds of cases are those of lib/test_maple_tree.c and
 //! tools/testing/radix-tree/maple.c, 6.12, written afresh.
 
-use super::oracle::{Kernel, MM_MT_FLAGS, Pair, boot, entry};
+use super::oracle::{Kernel, MM_MT_FLAGS, Pair, boot, boot_with, entry};
+use super::prealloc::{mas_alloc_nodes, mas_free, mas_pop_node};
 use super::*;
 use crate::arch::Native;
 use crate::cpu::{Cpu, Errno, splitmix64};
 use crate::rcu::{rcu_barrier, rcu_read_lock, rcu_read_unlock};
+use crate::slab::{Allocator, SlabOptions, StatItem};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -180,6 +182,49 @@ fn unused_nodes_go_back() {
     assert!([1, 2 * h + 1].contains(&mas.supplied()), "node or split");
     mas_destroy(&cpu, &mut mas);
     assert_eq!(p.outstanding(), live);
+    p.destroy();
+}
+
+#[test]
+fn nodes_come_in_sheaves_and_go_behind_one_grace_period() {
+    let cpu = Cpu::<Native>::for_test(0);
+    let k = boot_with(1, SlabOptions { allocator: Allocator::Sheaves, ..SlabOptions::default() });
+    let cache = k.state.node_cache;
+    let stat = |i| cache.stat_sum(i);
+    let count = |e| cpu.counters.get(e);
+    let mut p = Pair::new(&cpu, &k, MM_MT_FLAGS);
+    for i in 0..300 {
+        p.store(i * 10, i * 10 + 9, entry(i), true);
+    }
+    let h = p.mt.height();
+    assert!(h > 1 && cache.sheaf_capacity() == 32);
+    // A sheaf more than the store can need, taken and given back whole; none of its nodes is the tree's meanwhile.
+    let prefilled = || stat(StatItem::SheafPrefillFast) + stat(StatItem::SheafPrefillSlow);
+    let (before, live, nodes) = (prefilled(), cache.live_objects(), count(MapleEvent::NodeAlloc));
+    let mut mas = p.mas(15, 1999);
+    mas_preallocate(&cpu, &mut mas, entry(1)).unwrap();
+    assert!(mas.supplied() > 3 * h && mas.supplied() <= 32);
+    // A later, larger wish tops the same sheaf up.
+    let had = mas.supplied();
+    mas_alloc_nodes(&cpu, &mut mas, 32).unwrap();
+    assert!(mas.supplied() == 32 && had <= 32);
+    // One larger still gets a sheaf of its own size.
+    mas_alloc_nodes(&cpu, &mut mas, 40).unwrap();
+    assert_eq!((mas.supplied(), stat(StatItem::SheafPrefillOversize)), (40, 1));
+    assert_eq!((prefilled(), cache.live_objects(), count(MapleEvent::NodeAlloc)), (before + 1, live, nodes));
+    let node = mas_pop_node(&cpu, &mut mas);
+    // SAFETY: a node of 256 bytes that is ours.
+    assert!((0..32).all(|i| unsafe { node.as_ptr().cast::<u64>().add(i).read() } == 0));
+    assert_eq!((cache.live_objects(), count(MapleEvent::NodeAlloc)), (live + 1, nodes + 1));
+    mas_free(&cpu, &mas, node);
+    mas_destroy(&cpu, &mut mas);
+    assert_eq!((mas.supplied(), cache.live_objects()), (0, live));
+    let dead = count(MapleEvent::NodeDead);
+    assert_eq!(dead, stat(StatItem::FreeRcuSheaf));
+    // One callback for 32 dead nodes.
+    assert_eq!((count(MapleEvent::CallRcu), k.state.rcu.pending()), (0, dead / 32));
+    assert!(dead >= 32);
+    p.check_all();
     p.destroy();
 }
 

@@ -28,6 +28,8 @@ pub mod page_alloc;
 pub mod reuse;
 pub mod sheaf;
 pub mod sheaf_bulk;
+#[cfg(test)]
+mod sheaf_invariants;
 pub mod sheaf_rcu;
 #[cfg(test)]
 mod sheaf_tests;
@@ -52,6 +54,7 @@ pub use sheaf::SlabSheaf;
 pub use sheaf_bulk::{
     kmem_cache_alloc_from_sheaf, kmem_cache_prefill_sheaf, kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
 };
+pub use sheaf_rcu::kfree_rcu;
 pub use slab_common::{
     KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_NO_SHEAVES, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU,
     kmalloc_cache_create, kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,

@@ -542,16 +542,17 @@ pub(super) unsafe fn rcu_free_sheaf_nobarn<A: Hardware>(cpu: &Cpu<A>, head: *mut
 }
 
 /// `barn_shrink()`: every barn's sheaves back to the slabs.
-pub(super) fn shrink_barns<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, nid: usize) {
-    let Some(barn) = s.barn.get(nid) else { return };
-    let (full, empty) = barn.take_all(cpu, s);
-    for mut p in [full, empty] {
-        while !p.is_null() {
-            // SAFETY: taken out of the barn: ours alone.
-            let sheaf = unsafe { &*p };
-            p = sheaf.next.get();
-            sheaf_flush_unused(cpu, s, sheaf);
-            free_empty_sheaf(cpu, s, sheaf, s.sheaf_capacity);
+pub(super) fn shrink_barns<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
+    for barn in s.barn.iter() {
+        let (full, empty) = barn.take_all(cpu, s);
+        for mut p in [full, empty] {
+            while !p.is_null() {
+                // SAFETY: taken out of the barn: ours alone.
+                let sheaf = unsafe { &*p };
+                p = sheaf.next.get();
+                sheaf_flush_unused(cpu, s, sheaf);
+                free_empty_sheaf(cpu, s, sheaf, s.sheaf_capacity);
+            }
         }
     }
 }

@@ -312,8 +312,9 @@ pub unsafe fn kmem_cache_shrink<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> 
     // SAFETY: the caller's.
     unsafe { flush_all_cpus(cpu, s) };
     let mut remain = false;
+    // All of them first: a barn may hold objects of another node.
+    shrink_barns(cpu, s);
     for (nid, n) in s.node.iter().enumerate() {
-        shrink_barns(cpu, s, nid);
         // Slabs by free objects: lists on the stack, linked through the records as the node list is.
         let mut promote: [*mut Slab<A>; SHRINK_PROMOTE_MAX] = [null_mut(); SHRINK_PROMOTE_MAX];
         let mut discard: *mut Slab<A> = null_mut();
@@ -386,8 +387,8 @@ pub unsafe fn kmem_cache_destroy<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) ->
         // Sheaves behind a grace period name the cache.
         rcu_barrier(cpu, &s.state.rcu);
     }
-    for (nid, n) in s.node.iter().enumerate() {
-        shrink_barns(cpu, s, nid);
+    shrink_barns(cpu, s);
+    for n in s.node.iter() {
         let mut discard: *mut Slab<A> = null_mut();
         s.lock_node(cpu, n);
         let mut p = n.first.get();
