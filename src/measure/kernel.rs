@@ -12,13 +12,16 @@
 use crate::arch::{Arch, Native};
 use crate::cpu::{Errno, splitmix64};
 use crate::host::affinity;
+use crate::measure::outcome::{ReuseSeen, Traced};
 use crate::measure::perf::{PerfGroup, Reading, Ring, from_lines, to_lines};
 use crate::measure::run::{Harness, Stop, Tally, drive};
+use crate::measure::tracepoint::{Switch, Tracer, Walk};
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// First address of the place where workloads map: far from where the kernel places anything by itself.
 const WINDOW: u64 = 0x1000_0000_0000;
@@ -132,6 +135,7 @@ impl Space for HostSpace {
 }
 
 struct HostHarness<'a> {
+    trace: Option<Switch>,
     space: &'a HostSpace,
     shared: &'a Shared,
     workers: u32,
@@ -174,6 +178,9 @@ impl Harness for HostHarness<'_> {
         0
     }
     fn edge(&self, begins: bool) {
+        if let Some(t) = self.trace {
+            t.set(begins);
+        }
         if begins {
             self.events.borrow_mut().enable();
         } else {
@@ -220,6 +227,57 @@ pub fn sample<W: Workload>(
     stop: Stop,
     seed: u64,
 ) -> io::Result<KernelSample> {
+    run::<W>(cpus, mode, warm_up_ns, stop, seed, None, |_| ())
+}
+
+/// Caches whose objects are followed on the host.
+pub const TRACED: [&str; 2] = ["vm_area_struct", "maple_node"];
+
+/// How long the host's kernel leaves freed objects alone, from its tracepoints: a run of `W` of its own on `cpu`, warmed
+/// up for `span_ns` and watched for as long. No timed sample runs while the tracepoints are on.
+pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64) -> ReuseSeen {
+    let absent = |e: String| ReuseSeen { absent: Some(e), ..ReuseSeen::default() };
+    let mut tracer = match Tracer::open(cpu, &TRACED) {
+        Ok(t) => t,
+        Err(e) => return absent(e),
+    };
+    let mut walk = Walk::default();
+    let switch = tracer.switch();
+    let r = run::<W>(&[cpu], Mode::Thread, span_ns, Stop::After(span_ns), seed, Some(switch), |child| {
+        walk.own_pid = child as u32;
+        tracer.drain(|e| walk.push(e));
+    });
+    tracer.drain(|e| walk.push(e));
+    let tallies = match r {
+        Ok(s) => s.tallies.into_iter().collect::<Result<Vec<_>, _>>(),
+        Err(e) => Err(e.to_string()),
+    };
+    match tallies {
+        Err(e) => absent(format!("the traced run: {e}")),
+        Ok(t) => {
+            let (caches, own) = walk.finish();
+            ReuseSeen {
+                over: "run_of_its_own",
+                operations: t.iter().map(|t| t.operations).sum(),
+                caches,
+                traced: Some(Traced { lost: tracer.lost, own }),
+                absent: None,
+            }
+        }
+    }
+}
+
+/// One sample; `meanwhile` is called over and over with the first child's number while the children run, where a trace is
+/// taken.
+fn run<W: Workload>(
+    cpus: &[u32],
+    mode: Mode,
+    warm_up_ns: u64,
+    stop: Stop,
+    seed: u64,
+    trace: Option<Switch>,
+    mut meanwhile: impl FnMut(libc::pid_t),
+) -> io::Result<KernelSample> {
     if cpus.len() > MAX_WORKERS {
         return Err(io::Error::other(format!("{} workers; at most {MAX_WORKERS}", cpus.len())));
     }
@@ -240,11 +298,20 @@ pub fn sample<W: Workload>(
                 kill_all(&children);
                 return Err(e);
             }
-            0 => child::<W>(shared, members, cpus, warm_up_ns, stop, seed),
-            pid => children.push(pid),
+            0 => {
+                let group = children.first().copied().unwrap_or(0);
+                // SAFETY: a group of the sample's own, so that nobody else waits for its children.
+                unsafe { libc::setpgid(0, group) };
+                child::<W>(shared, members, cpus, Load { warm_up_ns, stop, seed, trace })
+            }
+            pid => {
+                children.push(pid);
+                // SAFETY: as above; whoever of the two comes first.
+                unsafe { libc::setpgid(pid, children[0]) };
+            }
         }
     }
-    wait_all(&children)?;
+    wait_all(&children, trace.map(|_| &mut meanwhile as &mut dyn FnMut(libc::pid_t)))?;
     let mut out = KernelSample::default();
     for (i, &cpu) in cpus.iter().enumerate() {
         let w = &shared.workers[i];
@@ -289,14 +356,17 @@ pub fn balances(s: &KernelSample) -> Vec<String> {
     bad
 }
 
-fn child<W: Workload>(
-    shared: &'static Shared,
-    members: &[usize],
-    cpus: &[u32],
+/// What a child does.
+#[derive(Clone, Copy)]
+struct Load {
     warm_up_ns: u64,
     stop: Stop,
     seed: u64,
-) -> ! {
+    /// Switched on for the span.
+    trace: Option<Switch>,
+}
+
+fn child<W: Workload>(shared: &'static Shared, members: &[usize], cpus: &[u32], load: Load) -> ! {
     // SAFETY: process-wide switches of the child alone: no huge pages; die with the parent.
     unsafe {
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
@@ -308,10 +378,12 @@ fn child<W: Workload>(
         let w = &shared.workers[i];
         let status = match affinity::pin(cpus[i]) {
             Err(_) => -1000,
-            Ok(()) => match worker::<W>(shared, w, cpus.len() as u32, seat, warm_up_ns, stop, seed ^ i as u64) {
-                Ok(()) => 1,
-                Err(e) => -(e as i32),
-            },
+            Ok(()) => {
+                match worker::<W>(shared, w, cpus.len() as u32, seat, Load { seed: load.seed ^ i as u64, ..load }) {
+                    Ok(()) => 1,
+                    Err(e) => -(e as i32),
+                }
+            }
         };
         w.placed.store(affinity::current_cpu(), Ordering::Release);
         if status != 1 {
@@ -336,16 +408,8 @@ fn child<W: Workload>(
     unsafe { libc::_exit(0) }
 }
 
-fn worker<W: Workload>(
-    shared: &Shared,
-    out: &Worker,
-    workers: u32,
-    seat: Seat,
-    warm_up_ns: u64,
-    stop: Stop,
-    seed: u64,
-) -> Result<(), Errno> {
-    let space = HostSpace { rng: Cell::new(splitmix64(seed)), countdown: Cell::new(0) };
+fn worker<W: Workload>(shared: &Shared, out: &Worker, workers: u32, seat: Seat, load: Load) -> Result<(), Errno> {
+    let space = HostSpace { rng: Cell::new(splitmix64(load.seed)), countdown: Cell::new(0) };
     let words = if seat.threads == 1 {
         W::setup(&space, seat)?
     } else if seat.index == 0 {
@@ -368,9 +432,9 @@ fn worker<W: Workload>(
     };
     let mut state = W::attach(&space, words, seat)?;
     let events = RefCell::new(PerfGroup::open_ring(Ring::Kernel));
-    let h = HostHarness { space: &space, shared, workers, faults0: Cell::new(0), events };
+    let h = HostHarness { trace: load.trace, space: &space, shared, workers, faults0: Cell::new(0), events };
     let preempted0 = rusage().1;
-    let t = drive::<W, _, _>(&space, &h, &mut state, warm_up_ns, stop)?;
+    let t = drive::<W, _, _>(&space, &h, &mut state, load.warm_up_ns, load.stop)?;
     let (faults, preempted) = rusage();
     let text = to_lines(&h.events.borrow_mut().read());
     for (cell, byte) in out.text.iter().zip(text.bytes()) {
@@ -406,12 +470,18 @@ fn kill_all(children: &[libc::pid_t]) {
     }
 }
 
-fn wait_all(children: &[libc::pid_t]) -> io::Result<()> {
+fn wait_all(children: &[libc::pid_t], mut meanwhile: Option<&mut dyn FnMut(libc::pid_t)>) -> io::Result<()> {
     let mut left = children.to_vec();
     while !left.is_empty() {
         let mut st = 0;
-        // SAFETY: our own children; any may end first.
-        let pid = unsafe { libc::waitpid(-1, &mut st, 0) };
+        let options = if meanwhile.is_some() { libc::WNOHANG } else { 0 };
+        // SAFETY: the children of this sample; any may end first.
+        let pid = unsafe { libc::waitpid(-children[0], &mut st, options) };
+        if let (0, Some(f)) = (pid, &mut meanwhile) {
+            f(children[0]);
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         if pid < 0 {
             let e = io::Error::last_os_error();
             if e.kind() == io::ErrorKind::Interrupted {
@@ -467,7 +537,13 @@ impl Drop for SharedMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::with_workload;
+    use crate::arch::Sim;
+    use crate::arch::sim::{SimConfig, SimMachine};
+    use crate::init::KernelConfig;
+    use crate::measure::port;
+    use crate::mm::variant;
+    use crate::{with_variant, with_workload};
+    use std::fs;
 
     #[test]
     fn every_workload_runs_on_the_host_kernel_and_its_faults_balance() {
@@ -491,6 +567,57 @@ mod tests {
                         assert!(p.contains_key("cycles:k"), "counted or absent with a reason: {p:?}");
                     }
                 }
+            }
+        }
+    }
+
+    /// What the port does in one simulated CPU's warm-up and span.
+    fn port_reuse(workload: &str) -> ReuseSeen {
+        let machine = SimMachine::new(SimConfig { bytes_per_node: 128 << 20, ..SimConfig::nodes(1, 1) }).unwrap();
+        let plan = port::Plan {
+            threads: 1,
+            mode: Mode::Thread,
+            warm_up_ns: 1_000_000,
+            stop: Stop::After(2_000_000),
+            kernel: KernelConfig::default(),
+        };
+        let variant = variant::parse("v6.15").unwrap();
+        let out =
+            with_variant!(&variant, Sim, K => with_workload!(workload, W => port::sample::<K, W>(&machine, &plan)));
+        assert_eq!(out.errors, [] as [String; 0]);
+        out.reuse
+    }
+
+    #[test]
+    fn the_host_hands_out_and_frees_as_many_vmas_an_operation_as_the_port() {
+        let cpu = affinity::allowed()[0];
+        for name in ["brk1", "mmap_churn"] {
+            let seen = with_workload!(name, W => traced::<W>(cpu, 20_000_000, 3));
+            if let Some(why) = seen.absent {
+                eprintln!("not traced: {why}");
+                return;
+            }
+            let t = seen.traced.unwrap();
+            if t.lost > 0 {
+                eprintln!("{name}: {} records lost, nothing can be said", t.lost);
+                continue;
+            }
+            let port = port_reuse(name);
+            let (host, c) = (t.own["vm_area_struct"], &port.caches["vm_area_struct"]);
+            eprintln!(
+                "{name}: host {} operations, {:?}, {:?}; port {} operations, {:?}",
+                seen.operations, t.own, seen.caches, port.operations, port.caches
+            );
+            assert!(seen.operations > 0 && port.operations > 0);
+            // Exactly: both watch whole operations.
+            assert_eq!(host.0 * port.operations, c.allocs * seen.operations, "{name}: VMAs handed out an operation");
+            assert_eq!(host.1 * port.operations, c.frees * seen.operations, "{name}: VMAs freed an operation");
+            // Type-stable objects come back at once on both sides.
+            assert!(c.bins[0] + 1 >= c.allocs, "{name}: {c:?}");
+            if fs::read_to_string("/sys/kernel/slab/vm_area_struct/destroy_by_rcu").is_ok_and(|t| t.trim() == "1") {
+                // Whoever else runs on the CPU is in these figures too.
+                let h = &seen.caches["vm_area_struct"];
+                assert!(h.bins[0] * 2 >= h.allocs, "{name}: {h:?}");
             }
         }
     }

@@ -11,3 +11,4 @@ mod port_tests;
 pub mod probe;
 pub mod run;
 pub mod stat;
+pub mod tracepoint;

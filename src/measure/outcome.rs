@@ -46,7 +46,7 @@ pub struct Moves {
 /// How long freed objects lay before they were handed out again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReuseSeen {
-    /// `warm_up`, or `warm_up_and_span`.
+    /// `warm_up`, `warm_up_and_span`, or `run_of_its_own`.
     pub over: &'static str,
     /// Operations in that time.
     pub operations: u64,
@@ -84,6 +84,10 @@ pub struct Outcome {
     pub over: Over,
     /// Distances of reuse.
     pub reuse: ReuseSeen,
+    /// From `call_rcu()` to the call, of callbacks that were followed and called in the span, ns.
+    pub callback_ns: Vec<u64>,
+    /// Length of grace periods that ended in the span, ns.
+    pub grace_period_ns: Vec<u64>,
     /// The kernel configuration.
     pub kconfig: BTreeMap<String, String>,
     /// Balances that did not hold.

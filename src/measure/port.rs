@@ -296,6 +296,10 @@ where
     let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
     out.counters.insert("workload_operations".into(), operations);
     out.reuse = reuse_seen::<K>(&out, reuse);
+    let begin = out.tallies.iter().flatten().map(|t| t.begin).min().unwrap_or(0);
+    let end = begin + out.duration_ns();
+    out.callback_ns = k.rcu.cb_latency_ns_between(begin, end);
+    out.grace_period_ns = k.rcu.gp_length_ns_between(begin, end);
     // SAFETY: our page; every worker has left.
     unsafe { free_pages(&boot, &k.pages, page, 0) };
     book_leaks(&shutdown(&boot, &k), &mut out);

@@ -68,6 +68,9 @@ pub struct Sample {
     /// How long freed objects lay before they were handed out again.
     #[serde(default, skip_serializing_if = "Reuse::is_empty")]
     pub reuse: Reuse,
+    /// How long callbacks waited and grace periods lasted, within the span.
+    #[serde(default, skip_serializing_if = "RcuTimes::is_empty")]
+    pub rcu_times: RcuTimes,
     /// CPU and node of each thread, by worker index.
     pub placement: Vec<Place>,
     /// Fingerprint of the host.
@@ -161,10 +164,30 @@ impl Series {
     }
 }
 
+/// Distributions as quantiles from 0 to 100 percent in steps of 2.5, the smallest value first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RcuTimes {
+    /// From `call_rcu()` to the callback's call, ns.
+    pub callback_ns: Vec<u64>,
+    /// Callbacks that were followed.
+    pub callbacks: u64,
+    /// Length of grace periods, ns.
+    pub grace_period_ns: Vec<u64>,
+    /// Grace periods that ended in the span.
+    pub grace_periods: u64,
+}
+
+impl RcuTimes {
+    /// Whether nothing was followed.
+    pub fn is_empty(&self) -> bool {
+        self.callbacks == 0 && self.grace_periods == 0
+    }
+}
+
 /// Object reuse, per cache.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reuse {
-    /// When it was watched: `warm_up` or `warm_up_and_span`.
+    /// When it was watched: `warm_up`, `warm_up_and_span`, or in a `run_of_its_own`.
     #[serde(default)]
     pub over: String,
     /// Operations of all threads in that time.
@@ -184,7 +207,7 @@ pub struct Reuse {
 impl Reuse {
     /// Whether nothing is known, not even why.
     pub fn is_empty(&self) -> bool {
-        self.caches.is_empty() && self.absent.is_none()
+        self.over.is_empty() && self.caches.is_empty() && self.absent.is_none()
     }
 }
 
@@ -198,6 +221,9 @@ pub struct ReuseCache {
     /// Hand-outs by distance: bin k counts distances `2^k ..= 2^(k+1) - 1`, in events of the cache on the CPU from the
     /// free to the hand-out, which counts.
     pub bins: Vec<u64>,
+    /// Hand-outs by the number of hand-outs of the cache on this CPU since the object's last there; the same bins.
+    #[serde(default)]
+    pub again: Vec<u64>,
     /// Hand-outs on another CPU than the free's.
     pub remote: u64,
     /// Hand-outs of objects whose free was not seen.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Records for tests: of realistic shape, from a seed, measured by nobody.
 
-use super::record::{HostId, LineMoves, PerThread, PerfCell, Place, Run, SCHEMA, Sample, Series};
+use super::record::{
+    HostId, LineMoves, PerThread, PerfCell, Place, RcuTimes, Reuse, ReuseCache, Run, SCHEMA, Sample, Series,
+};
 use std::collections::BTreeMap;
 
 /// A sample whose throughput is `rate` operations per second over one second.
@@ -53,6 +55,7 @@ pub fn sample(variant: &str, workload: &str, threads: u32, trial: u32, rate: f64
         lines: BTreeMap::new(),
         series: Series::default(),
         reuse: Default::default(),
+        rcu_times: Default::default(),
         placement: (0..threads).map(|cpu| Place { cpu, node: 0, verified: true }).collect(),
         host: HostId {
             name: "testbox".into(),
@@ -63,7 +66,7 @@ pub fn sample(variant: &str, workload: &str, threads: u32, trial: u32, rate: f64
             fingerprint: "feedc0de".into(),
             virtualised: false,
         },
-        kconfig: BTreeMap::from([("HZ".into(), "250".into())]),
+        kconfig: BTreeMap::from([("hz".into(), "250".into())]),
         tool: "0.1.0".into(),
         commit: "0123456789ab".into(),
         verdict: Some("sound".into()),
@@ -85,6 +88,26 @@ impl Noise {
     /// The next one.
     pub fn draw(&mut self) -> f64 {
         (self.uniform() + self.uniform() + self.uniform()) / 3.0
+    }
+}
+
+/// Objects that come back at once, or after thousands of events.
+fn reuse(operations: u64, v: usize) -> Reuse {
+    let cold = v == 0;
+    let bins = |cold: bool| if cold { [vec![0; 11], vec![operations / 2; 2]].concat() } else { vec![operations] };
+    let cache = |cold| ReuseCache {
+        allocs: operations,
+        frees: operations,
+        bins: bins(cold),
+        again: bins(cold),
+        distinct: if cold { 3000 } else { 2 },
+        ..ReuseCache::default()
+    };
+    Reuse {
+        over: "warm_up".into(),
+        operations,
+        caches: [("vm_area_struct", cache(cold)), ("maple_node", cache(true))].map(|(n, c)| (n.to_string(), c)).into(),
+        ..Reuse::default()
     }
 }
 
@@ -124,6 +147,14 @@ pub fn matrix(world: &str) -> Vec<Sample> {
                         t_ns: (0..n).map(|i| i * 25_000_000).collect(),
                         rcu_pending: (0..n).map(backlog).collect(),
                         slab_pages: (0..n).map(|i| 64 * u64::from(threads) + backlog(i) / 16).collect(),
+                    };
+                    s.reuse = reuse(s.operations, v);
+                    let late = |scale: u64| (0..=40).map(|q| (4_000_000 + q * 300_000) * scale).collect();
+                    s.rcu_times = RcuTimes {
+                        callbacks: if v == 0 || v == 3 { 1000 } else { 0 },
+                        callback_ns: if v == 0 || v == 3 { late(2) } else { vec![] },
+                        grace_periods: 50,
+                        grace_period_ns: late(1),
                     };
                     if world == "sim" {
                         s.lines =

@@ -6,9 +6,11 @@
 //! number. A free writes its CPU and number into the object's word of a side table; the hand-out that finds the word
 //! counts the *distance*: events of this cache on this CPU after the free, up to and including the hand-out. 1 is an
 //! object that came back with the very next event. What came back on another CPU counts as `remote`, what was not seen
-//! freed as `first`.
+//! freed as `first`. Beside it stands `again`: hand-outs from an object's hand-out to its next, which needs no free to be
+//! seen and so can be held against a kernel whose frees have no tracepoint.
 //!
-//! A free is the moment the allocator gets the object: under call_rcu that is after the grace period. A place keeps its
+//! A free is the moment the allocator gets the object: under call_rcu that is after the grace period. Only a sheaf that
+//! kfree_rcu() fills is the allocator's from the first object on, so the grace period lies after that free. A place keeps its
 //! history when its slab goes to the page allocator and comes back to the same cache, as it would in the tracepoints; in
 //! the hands of another cache it is a new object.
 //!
@@ -42,10 +44,18 @@ const SEQ_MASK: u64 = (1 << CPU_SHIFT) - 1;
 /// Most CPUs whose frees can be told apart.
 const MAX_CPUS: u32 = 1 << 11;
 
-/// The side table: per grain of the arena a word tag:16 (cache, from 1), free:1, CPU of the free:11, its number:36.
-struct Table(NonNull<Atomic<Native, u64>>);
+/// What is known of the object that begins in a grain of the arena: two words tag:16 (cache, from 1), free:1, CPU:11,
+/// number:36, of the last event and of the last hand-out (its number among hand-outs).
+#[repr(C)]
+struct Known {
+    event: Atomic<Native, u64>,
+    handed: Atomic<Native, u64>,
+}
 
-const TABLE_BYTES: usize = (ARENA_SIZE >> GRAIN_SHIFT) * 8;
+/// The side table, by grain.
+struct Table(NonNull<Known>);
+
+const TABLE_BYTES: usize = (ARENA_SIZE >> GRAIN_SHIFT) * size_of::<Known>();
 
 impl Table {
     fn new() -> io::Result<Table> {
@@ -77,7 +87,7 @@ impl Drop for Table {
 /// One cache's figures on one CPU.
 #[repr(C, align(128))]
 pub struct ReuseCpu {
-    table: NonNull<Atomic<Native, u64>>,
+    table: NonNull<Known>,
     tag: u64,
     cpu: u64,
     events: Unpriced,
@@ -86,6 +96,7 @@ pub struct ReuseCpu {
     first: Unpriced,
     distinct: Unpriced,
     bins: [Unpriced; REUSE_BINS],
+    again: [Unpriced; REUSE_BINS],
 }
 
 impl ReuseCpu {
@@ -101,51 +112,61 @@ impl ReuseCpu {
             first: zero(),
             distinct: zero(),
             bins: std::array::from_fn(|_| zero()),
+            again: std::array::from_fn(|_| zero()),
         }
     }
 
-    fn word(&self, object: usize) -> &Atomic<Native, u64> {
+    fn known(&self, object: usize) -> &Known {
         // SAFETY: the arena is aligned to its size, so the index is below the table's length.
         unsafe { self.table.add((object & (ARENA_SIZE - 1)) >> GRAIN_SHIFT).as_ref() }
     }
 
-    /// The next event's number.
-    fn event(&self) -> u64 {
-        bump(&self.events);
-        self.events.get() & SEQ_MASK
+    /// A word about number `n` of this CPU.
+    fn mark(&self, n: u64) -> u64 {
+        self.tag << TAG_SHIFT | self.cpu << CPU_SHIFT | n & SEQ_MASK
+    }
+
+    /// How long ago that was, if it was of this cache on this CPU; `n` is the number now.
+    fn since(&self, word: u64, n: u64) -> Option<u64> {
+        ((word ^ self.mark(0)) & !(SEQ_MASK | FREE) == 0).then(|| n.wrapping_sub(word) & SEQ_MASK)
     }
 
     #[cold]
     #[inline(never)]
     fn alloc(&self, object: usize) {
-        let now = self.event();
+        bump(&self.events);
         bump(&self.allocs);
-        let w = self.word(object);
-        let seen = w.load(Relaxed);
-        w.store(self.tag << TAG_SHIFT, Relaxed);
-        if seen >> TAG_SHIFT != self.tag {
+        let (now, nth) = (self.events.get(), self.allocs.get());
+        // ORDER: relaxed; the words of an object change hands with it, see free().
+        let k = self.known(object);
+        let (event, handed) = (k.event.load(Relaxed), k.handed.load(Relaxed));
+        k.event.store(self.mark(now), Relaxed);
+        k.handed.store(self.mark(nth), Relaxed);
+        if let Some(n) = self.since(handed, nth) {
+            bump(&self.again[reuse_bin(n)]);
+        }
+        let ours = event >> TAG_SHIFT == self.tag;
+        if !ours {
             bump(&self.distinct);
-            bump(&self.first);
-        } else if seen & FREE == 0 {
-            bump(&self.first);
-        } else if seen >> CPU_SHIFT & u64::from(MAX_CPUS - 1) != self.cpu {
-            bump(&self.remote);
-        } else {
-            bump(&self.bins[reuse_bin(now.wrapping_sub(seen) & SEQ_MASK)]);
+        }
+        match self.since(event, now) {
+            _ if !ours || event & FREE == 0 => bump(&self.first),
+            Some(n) => bump(&self.bins[reuse_bin(n)]),
+            None => bump(&self.remote),
         }
     }
 
     #[cold]
     #[inline(never)]
     fn free(&self, object: usize) {
-        let now = self.event();
-        let w = self.word(object);
-        if w.load(Relaxed) >> TAG_SHIFT != self.tag {
+        bump(&self.events);
+        let k = self.known(object);
+        if k.event.load(Relaxed) >> TAG_SHIFT != self.tag {
             bump(&self.distinct);
         }
         // ORDER: relaxed; who hands the object out next got it through an exchange that the free, which comes after
         // this, made on the slab, the freelist or under a lock.
-        w.store(self.tag << TAG_SHIFT | FREE | self.cpu << CPU_SHIFT | now, Relaxed);
+        k.event.store(self.mark(self.events.get()) | FREE, Relaxed);
     }
 }
 
@@ -187,6 +208,8 @@ pub struct ReuseCount {
     pub frees: u64,
     /// Hand-outs by distance, see [`reuse_bin`]; no zeros at the end.
     pub bins: Vec<u64>,
+    /// Hand-outs by the number of hand-outs of the cache on this CPU since the object's last there, in the same bins.
+    pub again: Vec<u64>,
     /// Hand-outs on another CPU than the free's.
     pub remote: u64,
     /// Hand-outs of objects whose free was not seen.
@@ -203,12 +226,21 @@ impl ReuseCount {
 
     /// Books a hand-out at `distance`.
     pub fn add(&mut self, distance: u64) {
-        let bin = reuse_bin(distance);
-        if self.bins.len() <= bin {
-            self.bins.resize(bin + 1, 0);
-        }
-        self.bins[bin] += 1;
+        add(&mut self.bins, distance);
     }
+
+    /// Books a hand-out `handouts` after the object's last.
+    pub fn add_again(&mut self, handouts: u64) {
+        add(&mut self.again, handouts);
+    }
+}
+
+fn add(bins: &mut Vec<u64>, n: u64) {
+    let bin = reuse_bin(n);
+    if bins.len() <= bin {
+        bins.resize(bin + 1, 0);
+    }
+    bins[bin] += 1;
 }
 
 /// Watches the caches of one kernel.
@@ -268,14 +300,18 @@ impl<A: Hardware> Reuse<A> {
             if events == 0 {
                 continue;
             }
-            let mut bins: Vec<u64> =
-                (0..REUSE_BINS).map(|i| blocks.iter().map(|r| r.bins[i].get()).sum::<u64>()).collect();
-            bins.truncate(bins.iter().rposition(|&n| n != 0).map_or(0, |i| i + 1));
+            let bins = |of: fn(&ReuseCpu) -> &[Unpriced; REUSE_BINS]| {
+                let all = (0..REUSE_BINS).map(|i| blocks.iter().map(|r| of(r)[i].get()).sum::<u64>());
+                let mut v: Vec<u64> = all.collect();
+                v.truncate(v.iter().rposition(|&n| n != 0).map_or(0, |i| i + 1));
+                v
+            };
             let allocs = sum(|r| &r.allocs);
             let count = ReuseCount {
                 allocs,
                 frees: events - allocs,
-                bins,
+                bins: bins(|r| &r.bins),
+                again: bins(|r| &r.again),
                 remote: sum(|r| &r.remote),
                 first: sum(|r| &r.first),
                 distinct: sum(|r| &r.distinct),
@@ -307,11 +343,15 @@ mod tests {
     use super::super::{kmem_cache_alloc_bulk, kmem_cache_free_bulk};
     use super::*;
     use crate::cpu::testing::for_test_set;
-    use crate::slab::SLAB_TYPESAFE_BY_RCU;
+    use crate::slab::{Allocator, SLAB_TYPESAFE_BY_RCU, SlabOptions};
     use std::collections::HashMap;
 
     fn watched(f: impl Fn(&Kernel, &Reuse<Native>, &KmemCache<Native>)) -> ReuseCount {
-        let k = boot(2, 1, 64, EXACT);
+        watched_on(Allocator::Slub, f)
+    }
+
+    fn watched_on(allocator: Allocator, f: impl Fn(&Kernel, &Reuse<Native>, &KmemCache<Native>)) -> ReuseCount {
+        let k = boot(2, 1, 64, SlabOptions { allocator, ..EXACT });
         let s = k.cache(vma_args(SLAB_TYPESAFE_BY_RCU));
         let reuse = Reuse::new(k.slab).unwrap();
         f(&k, &reuse, &s);
@@ -328,7 +368,15 @@ mod tests {
             reuse.start(cpu);
             (0..100).for_each(|_| free(cpu, s, get(cpu, s)));
         });
-        let want = ReuseCount { allocs: 100, frees: 100, bins: vec![99], remote: 0, first: 1, distinct: 1 };
+        let want = ReuseCount {
+            allocs: 100,
+            frees: 100,
+            bins: vec![99],
+            again: vec![99],
+            first: 1,
+            distinct: 1,
+            ..ReuseCount::default()
+        };
         assert_eq!(c, want);
     }
 
@@ -347,7 +395,11 @@ mod tests {
             }
         });
         let mut want = ReuseCount { allocs: 84, frees: 84, first: 42, distinct: 42, ..ReuseCount::default() };
-        (0..42).for_each(|i| want.add(2 * i + 1));
+        (0..42).for_each(|i| {
+            want.add(2 * i + 1);
+            // Handed out as number 42 - i of the first round and i + 1 of the second.
+            want.add_again(2 * i + 1);
+        });
         assert_eq!(c, want);
     }
 
@@ -364,7 +416,10 @@ mod tests {
                 get(zero, s);
             }
         });
-        let want = ReuseCount { allocs: 42, frees: 21, remote: 21, first: 21, distinct: 21, ..ReuseCount::default() };
+        let mut want =
+            ReuseCount { allocs: 42, frees: 21, remote: 21, first: 21, distinct: 21, ..ReuseCount::default() };
+        // In the order that CPU 1's frees left: last in, first out.
+        (0..21).for_each(|i| want.add_again(2 * i + 1));
         assert_eq!(c, want);
     }
 
@@ -418,16 +473,17 @@ mod tests {
     }
 
     /// Workload R(1000) of slab.md 6.2 under the watcher, and a map beside it that says what is right.
-    fn workload_r(batch: usize) -> (ReuseCount, u64) {
+    fn workload_r(allocator: Allocator, batch: usize) -> (ReuseCount, u64) {
         let cpus = for_test_set::<Native>(1);
         let cpu = &cpus.cpu(0);
         let hot = std::cell::Cell::new(0);
         let model = std::cell::RefCell::new(ReuseCount::default());
-        let seen = watched(|_, reuse, s| {
+        let seen = watched_on(allocator, |_, reuse, s| {
             let mut slots: Vec<_> = (0..1000).map(|_| get(cpu, s)).collect();
             reuse.start(cpu);
             let mut x: u64 = 88_172_645_463_325_252;
             let (mut filling, mut waiting) = (Vec::new(), Vec::new());
+            let mut handed = HashMap::new();
             let (mut freed, mut n) = (HashMap::new(), 0u64);
             let known = std::cell::RefCell::new(std::collections::HashSet::new());
             let mut last = null_mut();
@@ -448,6 +504,10 @@ mod tests {
                 n += 1;
                 m.allocs += 1;
                 m.distinct += u64::from(known.borrow_mut().insert(p));
+                if let Some(before) = handed.insert(p, m.allocs) {
+                    let nth = m.allocs;
+                    m.add_again(nth - before);
+                }
                 match freed.remove(&p) {
                     Some(at) => m.add(n - at),
                     None => m.first += 1,
@@ -472,13 +532,15 @@ mod tests {
 
     #[test]
     fn hot_objects_of_workload_r_are_those_at_distance_one() {
-        let (c, hot) = workload_r(0);
+        let (c, hot) = workload_r(Allocator::Slub, 0);
         assert_eq!(hot, 91_983);
         assert_eq!(c.bins[0], hot, "what comes back hot is at distance 1");
         let beyond = |c: &ReuseCount, d: usize| c.bins.iter().skip(d).sum::<u64>() as f64 / c.allocs as f64;
         assert!(beyond(&c, 5) < 0.09, "{c:?}");
+        let (c, hot) = workload_r(Allocator::Sheaves, 0);
+        assert_eq!((hot, c.bins[0]), (99_999, 99_999), "a sheaf is a stack");
         for (batch, hot_there) in [(32, 2888), (256, 388), (1024, 94)] {
-            let (c, hot) = workload_r(batch);
+            let (c, hot) = workload_r(Allocator::Slub, batch);
             assert_eq!(hot, hot_there);
             // The object freed last may also come out after others of its batch.
             assert!(c.bins[0] <= hot, "{c:?}");
