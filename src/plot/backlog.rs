@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! RCU callbacks that wait and pages that slabs hold, over time: one sample a variant, at the largest thread count.
+//! RCU callbacks that wait and memory that slabs hold, over time: one sample a variant, at the largest thread count.
 //!
 //! One trial is shown as it went, not an average: averaging sawteeth of different phase would flatten them.
 
@@ -27,13 +27,18 @@ pub fn draw(data: &Data) -> Result<String, String> {
             let chosen: Vec<(usize, &Sample)> =
                 b.variants.iter().enumerate().filter_map(|(i, v)| Some((i, first(v)?))).collect();
             let end = chosen.iter().filter_map(|(_, s)| s.series.t_ns.last()).max().copied().unwrap_or(1);
-            type Pick = fn(&Sample) -> &Vec<u64>;
+            type Pick = fn(&Sample) -> (&Vec<u64>, f64);
             let kinds: [(&str, &str, Pick); 2] = [
-                ("RCU callbacks waiting", "callbacks", |s| &s.series.rcu_pending),
-                ("pages held by slabs", "pages", |s| &s.series.slab_pages),
+                ("RCU callbacks waiting", "callbacks", |s| (&s.series.rcu_pending, 1.0)),
+                ("memory held by slabs", "MiB", |s| (&s.series.slab_pages, 256.0)),
             ];
             for ((name, unit, pick), area) in kinds.into_iter().zip(pair) {
-                let top = chosen.iter().flat_map(|(_, s)| pick(s)).max().copied().unwrap_or(0).max(1) as f64;
+                let values = |s: &Sample| {
+                    let (v, unit) = pick(s);
+                    v.iter().map(|n| *n as f64 / unit).collect::<Vec<_>>()
+                };
+                let top = chosen.iter().flat_map(|(_, s)| values(s)).fold(0.0, f64::max);
+                let top = if top > 0.0 { top } else { 1.0 };
                 let title = format!("{workload}, {threads} threads: {name}");
                 let axes = Axes {
                     title: &title,
@@ -46,7 +51,7 @@ pub fn draw(data: &Data) -> Result<String, String> {
                 let mut chart = chart(area, &axes, (0.0, end.max(1) as f64 / 1e6), (0.0, top * 1.08))?;
                 for (i, s) in &chosen {
                     let points: Vec<(f64, f64)> =
-                        s.series.t_ns.iter().zip(pick(s)).map(|(t, v)| (*t as f64 / 1e6, *v as f64)).collect();
+                        s.series.t_ns.iter().zip(values(s)).map(|(t, v)| (*t as f64 / 1e6, v)).collect();
                     let every = points.len().div_ceil(8);
                     chart
                         .draw_series(LineSeries::new(points.iter().copied(), color(*i).stroke_width(2)))

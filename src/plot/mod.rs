@@ -8,9 +8,11 @@
 
 mod backlog;
 mod common;
+mod latency;
 mod lines;
 mod ratio;
 mod retries;
+mod reuse;
 mod stacked;
 mod throughput;
 
@@ -46,6 +48,8 @@ pub(crate) struct Data<'a> {
     block: &'a Block,
     /// Samples of the block without errors.
     samples: Vec<&'a Sample>,
+    /// All samples, for a figure that sets blocks against each other.
+    all: &'a [Sample],
 }
 
 /// A figure as SVG, or why there is none.
@@ -58,6 +62,8 @@ pub(crate) const FIGURES: &[(&str, Draw)] = &[
     ("retries", retries::draw),
     ("lines", lines::draw),
     ("backlog", backlog::draw),
+    ("reuse", reuse::draw),
+    ("latency", latency::draw),
 ];
 
 /// What [`render_all`] did.
@@ -88,7 +94,7 @@ pub fn render_all(
     let mut done = Rendered::default();
     let mut stems = std::collections::BTreeMap::<String, u32>::new();
     for block in &comparison.blocks {
-        let data = Data { comparison: &comparison, block, samples: of_block(samples, block) };
+        let data = Data { comparison: &comparison, block, samples: of_block(samples, block), all: samples };
         let stem = slug(&format!("{}-{}-{}", block.world, block.mode, block.host.name));
         let again = stems.entry(stem.clone()).and_modify(|n| *n += 1).or_insert(1);
         let stem = if *again > 1 { format!("{stem}-{again}") } else { stem };
@@ -143,13 +149,17 @@ mod tests {
         let samples = both_worlds();
         let [a, b] =
             ["a", "b"].map(|d| render_all(&samples, None, &dir.path().join(d), &[Format::Svg]).expect("draws"));
-        assert_eq!(a.files.len(), 4 + 5, "{:?}", a.skipped);
+        assert_eq!(a.files.len(), 6 + 7, "{:?}", a.skipped);
         assert_eq!(a.skipped.len(), 1);
         assert!(a.skipped[0].starts_with("lines-native-thread-testbox: "), "{:?}", a.skipped);
         for (a, b) in a.files.iter().zip(&b.files) {
             let text = std::fs::read_to_string(a).expect("reads");
             assert_eq!(text, std::fs::read_to_string(b).expect("reads"));
-            assert!(text.contains("testbox") && text.contains("0123456789ab") && text.contains("busted"));
+            assert!(text.contains("testbox") && text.contains("0123456789ab"));
+            // Of kernels, not of variants.
+            assert!(
+                text.contains("busted") || a.file_name().is_some_and(|n| n.to_string_lossy().starts_with("latency"))
+            );
         }
     }
 
@@ -173,7 +183,7 @@ mod tests {
         let mut s = sample("a", "brk1", 1, 0, 1000.0);
         s.counters.clear();
         let done = render_all(&[s.clone()], None, dir.path(), &[Format::Svg]).expect("draws");
-        assert_eq!((done.files.len(), done.skipped.len()), (1, 4), "{done:?}");
+        assert_eq!((done.files.len(), done.skipped.len()), (1, 6), "{done:?}");
         s.operations = 0;
         s.per_thread.clear();
         assert!(render_all(&[s], None, dir.path(), &[Format::Svg]).is_ok());

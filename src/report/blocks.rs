@@ -12,7 +12,7 @@ use crate::measure::stat::descriptive::{amean, range};
 use crate::measure::stat::many::benjamini_hochberg;
 use crate::measure::stat::nothing::mann_whitney;
 use crate::report::compare::Options;
-use crate::report::metric::{Metric, lock_path_faults, scaled};
+use crate::report::metric::{Metric, is_level, lock_path_faults, scaled};
 use crate::report::record::Sample;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,9 +140,14 @@ pub fn retries(samples: &[&Sample], variants: &[String]) -> Vec<RetryRow> {
     rows
 }
 
-/// Whether a counter belongs to the short table of RCU and slab: what the free policy is argued with. All others that
-/// moved are in the machine-readable formats.
-fn is_headline(name: &str) -> bool {
+/// Whether a counter belongs to the table of RCU and slab. All others that moved are in the machine-readable formats.
+fn is_rcu_or_slab(name: &str) -> bool {
+    const PREFIXES: [&str; 4] = ["rcu_", "kfree_rcu", "kvfree_rcu", "ksoftirqd_"];
+    PREFIXES.iter().any(|p| name.starts_with(p)) || name.contains('.')
+}
+
+/// What the free policy is argued with in a mail.
+pub fn is_headline(name: &str) -> bool {
     const RCU: [&str; 5] = [
         "rcu_callbacks_queued",
         "rcu_callbacks_invoked",
@@ -166,8 +171,22 @@ fn is_headline(name: &str) -> bool {
             .is_some_and(|(c, i)| (CACHES.contains(&c) || c.starts_with("kmalloc")) && ITEMS.contains(&i))
 }
 
-/// Counters that moved between the baseline and any other variant: those of RCU and slab, then the rest but the lock
-/// path's, which have a table of their own.
+/// Largest distance of any variant from the baseline, which comes first.
+fn largest_change(r: &CounterRow) -> f64 {
+    let base = r.values[0].unwrap_or(0.0);
+    r.values[1..].iter().flatten().map(|v| (v - base).abs()).fold(0.0, f64::max)
+}
+
+/// Largest change first within a row of the main table; levels, which are in another unit, last.
+fn sort(rows: &mut [CounterRow]) {
+    rows.sort_by(|a, b| {
+        let key = |r: &CounterRow| (r.workload.clone(), r.threads, is_level(&r.name));
+        key(a).cmp(&key(b)).then(largest_change(b).total_cmp(&largest_change(a))).then(a.name.cmp(&b.name))
+    });
+}
+
+/// Counters that moved between the baseline and any other variant, largest change first: those of RCU and slab, then the
+/// rest but the lock path's, which have a table of their own.
 pub fn counters(samples: &[&Sample], variants: &[String], options: &Options) -> (Vec<CounterRow>, Vec<CounterRow>) {
     if variants.first() != Some(&options.baseline) {
         return (Vec::new(), Vec::new());
@@ -205,12 +224,14 @@ pub fn counters(samples: &[&Sample], variants: &[String], options: &Options) -> 
             let p = adjusted.next().unwrap_or(f64::NAN);
             keep |= *beyond && (p < options.alpha || *apart);
         }
-        match (keep, is_headline(&c.row.name)) {
+        match (keep, is_rcu_or_slab(&c.row.name)) {
             (true, true) => out.0.push(c.row),
             (true, false) => out.1.push(c.row),
             (false, _) => {}
         }
     }
+    sort(&mut out.0);
+    sort(&mut out.1);
     out
 }
 

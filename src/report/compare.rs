@@ -23,6 +23,7 @@ use crate::measure::stat::nothing::{cliffs_delta, mann_whitney, smallest_p};
 use crate::report::blocks::{CounterRow, LineRow, PmuRow, RetryRow};
 use crate::report::metric::Metric;
 use crate::report::record::{HostId, Sample};
+use crate::report::reuse::{self, ReuseRow};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -190,6 +191,8 @@ pub struct Block {
     pub pmu_absent: Vec<String>,
     /// Cache effects in the simulator.
     pub lines: Vec<LineRow>,
+    /// Object reuse.
+    pub reuse: Vec<ReuseRow>,
     /// Smallest and largest number of samples a side.
     pub n: (usize, usize),
     /// Seeds of the samples, distinct.
@@ -223,6 +226,8 @@ pub struct Comparison {
     pub floor: f64,
     /// Blocks, never mixed.
     pub blocks: Vec<Block>,
+    /// Object reuse of the host's kernel and of the port, side by side, where there are records of both.
+    pub beside: Vec<ReuseRow>,
     /// What concerns no block alone.
     pub warnings: Vec<String>,
 }
@@ -272,6 +277,7 @@ pub fn compare(samples: &[Sample], options: &Options) -> Result<Comparison, Stri
         alpha: options.alpha,
         confidence: options.confidence,
         floor: options.floor,
+        beside: reuse::beside(blocks.iter().map(|b| &b.reuse)),
         blocks,
         warnings,
     })
@@ -373,6 +379,7 @@ fn block(key: BlockKey, samples: &[&Sample], order: &[String], options: &Options
         pmu,
         pmu_absent,
         lines: crate::report::blocks::lines(&clean, &variants),
+        reuse: reuse::rows(&clean, &variants),
         host: samples[0].host.clone(),
         world: key.world,
         mode: key.mode,

@@ -257,6 +257,27 @@ fn counters_that_moved_are_listed_and_others_are_not() {
     let names: Vec<&str> = c.blocks[0].rcu_slab.iter().map(|r| r.name.as_str()).collect();
     assert_eq!(names, ["rcu_callbacks_queued"]);
     assert!(c.blocks[0].counters.is_empty());
+    let csv = c.render(Format::Csv);
+    let line = csv.lines().find(|l| l.contains("counter:rcu_callbacks_queued,") && l.contains(",new,"));
+    assert!(line.is_some_and(|l| l.ends_with(",0,,-100,,,,,,,,")), "{csv}");
+}
+
+#[test]
+fn what_moved_most_comes_first_and_levels_last() {
+    let with = |variant, slow: u64, slabs: u64, locks: u64| {
+        let mut s = side(variant, &A);
+        for s in &mut s {
+            let ops = s.operations;
+            s.counters.insert("vm_area_struct.slabs_high_water".into(), slabs);
+            s.counters.insert("vm_area_struct.free_slowpath".into(), slow * ops);
+            s.counters.insert("maple_node.list_lock".into(), locks * ops);
+        }
+        s
+    };
+    let c = compare(&[with("base", 0, 10, 3), with("new", 2, 900_000, 2)].concat(), &Options::new("base"));
+    let c = c.expect("both are there");
+    let names: Vec<&str> = c.blocks[0].rcu_slab.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["vm_area_struct.free_slowpath", "maple_node.list_lock", "vm_area_struct.slabs_high_water"]);
 }
 
 #[test]
@@ -305,7 +326,13 @@ fn kernel_names_split_at_the_first_dash_but_for_candidates() {
 fn csv_has_one_line_a_side_and_json_parses() {
     let c = compare(&matrix("native"), &Options::new("v6.12")).expect("both are there");
     let csv = c.render(Format::Csv);
-    assert_eq!(csv.lines().count(), 1 + 4 * 6 * 4);
+    let columns = |l: &str| l.split(',').nth(8).map(str::to_string);
+    let lines = |metric: &str| csv.lines().filter(|l| columns(l).as_deref() == Some(metric)).count();
+    assert_eq!(lines("throughput"), 4 * 6 * 4);
+    assert_eq!(lines("reuse:maple_node"), 4 * 6 * 4);
+    let width = |l: &str| l.matches(',').count();
+    let header = csv.lines().next().map_or(0, width);
+    assert!(csv.lines().filter(|l| l.contains("reuse:")).all(|l| width(l) == header), "{csv}");
     let json: serde_json::Value = serde_json::from_str(&c.render(Format::Json)).expect("is JSON");
     assert_eq!(json["blocks"][0]["rows"].as_array().map(Vec::len), Some(24));
 }

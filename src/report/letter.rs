@@ -8,7 +8,7 @@
 //! text says so. A protocol that does not hold has the word beside each of its figures.
 
 use crate::measure::stat::mmtests::Better;
-use crate::report::blocks::{CAUSES, RetryRow};
+use crate::report::blocks::{CAUSES, RetryRow, is_headline};
 use crate::report::compare::{Block, Comparison, Options, Row, Side, Verdict, compare};
 use crate::report::record::Sample;
 use crate::report::render::{no_pmu, number};
@@ -254,7 +254,7 @@ fn counters(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
     let rows: Vec<_> = block
         .rcu_slab
         .iter()
-        .filter(|r| r.values[b] != r.values[p])
+        .filter(|r| r.values[b] != r.values[p] && is_headline(&r.name))
         .map(|r| (format!("{}-{}", r.workload, r.threads), r.name.clone(), r.values[b], r.values[p]))
         .collect();
     if rows.is_empty() { out.item("none") } else { list(out, &rows) }

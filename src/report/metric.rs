@@ -27,6 +27,8 @@ pub enum Metric {
     NsPerOp,
     /// Faults that ended under mmap_lock, per million faults.
     Retries,
+    /// Median distance of reuse of a cache, in its allocator events on a CPU; 1 is the next event.
+    Reuse(String),
     /// A counter of the lock path (`vma_...`) per million faults, any other per thousand operations.
     Counter(String),
 }
@@ -41,11 +43,12 @@ impl FromStr for Metric {
             "faults_per_cpu" => Ok(Self::FaultsPerCpu),
             "ns_per_op" => Ok(Self::NsPerOp),
             "retries" => Ok(Self::Retries),
-            _ => match s.strip_prefix("counter:") {
-                Some(name) if !name.is_empty() => Ok(Self::Counter(name.into())),
+            _ => match s.split_once(':') {
+                Some(("counter", name)) if !name.is_empty() => Ok(Self::Counter(name.into())),
+                Some(("reuse", name)) if !name.is_empty() => Ok(Self::Reuse(name.into())),
                 _ => Err(format!(
-                    "metric \"{s}\" is not known; there are throughput, faults, faults_per_cpu, ns_per_op, retries and \
-                     counter:NAME"
+                    "metric \"{s}\" is not known; there are throughput, faults, faults_per_cpu, ns_per_op, retries, \
+                     reuse:CACHE and counter:NAME"
                 )),
             },
         }
@@ -60,6 +63,7 @@ impl fmt::Display for Metric {
             Self::FaultsPerCpu => f.write_str("faults_per_cpu"),
             Self::NsPerOp => f.write_str("ns_per_op"),
             Self::Retries => f.write_str("retries"),
+            Self::Reuse(name) => write!(f, "reuse:{name}"),
             Self::Counter(name) => write!(f, "counter:{name}"),
         }
     }
@@ -74,6 +78,7 @@ impl Metric {
             Self::FaultsPerCpu => "faults/cpu-s",
             Self::NsPerOp => "ns/op",
             Self::Retries => "per million faults",
+            Self::Reuse(_) => "events",
             Self::Counter(name) if name.starts_with("vma_lock_") => "per million faults",
             Self::Counter(name) if is_level(name) => "absolute",
             Self::Counter(_) => "per 1000 ops",
@@ -89,7 +94,7 @@ impl Metric {
                 Some(Better::Lower)
             }
             Self::Counter(name) if name == "vma_lock_retry" || name == "vma_lock_miss" => Some(Better::Lower),
-            Self::Counter(_) => None,
+            Self::Reuse(_) | Self::Counter(_) => None,
         }
     }
 
@@ -128,6 +133,13 @@ impl Metric {
                 let ended = counter(s, "vma_lock_retry")? + counter(s, "vma_lock_abort")?;
                 Ok(ended as f64 * 1e6 / lock_path_faults(s)? as f64)
             }
+            Self::Reuse(name) => {
+                let c = s.reuse.caches.get(name).ok_or_else(|| format!("no event of cache {name} was watched"))?;
+                if s.reuse.lost.is_some_and(|n| n > 0) {
+                    return Err("records of the tracepoints were lost".into());
+                }
+                quantile(&c.bins, 0.5).ok_or_else(|| format!("no object of {name} was seen to come back to its CPU"))
+            }
             Self::Counter(name) if name.starts_with("vma_lock_") => {
                 Ok(counter(s, name)? as f64 * 1e6 / lock_path_faults(s)? as f64)
             }
@@ -136,6 +148,21 @@ impl Metric {
             Self::Counter(name) => Ok(counter(s, name)? as f64 * 1e3 / whole_run_operations(s) as f64),
         }
     }
+}
+
+/// Quantile `q` of distances in bins of powers of two, as if those of a bin lay evenly in it. Bin 0 is exactly 1.
+pub fn quantile(bins: &[u64], q: f64) -> Option<f64> {
+    let target = q * bins.iter().sum::<u64>() as f64;
+    let mut below = 0.0;
+    for (k, n) in bins.iter().enumerate().filter(|(_, n)| **n > 0) {
+        let n = *n as f64;
+        if below + n >= target {
+            let low = (1u64 << k) as f64;
+            return Some(low + (target - below) / n * (low - 1.0));
+        }
+        below += n;
+    }
+    None
 }
 
 fn per_second(s: &Sample, total: u64, of: impl Fn(&crate::report::record::PerThread) -> u64) -> Result<f64, String> {
@@ -209,10 +236,18 @@ mod tests {
 
     #[test]
     fn names_survive_a_round_trip() {
-        for name in ["throughput", "faults", "faults_per_cpu", "ns_per_op", "retries", "counter:vma_lock_miss"] {
+        for name in [
+            "throughput",
+            "faults",
+            "faults_per_cpu",
+            "ns_per_op",
+            "retries",
+            "reuse:maple_node",
+            "counter:vma_lock_miss",
+        ] {
             assert_eq!(name.parse::<Metric>().expect("is known").to_string(), name);
         }
-        for name in ["", "counter:", "speed"] {
+        for name in ["", "counter:", "reuse:", "speed"] {
             assert!(name.parse::<Metric>().is_err_and(|e| e.contains("throughput")));
         }
     }
@@ -243,6 +278,22 @@ mod tests {
         assert!(Metric::Retries.value(&s).is_err_and(|e| e.contains("vma_lock_abort was not counted")));
         s.cpu_ns = 0;
         assert!(Metric::FaultsPerCpu.value(&s).is_err());
+    }
+
+    #[test]
+    fn quantiles_of_distances_lie_in_their_bin() {
+        assert_eq!(quantile(&[10], 0.5), Some(1.0));
+        assert_eq!(quantile(&[0, 0, 0, 10], 0.5), Some(11.5), "the middle of 8 to 15");
+        assert_eq!(quantile(&[9, 0, 0, 1], 0.5), Some(1.0));
+        assert_eq!(quantile(&[1, 0, 0, 9], 1.0), Some(15.0));
+        assert_eq!(quantile(&[], 0.5), None);
+        let mut s = sample("a", "brk1", 1, 0, 1000.0);
+        let metric: Metric = "reuse:maple_node".parse().expect("is known");
+        assert!(metric.value(&s).is_err_and(|e| e.contains("maple_node")));
+        s.reuse.caches.entry("maple_node".into()).or_default().bins = vec![3];
+        assert_eq!(metric.value(&s), Ok(1.0));
+        s.reuse.lost = Some(1);
+        assert!(metric.value(&s).is_err(), "lost records are never passed over");
     }
 
     #[test]

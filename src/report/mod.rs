@@ -10,6 +10,7 @@ pub mod metric;
 pub mod mmtests;
 pub mod record;
 pub mod render;
+pub mod reuse;
 pub mod session;
 pub mod store;
 #[cfg(test)]

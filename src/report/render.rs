@@ -4,8 +4,10 @@
 //! Every format carries the word "busted" beside figures of a protocol that does not hold, and the warnings. Positive
 //! percents mean "more" here (mmtests: "better"), and the footer says so.
 
-use crate::report::blocks::{CAUSES, Lines};
+use crate::report::blocks::{CAUSES, CounterRow, Lines};
 use crate::report::compare::{Block, Change, Comparison, Row, Side};
+use crate::report::metric::Metric;
+use crate::report::reuse::{ReuseRow, is_headline};
 use comfy_table::{CellAlignment, Table, presets};
 use std::fmt::Write;
 use std::str::FromStr;
@@ -124,7 +126,13 @@ fn page(c: &Comparison, preset: &str, h2: &str, h3: &str) -> String {
         counter_tables(&mut out, block, preset, h3);
         pmu_table(&mut out, block, preset, h3);
         lines_table(&mut out, block, preset, h3);
+        reuse_table(&mut out, block, preset, h3);
         list(&mut out, &format!("\n{h3}Warnings"), &block.warnings);
+        let _ = writeln!(out);
+    }
+    if !c.beside.is_empty() {
+        let _ = writeln!(out, "{h2}The host's kernel beside the port: object reuse\n");
+        reuse_rows(&mut out, &c.beside, preset, true);
         let _ = writeln!(out);
     }
     list(&mut out, &format!("{h3}Warnings for all blocks"), &c.warnings);
@@ -264,8 +272,15 @@ fn retries_table(out: &mut String, block: &Block, preset: &str, h3: &str) {
     );
 }
 
+/// Counters of a row of the main table that are printed; the rest is only counted.
+const COUNTERS_SHOWN: usize = 16;
+
 fn counter_tables(out: &mut String, block: &Block, preset: &str, h3: &str) {
-    let _ = writeln!(out, "\n{h3}RCU and slab, counters that moved, per 1000 operations; slabs_high_water: absolute\n");
+    let _ = writeln!(
+        out,
+        "\n{h3}RCU and slab, counters that moved, largest change first, per 1000 operations; levels last, absolute\n"
+    );
+    let mut left = 0;
     if block.rcu_slab.is_empty() {
         let _ = writeln!(out, "none");
     } else {
@@ -273,16 +288,64 @@ fn counter_tables(out: &mut String, block: &Block, preset: &str, h3: &str) {
         head.extend(block.variants.iter().map(String::as_str));
         let mut t = table(preset, &head, 1);
         t.column_mut(2).expect("has 3 columns").set_cell_alignment(CellAlignment::Left);
-        for r in &block.rcu_slab {
-            let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.name.clone()];
-            cells.extend(r.values.iter().map(|v| number_or_na(*v)));
-            t.add_row(cells);
+        for rows in block.rcu_slab.chunk_by(|a, b| (&a.workload, a.threads) == (&b.workload, b.threads)) {
+            left += rows.len().saturating_sub(COUNTERS_SHOWN);
+            for r in rows.iter().take(COUNTERS_SHOWN) {
+                let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.name.clone()];
+                cells.extend(r.values.iter().map(|v| number_or_na(*v)));
+                t.add_row(cells);
+            }
         }
         print(out, &t);
     }
-    if !block.counters.is_empty() {
-        let _ = writeln!(out, "\n{} other counters moved; --format json has them", block.counters.len());
+    if left > 0 {
+        let _ = writeln!(out, "\n{left} smaller changes are not shown; --format json and csv have them");
     }
+    if !block.counters.is_empty() {
+        let _ = writeln!(out, "\n{} other counters moved; --format json and csv have them", block.counters.len());
+    }
+}
+
+fn reuse_table(out: &mut String, block: &Block, preset: &str, h3: &str) {
+    let _ =
+        writeln!(out, "\n{h3}Object reuse: allocator events of the CPU from an object's free to its next hand-out\n");
+    let rows: Vec<ReuseRow> = block.reuse.iter().filter(|r| is_headline(&r.cache)).cloned().collect();
+    if rows.is_empty() {
+        let _ = writeln!(out, "not watched");
+        return;
+    }
+    reuse_rows(out, &rows, preset, false);
+    let _ = writeln!(
+        out,
+        "\nnext: share of hand-outs that return what the event before freed. again: hand-outs from an object's hand-out to\n\
+         its next, median. remote: freed on another CPU. first: no free was seen. objects: distinct ones in a sample."
+    );
+}
+
+fn reuse_rows(out: &mut String, rows: &[ReuseRow], preset: &str, worlds: bool) {
+    let mut head = vec!["workload", "thr", "cache", "variant"];
+    if worlds {
+        head.push("world");
+    }
+    let left = head.len();
+    head.extend(["n", "allocs/op", "frees/op", "next", "median", "p90", "again", "remote", "first", "objects"]);
+    let mut t = table(preset, &head, left);
+    t.column_mut(1).expect("has columns").set_cell_alignment(CellAlignment::Right);
+    let share = |v: Option<f64>| v.map_or("n/a".into(), |v| format!("{:.1}%", 100.0 * v));
+    for r in rows {
+        let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.cache.clone(), r.variant.clone()];
+        if worlds {
+            cells.push(r.world.clone());
+        }
+        cells.push(if r.lost > 0 { format!("{} ({} lost records)", r.n, r.lost) } else { r.n.to_string() });
+        cells.extend([r.allocs_per_op, r.frees_per_op].map(number_or_na));
+        cells.push(share(r.next));
+        cells.extend([r.median, r.p90, r.again].map(number_or_na));
+        cells.extend([r.remote, r.first].map(share));
+        cells.push(number_or_na(r.distinct));
+        t.add_row(cells);
+    }
+    print(out, &t);
 }
 
 fn pmu_table(out: &mut String, block: &Block, preset: &str, h3: &str) {
@@ -383,8 +446,62 @@ fn csv(c: &Comparison) -> String {
             let line: Vec<String> = fields.iter().map(|f| quoted(f)).collect();
             let _ = writeln!(out, "{}", line.join(","));
         }
+        let counters = || b.rcu_slab.iter().chain(&b.counters);
+        counters().for_each(|r| counter_lines(&mut out, b, r));
+        let reuse = b.reuse.iter().filter_map(|r| Some((r, r.median?)));
+        for (r, median) in reuse {
+            let metric = Metric::Reuse(r.cache.clone());
+            let at = Plain { workload: &r.workload, threads: r.threads, metric: &metric, variant: &r.variant };
+            plain_line(&mut out, b, &at, Some(r.n), median, None);
+        }
     }
     out
+}
+
+/// What a line of CSV without a test is about.
+struct Plain<'a> {
+    workload: &'a str,
+    threads: u32,
+    metric: &'a Metric,
+    variant: &'a str,
+}
+
+/// A counter that moved, one line a variant, in the columns of the main table; without a verdict, for it is no claim.
+fn counter_lines(out: &mut String, b: &Block, r: &CounterRow) {
+    let metric = Metric::Counter(r.name.clone());
+    let base = r.values.first().copied().flatten();
+    for (i, (variant, value)) in b.variants.iter().zip(&r.values).enumerate() {
+        let Some(value) = *value else { continue };
+        let change = base.filter(|base| i > 0 && *base != 0.0).map(|base| 100.0 * (value / base - 1.0));
+        let at = Plain { workload: &r.workload, threads: r.threads, metric: &metric, variant };
+        plain_line(out, b, &at, None, value, change);
+    }
+}
+
+fn plain_line(out: &mut String, b: &Block, at: &Plain, n: Option<usize>, value: f64, change: Option<f64>) {
+    let hidden: Vec<String> = b.hidden.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let mut fields = vec![
+        b.world.clone(),
+        b.mode.clone(),
+        b.host.name.clone(),
+        b.host.fingerprint.clone(),
+        b.tool.clone(),
+        hidden.join(" "),
+        at.workload.into(),
+        at.threads.to_string(),
+        at.metric.to_string(),
+        at.metric.unit().into(),
+        at.variant.into(),
+        if b.busted.iter().any(|v| v == at.variant) { "busted".into() } else { String::new() },
+        n.map_or(String::new(), |n| n.to_string()),
+        String::new(),
+        value.to_string(),
+        String::new(),
+        change.map_or(String::new(), |c| c.to_string()),
+    ];
+    fields.resize(25, String::new());
+    let line: Vec<String> = fields.iter().map(|f| quoted(f)).collect();
+    let _ = writeln!(out, "{}", line.join(","));
 }
 
 /// A CSV field as RFC 4180 has it.
