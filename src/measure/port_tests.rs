@@ -9,6 +9,7 @@ use super::port::{Plan, sample};
 use super::run::Stop;
 use crate::arch::Sim;
 use crate::arch::sim::{Jitter, SimConfig, SimMachine, UNLABELLED, UNMAPPED};
+use crate::cpu::sched::Wait;
 use crate::init::KernelConfig;
 use crate::measure::outcome::Outcome;
 use crate::mm::variant::{self, Variant};
@@ -149,4 +150,22 @@ fn every_line_that_the_port_touches_has_a_name() {
             assert!(seen.contains(name), "{}: no access to {name}; seen: {seen:?}", v.name);
         }
     }
+}
+
+#[test]
+fn a_kernel_whose_sleepers_poll_closes_its_books_too() {
+    let m = machine(1, 4);
+    let slept = |wait: Wait| {
+        let kernel = KernelConfig { hung_task_blocker: true, ..KernelConfig::default().hz(10_000).wait(wait) };
+        let stop = Stop::After(1_000_000);
+        let plan = Plan { threads: 4, mode: Mode::Thread, warm_up_ns: 100_000, stop, kernel };
+        let v = variant::parse("v6.12").unwrap();
+        let o = with_variant!(&v, Sim, K => with_workload!("fault_vs_unmap", W => sample::<K, W>(&m, &plan)));
+        assert!(o.errors.is_empty(), "{wait:?}: {:?}", o.errors);
+        assert_eq!((o.kconfig["wait"].as_str(), o.kconfig["hung_task_blocker"].as_str()), (wait.name(), "true"));
+        (o.counters["sched_sleeps"], o.counters["sched_sleep_ns"], o.counters["workload_operations"])
+    };
+    let (futex, spin) = (slept(Wait::Futex), slept(Wait::Spin));
+    println!("sleeps, ns asleep, operations: futex {futex:?}, spin {spin:?}");
+    assert!(futex.0 > 0 && spin.0 > 0);
 }
