@@ -23,6 +23,8 @@ mod hooks;
 mod invariants;
 pub mod kvfree_rcu;
 #[cfg(test)]
+mod kvfree_tests;
+#[cfg(test)]
 mod model;
 pub mod page_alloc;
 pub mod reuse;

@@ -19,8 +19,8 @@ fn map<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p
     vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags).unwrap();
 }
 
-fn flags<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn flags<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         map(cpu, k, mm, 1, 1, VM_READ);
         map(cpu, k, mm, 2, 1, RW | VM_NORESERVE);
@@ -31,8 +31,8 @@ fn flags<K: Kconfig<A = Native>>() {
     });
 }
 
-fn two_faulted<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn two_faulted<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         map(cpu, k, mm, 2, 1, RW);
         write(cpu, k, mm, 0);
@@ -43,8 +43,8 @@ fn two_faulted<K: Kconfig<A = Native>>() {
     });
 }
 
-fn one_faulted<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn one_faulted<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         write(cpu, k, mm, 0);
         map(cpu, k, mm, 2, 1, RW);
@@ -57,8 +57,8 @@ fn one_faulted<K: Kconfig<A = Native>>() {
     });
 }
 
-fn shared<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         // Different only in access rights, so that they stay two but may share.
         map(cpu, k, mm, 0, 2, RW | VM_NORESERVE);
         map(cpu, k, mm, 2, 2, RW | VM_NORESERVE | crate::mm::mm_types::VM_EXEC);
@@ -74,8 +74,8 @@ fn shared<K: Kconfig<A = Native>>() {
     });
 }
 
-fn taken_over<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn taken_over<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         map(cpu, k, mm, 2, 1, RW);
         write(cpu, k, mm, 2);
@@ -88,8 +88,8 @@ fn taken_over<K: Kconfig<A = Native>>() {
     });
 }
 
-fn split_clones<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn split_clones<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         map(cpu, k, mm, 0, 10, RW);
         write(cpu, k, mm, 0);
         let (a, f) = (cpu.counters.get(VmEvent::AnonVmaChainAlloc), cpu.counters.get(VmEvent::AnonVmaChainFree));
@@ -104,9 +104,9 @@ fn split_clones<K: Kconfig<A = Native>>() {
 /// Random maps, unmaps and breaks in a tree of some hundred VMAs, compared with a table of one entry a page after each:
 /// without faults, VMAs are the longest runs of equal flags, so whatever a cursor that goes on where it stands gets
 /// wrong at the edge of a node shows.
-fn against_a_table<K: Kconfig<A = Native>>() {
+fn against_a_table<K: Kconfig<A = Native>>(slab: Allocator) {
     const PAGES: usize = 700;
-    with_mm::<K>(|cpu, k, mm| {
+    with_mm::<K>(slab, |cpu, k, mm| {
         let mut table = [0u64; PAGES];
         let base_brk = mm.start_brk.get();
         let mut rng = 7u64;

@@ -21,8 +21,8 @@ on_every_variant! {
     fn each_unmap_downgrades_and_each_section_leaves_an_even_number = sections;
 }
 
-fn golden_rows<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         let map = |p: u64, n: u64, flags: u64| {
             alloc_free(cpu, || {
                 assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags), Ok(BASE + p * P));
@@ -55,8 +55,8 @@ fn golden_rows<K: Kconfig<A = Native>>() {
     });
 }
 
-fn original_freed<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn original_freed<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         let at = |p: u64| {
             let mut mas = MaState::new(mm.mm_mt(), k.maple, BASE + p * P, BASE + p * P);
             vma_next::<K>(cpu, &mut mas).unwrap().as_ptr()
@@ -71,8 +71,8 @@ fn original_freed<K: Kconfig<A = Native>>() {
     });
 }
 
-fn contents<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn contents<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(BASE), 16 * P, RW).unwrap();
         for round in 0..3u8 {
             for p in 0..16 {
@@ -97,8 +97,8 @@ fn contents<K: Kconfig<A = Native>>() {
     });
 }
 
-fn zero_page<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn zero_page<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(BASE), 2 * P, RW).unwrap();
         do_user_addr_fault(cpu, k, mm, BASE, false).unwrap();
         assert_eq!(bytes::<K>(mm, 0).unwrap().as_ptr(), k.zero_page.as_ptr());
@@ -111,8 +111,8 @@ fn zero_page<K: Kconfig<A = Native>>() {
     });
 }
 
-fn errors<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         assert_eq!(vm_mmap(cpu, k, mm, Some(BASE), 0, RW), Err(Errno::EINVAL));
         assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + 1), P, RW), Err(Errno::EINVAL));
         assert_eq!(vm_mmap(cpu, k, mm, Some(P), P, RW), Err(Errno::EPERM));
@@ -135,8 +135,8 @@ fn errors<K: Kconfig<A = Native>>() {
     });
 }
 
-fn placement<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn placement<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         let top = MMAP_BASE;
         assert_eq!(vm_mmap(cpu, k, mm, None, P, RW), Ok(top - P));
         assert_eq!(vm_mmap(cpu, k, mm, None, 3 * P, VM_READ), Ok(top - 4 * P));
@@ -153,9 +153,9 @@ fn placement<K: Kconfig<A = Native>>() {
     });
 }
 
-fn limit<K: Kconfig<A = Native>>() {
+fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
     let m = machine(1);
-    let k = start_kernel::<K>(&m, &KernelConfig { max_map_count: 4, ..KernelConfig::default() });
+    let k = start_kernel::<K>(&m, &KernelConfig { max_map_count: 4, ..config(slab) });
     let cpu = k.cpu(0);
     let mm = mm_alloc(&cpu, &k);
     for i in 0..5 {
@@ -170,8 +170,8 @@ fn limit<K: Kconfig<A = Native>>() {
     assert_eq!(cpu.counters.get(VmEvent::Warn), 0);
 }
 
-fn tables<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn tables<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         let tables = || mm.pgtables_bytes.load(Relaxed) / P as i64;
         assert_eq!(tables(), 0);
         vm_mmap(cpu, k, mm, Some(BASE), 1024 * P, RW).unwrap();
@@ -189,8 +189,8 @@ fn tables<K: Kconfig<A = Native>>() {
     });
 }
 
-fn sections<K: Kconfig<A = Native>>() {
-    with_mm::<K>(|cpu, k, mm| {
+fn sections<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
         let seq = || mm.mm_lock_seq.word().load(Relaxed);
         vm_mmap(cpu, k, mm, Some(BASE), 4 * P, RW).unwrap();
         assert_eq!(seq(), 2);

@@ -20,6 +20,7 @@ use crate::arch::{Native, Relaxed};
 use crate::cpu::Cpu;
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use crate::maple_tree::MaState;
+use crate::slab::Allocator;
 
 /// A page.
 pub const P: u64 = 4096;
@@ -34,10 +35,17 @@ pub fn machine(cpus: u32) -> NativeMachine {
     NativeMachine::new(&cpus, 64 << 20, |_, _| 10).unwrap()
 }
 
+/// A kernel with `slab`.
+pub fn config(slab: Allocator) -> KernelConfig {
+    let mut c = KernelConfig::default();
+    c.slab.allocator = slab;
+    c
+}
+
 /// Runs `f` on a fresh kernel and mm of build `K` on one CPU, then checks that everything balances and nothing is left.
-pub fn with_mm<K: Kconfig<A = Native>>(f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
+pub fn with_mm<K: Kconfig<A = Native>>(slab: Allocator, f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
     let m = machine(1);
-    let k = start_kernel::<K>(&m, &KernelConfig::default());
+    let k = start_kernel::<K>(&m, &config(slab));
     let cpu = k.cpu(0);
     let mm = mm_alloc(&cpu, &k);
     f(&cpu, &k, mm);
@@ -66,7 +74,7 @@ macro_rules! on_every_variant {
         fn $name() {
             for v in crate::mm::variant::all() {
                 eprintln!("variant {}", v.name);
-                crate::with_variant!(&v, crate::arch::Native, K => $f::<K>());
+                crate::with_variant!(&v, crate::arch::Native, K => $f::<K>(v.slab));
             }
         }
     )* };

@@ -72,9 +72,9 @@ fn churn<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>,
     }
 }
 
-fn shared_mm<K: Kconfig<A = Native>>() {
+fn shared_mm<K: Kconfig<A = Native>>(slab: Allocator) {
     let m = machine(2);
-    let k = start_kernel::<K>(&m, &KernelConfig::default().hz(1000));
+    let k = start_kernel::<K>(&m, &config(slab).hz(1000));
     let mm = mm_alloc(&k.cpu(0), &k);
     let all = run_on_cpus(&m, &k, 2, |cpu| {
         // Next to each other, so that they merge and split each other's VMAs.
@@ -97,9 +97,9 @@ fn shared_mm<K: Kconfig<A = Native>>() {
     assert_eq!(boot.counters.get(VmEvent::Warn), 0);
 }
 
-fn two_mms<K: Kconfig<A = Native>>() {
+fn two_mms<K: Kconfig<A = Native>>(slab: Allocator) {
     let m = machine(2);
-    let k = start_kernel::<K>(&m, &KernelConfig::default().hz(1000));
+    let k = start_kernel::<K>(&m, &config(slab).hz(1000));
     let all = run_on_cpus(&m, &k, 2, |cpu| {
         for _ in 0..20 {
             let mm = mm_alloc(cpu, &k);
