@@ -29,7 +29,7 @@ pub fn out_dir() -> PathBuf {
     target.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target")).join("faultline")
 }
 
-/// Runs `workloads` for every variant built and every step of this host's ladder.
+/// Runs `workloads` for every main variant and every step of this host's ladder.
 pub fn open(question: &str, workloads: &[&str]) {
     let test = std::env::args().any(|a| a == "--test");
     let quick = test || std::env::var_os("FAULTLINE_QUICK").is_some_and(|v| v != "0");
@@ -46,7 +46,7 @@ pub fn open(question: &str, workloads: &[&str]) {
     }
     let name = host.id.name.clone();
     let request = Request {
-        variants: variant::all(),
+        variants: variant::main(),
         workloads: workloads.iter().map(|w| workload::find(w).unwrap_or_else(|e| die(&e))).collect(),
         modes: vec![],
         threads: threads.clone(),
@@ -67,7 +67,7 @@ pub fn open(question: &str, workloads: &[&str]) {
         .warm_up_time(Duration::from_nanos(1))
         // The first variant's samples take a whole block each.
         .measurement_time(Duration::from_nanos(
-            (span + warm_up_ns) * u64::from(samples) * 2 * variant::all().len() as u64,
+            (span + warm_up_ns) * u64::from(samples) * 2 * variant::main().len() as u64,
         ))
         .nresamples(10_000)
         .configure_from_args();
@@ -75,7 +75,7 @@ pub fn open(question: &str, workloads: &[&str]) {
         for &t in &threads {
             let mut group = c.benchmark_group(format!("{question}/{w}/{t}"));
             group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(1));
-            for (i, v) in variant::all().iter().enumerate() {
+            for (i, v) in variant::main().iter().enumerate() {
                 let mut calls = 0u32;
                 group.bench_with_input(BenchmarkId::from_parameter(&v.name), &i, |b, &i| {
                     b.iter_custom(|iters| {

@@ -149,11 +149,12 @@ fn request(a: &Args) -> Result<Request, Failure> {
         }
         (_, []) => {
             return Err(Failure::Input(format!(
-                "--variant is missing; accepted: all, {}",
+                "--variant is missing; accepted: all, main, {}",
                 variant::all().into_iter().map(|v| v.name).collect::<Vec<_>>().join(", ")
             )));
         }
         (_, names) if names.iter().any(|n| n == "all") => variant::all(),
+        (_, names) if names.iter().any(|n| n == "main") => variant::main(),
         (_, names) => once(names)
             .into_iter()
             .map(|n| variant::parse(n).map_err(|e| Failure::Input(format!("--variant {n}: {e}"))))

@@ -49,6 +49,11 @@ pub const BUILT: &[(&str, &str)] = &[
     ("refcnt", "kfree_rcu"),
 ];
 
+/// What the benches measure unless told otherwise: the kernels that have names, and between them one step at a time: the lock
+/// protocol, the free policy, the allocator.
+pub const MAIN: &[&str] =
+    &["v6.12", "refcnt+call_rcu@slub", "v6.15", "refcnt+call_rcu@sheaves", "refcnt+typesafe@sheaves"];
+
 /// Runs `$body` with `$K` standing for the build of a [`Variant`] in world `$A`: from a
 /// name to a monomorphised function, once a run.
 #[macro_export]
@@ -97,6 +102,11 @@ pub fn all() -> Vec<Variant> {
         }
     }
     out
+}
+
+/// Those of [`MAIN`].
+pub fn main() -> Vec<Variant> {
+    MAIN.iter().map(|v| parse(v).expect("what is built parses")).collect()
 }
 
 /// Reads a variant: the name of a kernel, or `PROTOCOL+CACHE@ALLOCATOR`.
@@ -165,6 +175,7 @@ mod tests {
         assert_eq!(all().len(), BUILT.len() * ALLOCATORS.len());
         for v in all() {
             assert_eq!(parse(&v.name), Ok(v.clone()));
+            assert!(main().iter().all(|m| all().contains(m)));
             with_variant!(&v, Native, K => {
                 assert_eq!(<K as Kconfig>::Lock::NAME, v.protocol);
                 assert_eq!(<K as Kconfig>::Cache::NAME, v.cache);
