@@ -25,8 +25,8 @@ use crate::mm::vma_cache::{VmaState, vma_state_init};
 use crate::rcu::{QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread};
 use crate::slab::{KmemCache, KmemCacheArgs, PageAllocator, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SlabState};
 use crate::slab::{
-    SlabOptions, build_zonelists, drain_page_caches, free_pages, kmem_cache_create, kmem_cache_destroy,
-    kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init,
+    SlabOptions, build_zonelists, drain_page_caches, flush_rcu_sheaves, free_pages, kmem_cache_create,
+    kmem_cache_destroy, kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init,
 };
 use crate::sync::PercpuCounters;
 use std::ptr::NonNull;
@@ -267,6 +267,7 @@ pub fn run_on_cpus<K: Kconfig>(
                 k.rcu.install_hooks(&cpu);
                 k.slab.kvfree.install_timer(&cpu);
                 body(&cpu);
+                flush_rcu_sheaves(&cpu, &k.slab);
                 // ORDER: full; the last one's body is over before rcu_barrier() begins.
                 end.left.fetch_sub(1, crate::arch::Full);
                 if id == 0 {

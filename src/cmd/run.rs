@@ -34,7 +34,8 @@ use std::time::Duration;
                         Ctrl-C lets the running sample end; the same command with --resume goes on from there."
 )]
 pub struct Args {
-    /// Variants to interleave: named kernels (v6.12, v6.15) or PROTOCOL+CACHE@ALLOCATOR; `all` for every one built
+    /// Variants to interleave: named kernels (v6.12, v6.15) or PROTOCOL+CACHE@ALLOCATOR; `main` for those of
+    /// the benches, `all` for every one built
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
     /// Workloads; `all` for every one

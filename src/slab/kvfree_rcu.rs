@@ -19,10 +19,11 @@
 //! puts it, and on a machine without a spare CPU takes its time from some worker, as the kernel's does.
 
 use super::page_alloc::{alloc_page, free_page};
+use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, kfree_rcu_sheaf};
 use super::slub::{kfree, kmem_cache_free_bulk};
 use super::slub_def::{KmemCache, virt_to_slab};
 use super::stat::Unpriced;
-use super::{PageAllocator, SlabState};
+use super::{Allocator, PageAllocator, SlabState};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Acquire, Arena, Atomic, Full, Hardware, Plain, Relaxed, Release};
 use crate::cpu::workqueue::{TimerHook, Work, Workqueue, flush_on_this_thread, queue_work};
@@ -608,6 +609,12 @@ fn add_ptr_to_bulk<A: Hardware>(
 /// may be overwritten. With a null head the caller may sleep.
 #[inline]
 pub unsafe fn kvfree_call_rcu<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>, head: *mut RcuHead<A>, ptr: *mut u8) {
+    // SAFETY: the caller's: the object lies in a slab, whose cache outlives it.
+    if slab.options.allocator == Allocator::Sheaves
+        && unsafe { kfree_rcu_sheaf(cpu, &*(*virt_to_slab::<A>(ptr)).slab_cache.load(Relaxed), ptr) }
+    {
+        return;
+    }
     let st = &*slab.kvfree;
     let krcp = st.krc.this(cpu);
     krcp.stat.queued.add(1);
@@ -757,10 +764,25 @@ impl<A: Hardware> KvfreeRcu<A> {
     }
 }
 
+/// `flush_rcu_sheaf()` of each cache: what this CPU collects starts its grace period. Each worker at its end, before
+/// somebody calls [`kvfree_rcu_barrier`].
+pub fn flush_rcu_sheaves<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>) {
+    slab.for_each_cache(|s| flush_rcu_sheaf(cpu, s));
+}
+
 /// `kvfree_rcu_barrier()`: returns when every object handed over before the call was freed. Where `rcu_barrier()` may
 /// be called; one caller at a time.
+///
+/// PORT: the kernel has every CPU flush its sheaves first. Here the caller's are flushed, and those of the others only
+/// where none of them is up; a worker flushes its own with [`flush_rcu_sheaves`].
 pub fn kvfree_rcu_barrier<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>) {
     let st = &*slab.kvfree;
+    if cpu.hooks.get().is_some() {
+        flush_rcu_sheaves(cpu, slab);
+    } else {
+        // SAFETY: a CPU without hooks is alone: boot, shutdown, small tests.
+        unsafe { flush_all_rcu_sheaves(cpu, slab) };
+    }
     loop {
         for krcp in st.krc.iter() {
             raw_spin_lock(cpu, &krcp.lock);

@@ -6,7 +6,7 @@ use super::kvfree_rcu::KVFREE_BULK_MAX_ENTR;
 use super::tests::{EXACT, Kernel, boot, get, vma_args};
 use super::*;
 use crate::arch::sim::{Jitter, SimConfig, SimMachine};
-use crate::arch::{Acquire, Arch, Atomic, Full, Job, Machine, Sim};
+use crate::arch::{Acquire, Arch, Atomic, Full, Job, Machine, Relaxed, Sim};
 use crate::cpu::testing::for_test_set;
 use crate::cpu::tick::{exit_to_user_mode, idle_loop};
 use crate::cpu::workqueue::{flush_on_this_thread, kworker};
@@ -138,7 +138,8 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
     let s = kmem_cache_create(m.arena(), slab, vma_args(0));
     let set = for_test_set::<Sim>(CPUS + 2);
     let slots: Vec<Atomic<Sim, *mut Seen>> = (0..8).map(|_| Atomic::new(null_mut())).collect();
-    let (changed, left, over) = (AtomicU64::new(0), AtomicU32::new(CPUS), AtomicU32::new(0));
+    let (changed, readers) = (AtomicU64::new(0), AtomicU32::new(2));
+    let (left, over) = (AtomicU32::new(CPUS), AtomicU32::new(0));
     let worker = |id: u32| {
         let mut cpu = set.cpu(id);
         cpu.node = node_of(id);
@@ -152,15 +153,19 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
                 unsafe { kvfree_call_rcu(&cpu, &slab, p.cast(), p.cast()) };
             }
         };
-        for _ in 0..6000 {
+        // Two CPUs read and write; the others write for as long, so that a reader that stays outlasts many frees.
+        let reads = id < 2;
+        let mut done = 0;
+        while if reads { done < 3000 } else { readers.load(Ordering::Relaxed) > 0 } {
+            done += 1;
             r = splitmix64(r);
             let slot = &slots[(r >> 8) as usize % slots.len()];
-            if r.is_multiple_of(2) {
+            if !reads || r.is_multiple_of(2) {
                 let p = get(&cpu, &s).cast::<Seen>();
                 // SAFETY: a fresh object; its words are atomics for every access.
                 let o = unsafe { &*p };
-                o.a.store(r, crate::arch::Relaxed);
-                o.b.store(!r, crate::arch::Relaxed);
+                o.a.store(r, Relaxed);
+                o.b.store(!r, Relaxed);
                 give(slot.swap(p, Full));
             } else {
                 rcu_read_lock(&cpu);
@@ -168,14 +173,12 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
                 if !p.is_null() {
                     // SAFETY: found under RCU.
                     let o = unsafe { &*p };
-                    let first = o.a.load(crate::arch::Relaxed);
-                    // Most readers are short; some outlast a monitor that does not wait.
-                    let stay = if r >> 20 & 127 == 0 { 1_000_000 } else { r >> 30 & 255 };
-                    let end = Sim::now() + stay;
+                    let first = o.a.load(Relaxed);
+                    let end = Sim::now() + if r >> 20 & 127 == 0 { 1_500_000 } else { r >> 30 & 255 };
                     while Sim::now() < end {
                         Sim::cpu_relax();
                     }
-                    if o.a.load(crate::arch::Relaxed) != first || o.b.load(crate::arch::Relaxed) != !first {
+                    if o.a.load(Relaxed) != first || o.b.load(Relaxed) != !first {
                         changed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -183,6 +186,8 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
             }
             exit_to_user_mode(&cpu);
         }
+        readers.fetch_sub(u32::from(reads), Ordering::Relaxed);
+        flush_rcu_sheaves(&cpu, &slab);
         left.fetch_sub(1, Ordering::Relaxed);
         if id == 0 {
             idle_loop(&cpu, || left.load(Ordering::Relaxed) == 0);
@@ -225,12 +230,14 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
 
 #[test]
 fn no_object_changes_under_a_reader() {
-    for seed in 1..=4 {
-        assert_eq!(torture(seed, Allocator::Slub, false), 0, "seed {seed}");
+    for seed in 1..=2 {
+        for allocator in [Allocator::Slub, Allocator::Sheaves] {
+            assert_eq!(torture(seed, allocator, false), 0, "{allocator:?} seed {seed}");
+        }
     }
 }
 
 #[test]
 fn an_engine_that_does_not_wait_is_caught() {
-    assert!((1..=4).any(|seed| torture(seed, Allocator::Slub, true) > 0));
+    assert!((1..=6).any(|seed| torture(seed, Allocator::Slub, true) > 0));
 }

@@ -46,7 +46,7 @@ pub mod stat;
 mod tests;
 
 pub use fault_inject::{FaultAttr, FaultInjection};
-pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, kvfree_call_rcu, kvfree_rcu_barrier};
+pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, flush_rcu_sheaves, kvfree_call_rcu, kvfree_rcu_barrier};
 pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
     drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
