@@ -174,7 +174,7 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
                     // SAFETY: found under RCU.
                     let o = unsafe { &*p };
                     let first = o.a.load(Relaxed);
-                    let end = Sim::now() + if r >> 20 & 127 == 0 { 1_500_000 } else { r >> 30 & 255 };
+                    let end = Sim::now() + if r >> 20 & 255 == 0 { 8_000_000 } else { r >> 30 & 255 };
                     while Sim::now() < end {
                         Sim::cpu_relax();
                     }
