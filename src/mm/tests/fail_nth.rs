@@ -15,7 +15,7 @@ use crate::mm::mm_types::START_BRK;
 use crate::mm::mmap::try_mm_alloc;
 use crate::mm::{madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
 use crate::rcu::rcu_barrier;
-use crate::slab::{FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
+use crate::slab::{Allocator, FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
 
 on_every_variant! {
     fn mapping_unwinds = mapping;
@@ -30,10 +30,10 @@ on_every_variant! {
 }
 
 /// Boots with failures possible, runs `f`, checks that nothing is left.
-fn with_failures<K: Kconfig<A = Native>>(f: impl FnOnce(&Cpu<Native>, &Kernel<K>)) {
+fn with_failures<K: Kconfig<A = Native>>(slab: Allocator, f: impl FnOnce(&Cpu<Native>, &Kernel<K>)) {
     let m = machine(1);
-    let slab =
-        SlabOptions { failslab: Some(FaultAttr::NTH), fail_page_alloc: Some(FaultAttr::NTH), ..SlabOptions::default() };
+    let nth = Some(FaultAttr::NTH);
+    let slab = SlabOptions { allocator: slab, failslab: nth, fail_page_alloc: nth, ..SlabOptions::default() };
     let k = start_kernel::<K>(&m, &KernelConfig { slab, ..KernelConfig::default() });
     let cpu = k.cpu(0);
     f(&cpu, &k);
@@ -107,8 +107,8 @@ fn comb<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, 
     (0..n).for_each(|i| map(cpu, k, mm, 3 * i, 2).unwrap());
 }
 
-fn mapping<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn mapping<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         // Every fill of the last leaf, so that leaves and their parents split.
         for n in [0, 1, 15, 16, 77] {
             let (refused, failed) = each_allocation(
@@ -124,8 +124,8 @@ fn mapping<K: Kconfig<A = Native>>() {
     });
 }
 
-fn mapping_over<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn mapping_over<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         let (refused, failed) = each_allocation(
             cpu,
             k,
@@ -145,8 +145,8 @@ fn mapping_over<K: Kconfig<A = Native>>() {
     });
 }
 
-fn merging<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn merging<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         // Between two, of which the right one alone has an anon_vma: the survivor must take it over. Without memory for
         // that, a VMA of its own is as good.
         for faulted in [false, true] {
@@ -171,8 +171,8 @@ fn merging<K: Kconfig<A = Native>>() {
     });
 }
 
-fn unmapping<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn unmapping<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         for (at, n) in [(1, 1), (4, 40), (0, 3), (2, 115), (0, 120)] {
             let (refused, _) = each_allocation(
                 cpu,
@@ -191,8 +191,8 @@ fn unmapping<K: Kconfig<A = Native>>() {
     });
 }
 
-fn heap<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn heap<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         for (from, to) in [(0, 1), (0, 5), (3, 9), (9, 4), (9, 0)] {
             let (refused, _) = each_allocation(
                 cpu,
@@ -222,8 +222,8 @@ fn heap<K: Kconfig<A = Native>>() {
     });
 }
 
-fn faulting<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn faulting<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         let fault = |mm, p: u64, w| do_user_addr_fault(cpu, k, mm, BASE + p * P, w).map_err(Errno::from);
         for neighbour in [false, true] {
             // Three tables, an anon_vma (unless the neighbour's will do), its link, the page.
@@ -272,8 +272,8 @@ fn faulting<K: Kconfig<A = Native>>() {
     });
 }
 
-fn dropping<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn dropping<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         let fill = |mm: MmPtr<K>| {
             map(cpu, k, mm, 0, 40).unwrap();
             map(cpu, k, mm, 1000, 3).unwrap();
@@ -302,8 +302,8 @@ fn dropping<K: Kconfig<A = Native>>() {
     });
 }
 
-fn new_mm<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn new_mm<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         for n in 1.. {
             dry(cpu, k);
             k.slab.faults.set_fail_nth(cpu, n);
@@ -321,8 +321,8 @@ fn new_mm<K: Kconfig<A = Native>>() {
     });
 }
 
-fn stores<K: Kconfig<A = Native>>() {
-    with_failures::<K>(|cpu, k| {
+fn stores<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
         let mt = MapleTree::new(MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
         let (mut r, mut refused) = (7u64, 0);
         for i in 0..200u64 {
