@@ -60,7 +60,7 @@ pub fn draw(data: &Data) -> Result<String, String> {
         let here = || here().filter(|s| s.threads == threads);
         let in_all = |v: &&str| {
             let with: BTreeSet<_> =
-                here().filter(|s| s.variant == **v && s.rcu_times.callbacks > 0).map(|s| kernel(s)).collect();
+                here().filter(|s| s.variant == **v && s.rcu_times.callbacks > 0).map(kernel).collect();
             with.len()
         };
         let names: BTreeSet<&str> = here().map(|s| s.variant.as_str()).collect();
