@@ -1,22 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What the facade costs in the native world, which must be nothing, and what the port's locks cost beside std's.
+//! What the facade costs in the native world, which must be nothing, and what the port's locks cost beside others.
 //!
-//! Each pair runs interleaved: while one side is timed, the other runs untimed in between, so that both meet the same
-//! machine in the same state. Uncontended, one thread, everything cached: this is instructions, not scaling.
+//! The facade against std by criterion: each pair runs interleaved: while one side is timed, the other runs untimed in
+//! between, so that both meet the same machine in the same state. The locks against std's, parking_lot's and pthread's, on
+//! one CPU and on two at once, as rows (`peers.rs`).
+//!
+//! Locks of different houses are not the same thing. The port's name their owner, spin on it before they sleep, hand over
+//! in order after a while, and keep the kernel's layout; what that costs without contention is the difference seen on
+//! one CPU. On two CPUs with nothing between lock and unlock, who lets the same CPU take the lock again and again looks
+//! best: that is a property of the lock, and no advantage to those who wait.
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use faultline::arch::arena::KRef;
+mod peers;
+
+use criterion::{Criterion, criterion_group};
 use faultline::arch::native::{NativeMachine, OsCpu};
-use faultline::arch::{Acquire, Atomic, Machine, Native, Relaxed, Release, smp_cond_load_relaxed};
-use faultline::cpu::{Cpu, LockNodes, PerCpu, Task, smp, tick};
+use faultline::arch::{Acquire, Atomic, Native, Relaxed, Release, smp_cond_load_relaxed};
+use faultline::cpu::Cpu;
 use faultline::host::affinity;
+use faultline::init::{Kernel, KernelConfig, shutdown, start_kernel};
+use faultline::mm::kconfig::Config;
+use faultline::mm::mm_types::{MmRef, VM_READ, VM_WRITE, VmaFields, VmaRef};
+use faultline::mm::mmap_lock::{lock_vma_found, lock_vma_under_rcu};
+use faultline::mm::vma_cache::kmem_cache_call_rcu::CallRcu;
+use faultline::mm::vma_lock::refcnt::Refcnt;
+use faultline::mm::vma_lock::rwsem_separate::RwsemSeparate;
+use faultline::mm::vma_lock::{StartRead, VmaLock};
+use faultline::mm::{mm_alloc, mmput, vm_mmap};
+use faultline::rcu::{rcu_read_lock, rcu_read_unlock};
 use faultline::sync::{
-    RawSpinLock, Refcount, RwSemaphore, down_read, down_write, mutex_lock, mutex_unlock, raw_spin_lock,
-    raw_spin_unlock, up_read, up_write,
+    Mutex, RawSpinLock, Refcount, RwSemaphore, Seqcount, down_read, down_write, mutex_lock, mutex_unlock,
+    raw_spin_lock, raw_spin_unlock, up_read, up_write,
 };
+use peers::{Bench, Contender, ROW, Row, clobber, die};
+use std::cell::UnsafeCell;
 use std::hint::{black_box, spin_loop};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// Operations timed at once: long beside a clock reading, short beside a change of frequency.
@@ -88,8 +106,9 @@ fn facade_refcount(c: &mut Criterion) {
     fn saturate(r: &AtomicU32) {
         r.store(0xc000_0000, Ordering::Relaxed);
     }
-    let m = machine();
-    let cpu = boot_cpu(&m);
+    let m = machine(&affinity::allowed()[..1]);
+    let k = start_kernel::<K<Refcnt>>(&m, &KernelConfig::default());
+    let cpu = k.cpu(0);
     let (r, s) = (Refcount::<Native>::new(1), AtomicU32::new(1));
     let port = || {
         let r = black_box(&r);
@@ -114,63 +133,448 @@ fn facade_refcount(c: &mut Criterion) {
     pair(c, "facade/refcount", ("port", port), ("std", by_hand));
 }
 
-/// The first CPU allowed, to which this thread is pinned.
-fn machine() -> NativeMachine {
-    let os = affinity::allowed().first().copied().unwrap_or(0);
-    let _ = affinity::pin(os);
-    NativeMachine::new(&[OsCpu { cpu: os, node: 0 }], 2 << 20, |_, _| 10).expect("2 MiB of memory")
+/// A lock alone on its line, as those that matter are.
+#[repr(align(128))]
+struct Alone<T>(T);
+
+/// pthread's locks.
+struct Pthread {
+    rwlock: UnsafeCell<libc::pthread_rwlock_t>,
+    mutex: UnsafeCell<libc::pthread_mutex_t>,
+}
+// SAFETY: made for threads.
+unsafe impl Sync for Pthread {}
+
+impl Pthread {
+    fn new() -> Self {
+        Pthread {
+            rwlock: UnsafeCell::new(libc::PTHREAD_RWLOCK_INITIALIZER),
+            mutex: UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER),
+        }
+    }
+    fn read(&self) {
+        // SAFETY: initialised, and never moved while in use; a pair.
+        unsafe {
+            libc::pthread_rwlock_rdlock(self.rwlock.get());
+            libc::pthread_rwlock_unlock(self.rwlock.get());
+        }
+    }
+    fn write(&self) {
+        // SAFETY: as above.
+        unsafe {
+            libc::pthread_rwlock_wrlock(self.rwlock.get());
+            libc::pthread_rwlock_unlock(self.rwlock.get());
+        }
+    }
+    fn exclusive(&self) {
+        // SAFETY: as above.
+        unsafe {
+            libc::pthread_mutex_lock(self.mutex.get());
+            libc::pthread_mutex_unlock(self.mutex.get());
+        }
+    }
 }
 
-/// A token as boot makes it. The machine outlives it.
-fn boot_cpu(m: &NativeMachine) -> Cpu<Native> {
-    let a = m.arena();
-    let nodes = PerCpu::new(a, 1, |_| 0, "lock_nodes", |_| LockNodes::new());
-    let task: KRef<Task<Native>> = a.boot_new(0, Task::new(0));
-    Cpu::new(0, 0, task, a.boot_new(0, smp::CpuRemote::new()), nodes, tick::TickDevice::off(), 1)
+/// Shape of a read-write semaphore: the count first, the rest when it says no.
+struct Count(AtomicI64);
+
+impl Count {
+    #[inline(always)]
+    fn read(&self) {
+        if self.0.fetch_add(256, Ordering::Acquire) < 0 {
+            slow();
+        }
+        if self.0.fetch_sub(256, Ordering::Release) < 0 {
+            slow();
+        }
+    }
+    #[inline(always)]
+    fn write(&self) {
+        if self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            slow();
+        }
+        if self.0.fetch_sub(1, Ordering::Release) < 0 {
+            slow();
+        }
+    }
 }
 
-/// The port's locks beside std's. They are not the same thing: std's do not name their owner, count nothing, and wait in
-/// other ways. Uncontended, the difference is what those properties cost.
-fn port_locks(c: &mut Criterion) {
-    let m = machine();
-    let cpu = boot_cpu(&m);
-    let l = m.arena().boot_new(0, RawSpinLock::<Native>::new());
-    let s = m.arena().boot_new(0, RwSemaphore::<Native>::new());
-    let mx = m.arena().boot_new(0, faultline::sync::Mutex::<Native>::new());
-    let (mutex, rwlock) = (Mutex::new(()), RwLock::new(()));
+#[cold]
+#[inline(never)]
+fn slow() {
+    black_box(());
+}
 
-    let port = || {
-        raw_spin_lock(&cpu, black_box(&*l));
-        raw_spin_unlock(&cpu, black_box(&*l));
-    };
-    let std_ = || drop(black_box(&mutex).lock());
-    pair(c, "lock/exclusive", ("raw_spin_lock", port), ("std Mutex", std_));
+/// The locks that a group compares, one of each.
+struct Locks {
+    rwsem: Alone<RwSemaphore<Native>>,
+    spin: Alone<RawSpinLock<Native>>,
+    mutex: Alone<Mutex<Native>>,
+    std: Alone<std::sync::RwLock<()>>,
+    std_mutex: Alone<std::sync::Mutex<()>>,
+    parking: Alone<parking_lot::RwLock<()>>,
+    parking_mutex: Alone<parking_lot::Mutex<()>>,
+    pthread: Alone<Pthread>,
+    shape: Alone<Count>,
+    seq: Alone<Seqcount<Native>>,
+    std_seq: Alone<AtomicU32>,
+}
 
-    let port = || {
-        mutex_lock(&cpu, black_box(&*mx));
-        mutex_unlock(&cpu, black_box(&*mx));
-    };
-    let std_ = || drop(black_box(&mutex).lock());
-    pair(c, "lock/sleeping", ("mutex_lock", port), ("std Mutex", std_));
+impl Locks {
+    fn new() -> Self {
+        Locks {
+            rwsem: Alone(RwSemaphore::new()),
+            spin: Alone(RawSpinLock::new()),
+            mutex: Alone(Mutex::new()),
+            std: Alone(std::sync::RwLock::new(())),
+            std_mutex: Alone(std::sync::Mutex::new(())),
+            parking: Alone(parking_lot::RwLock::new(())),
+            parking_mutex: Alone(parking_lot::Mutex::new(())),
+            pthread: Alone(Pthread::new()),
+            shape: Alone(Count(AtomicI64::new(0))),
+            seq: Alone(Seqcount::new(0)),
+            std_seq: Alone(AtomicU32::new(0)),
+        }
+    }
+}
 
-    let port = || {
-        down_read(&cpu, black_box(&*s));
-        up_read(&cpu, black_box(&*s));
+/// `n` times `$pair`.
+macro_rules! times {
+    ($listed:expr, $name:expr, $pair:expr) => {
+        Contender {
+            listed: $listed,
+            ..Contender::new($name, move |n| {
+                for _ in 0..n {
+                    $pair;
+                    clobber();
+                }
+            })
+        }
     };
-    let std_ = || drop(black_box(&rwlock).read());
-    pair(c, "lock/read", ("down_read", port), ("std RwLock", std_));
+}
 
-    let port = || {
-        down_write(&cpu, black_box(&*s));
-        up_write(&cpu, black_box(&*s));
+/// The ways to lock: for reading, for writing, for one alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Read,
+    Write,
+    Exclusive,
+}
+
+fn contenders<'a>(way: Way, cpu: &'a Cpu<Native>, l: &'a Locks) -> Vec<Contender<'a>> {
+    match way {
+        Way::Read => vec![
+            times!(None, "rwsem", {
+                down_read(cpu, &l.rwsem.0);
+                clobber();
+                up_read(cpu, &l.rwsem.0)
+            }),
+            times!(Some(20.0), "std", drop(l.std.0.read())),
+            times!(Some(20.0), "parking_lot", drop(l.parking.0.read())),
+            times!(Some(67.0), "pthread", l.pthread.0.read()),
+            times!(Some(9.0), "shape: count", l.shape.0.read()),
+        ],
+        Way::Write => vec![
+            times!(None, "rwsem", {
+                down_write(cpu, &l.rwsem.0);
+                clobber();
+                up_write(cpu, &l.rwsem.0)
+            }),
+            times!(Some(23.0), "std", drop(l.std.0.write())),
+            times!(Some(9.0), "parking_lot", drop(l.parking.0.write())),
+            times!(Some(83.0), "pthread", l.pthread.0.write()),
+            times!(Some(6.0), "shape: count", l.shape.0.write()),
+        ],
+        Way::Exclusive => vec![
+            times!(None, "raw_spin_lock", {
+                raw_spin_lock(cpu, &l.spin.0);
+                clobber();
+                raw_spin_unlock(cpu, &l.spin.0)
+            }),
+            times!(None, "mutex", {
+                mutex_lock(cpu, &l.mutex.0);
+                clobber();
+                mutex_unlock(cpu, &l.mutex.0)
+            }),
+            times!(Some(22.0), "std", drop(l.std_mutex.0.lock())),
+            times!(Some(9.0), "parking_lot", drop(l.parking_mutex.0.lock())),
+            times!(Some(61.0), "pthread", l.pthread.0.exclusive()),
+        ],
+    }
+}
+
+const PEERS: &[&str] = &["std", "parking_lot", "pthread"];
+
+fn locks(b: &mut Bench, k: &Kernel<K<Refcnt>>, cpu: &Cpu<Native>) {
+    let one = black_box(Box::new(Locks::new()));
+    let ways: [(Way, &str, &[&'static str]); 3] = [
+        (Way::Read, "read", &["rwsem"]),
+        (Way::Write, "write", &["rwsem"]),
+        (Way::Exclusive, "exclusive", &["raw_spin_lock", "mutex"]),
+    ];
+    for (way, name, ours) in ways {
+        let rows: Vec<Row> = ours.iter().map(|ours| Row { ours, against: PEERS, target: Some(1.0), ..ROW }).collect();
+        b.solo(&format!("lock/{name}, free"), 5000, &mut contenders(way, cpu, &one), &rows);
+    }
+    for (way, name, ours) in ways {
+        // For writing the aim is one of the peers.
+        let (against, target): (&[&str], f64) = if way == Way::Read { (PEERS, 1.0) } else { (&["parking_lot"], 1.2) };
+        let make = |side: usize| {
+            let cpu: &'static Cpu<Native> = Box::leak(Box::new(k.cpu(side as u32)));
+            contenders(way, cpu, &one)
+        };
+        let rows: Vec<Row> = ours.iter().map(|ours| Row { ours, against, target: Some(target), ..ROW }).collect();
+        b.duo(&format!("lock/{name}, one lock, both CPUs"), 20_000, make, &rows);
+    }
+}
+
+/// The word of a sequence counter read twice.
+#[inline(always)]
+fn seq_read(s: &AtomicU32) -> bool {
+    let start = loop {
+        let v = s.load(Ordering::Acquire);
+        if v & 1 == 0 {
+            break v;
+        }
+        spin_loop();
     };
-    let std_ = || drop(black_box(&rwlock).write());
-    pair(c, "lock/write", ("down_write", port), ("std RwLock", std_));
+    clobber();
+    fence(Ordering::Acquire);
+    s.load(Ordering::Relaxed) == start
+}
+
+#[inline(always)]
+fn seq_read_port(s: &Seqcount<Native>) -> bool {
+    let start = s.read_begin();
+    clobber();
+    !s.read_retry(start)
+}
+
+fn seqcounts(b: &mut Bench) {
+    let l = black_box(Box::new(Locks::new()));
+    let (ours, by_hand) = (&l.seq.0, &l.std_seq.0);
+    let rows = [Row { ours: "seqcount", against: &["by hand"], target: Some(1.0), ..ROW }];
+    let readers = move || {
+        vec![
+            times!(None, "seqcount", black_box(seq_read_port(ours))),
+            times!(None, "by hand", black_box(seq_read(by_hand))),
+        ]
+    };
+    b.solo("lock/sequence, read", 20_000, &mut readers(), &rows);
+    let mut writers = vec![
+        times!(None, "seqcount", {
+            ours.write_begin();
+            clobber();
+            ours.write_end()
+        }),
+        times!(None, "by hand", {
+            by_hand.store(by_hand.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            fence(Ordering::Release);
+            clobber();
+            by_hand.store(by_hand.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release)
+        }),
+    ];
+    b.solo("lock/sequence, write", 20_000, &mut writers, &rows);
+    b.duo("lock/sequence, read, both CPUs", 200_000, |_| readers(), &rows);
+}
+
+type K<L> = Config<Native, L, CallRcu>;
+
+/// An address space of protocol `L` and two of its VMAs, whose locks are on different lines.
+struct Space<L: VmaLock> {
+    k: Kernel<K<L>>,
+    mm: MmRef<Native, L>,
+    vmas: [(VmaRef<Native, L>, u64); 2],
+    _machine: NativeMachine,
+}
+
+fn machine(cpus: &[u32]) -> NativeMachine {
+    let cpus: Vec<OsCpu> = cpus.iter().map(|&cpu| OsCpu { cpu, node: 0 }).collect();
+    NativeMachine::new(&cpus, 16 << 20, |_, _| 10).unwrap_or_else(|e| die(&e.to_string()))
+}
+
+impl<L: VmaLock> Space<L> {
+    fn new(cpus: &[u32]) -> Self {
+        let m = machine(cpus);
+        let k = start_kernel::<K<L>>(&m, &KernelConfig::default());
+        let cpu = k.cpu(0);
+        let mm = mm_alloc(&cpu, &k);
+        let found: Vec<(VmaRef<Native, L>, u64)> = (1..=64u64)
+            .map(|i| {
+                let at = vm_mmap(&cpu, &k, mm, Some(i << 20), 4 << 12, VM_READ | VM_WRITE).expect("free addresses");
+                let vma = lock_vma_under_rcu(&cpu, &k, mm, at).expect("just mapped");
+                L::vma_end_read(&cpu, vma);
+                (vma, at)
+            })
+            .collect();
+        let line = |v: &VmaRef<Native, L>| v.vm_lock().map_or(v.as_ptr() as usize, |l| l.load(Relaxed) as usize) / 64;
+        let other =
+            found.iter().find(|(v, _)| line(v).abs_diff(line(&found[0].0)) > 2).expect("64 are not on one line");
+        Space { mm, vmas: [found[0], *other], k, _machine: m }
+    }
+
+    /// The token of a side's CPU, for the rest of the run.
+    fn token(&self, side: usize) -> &'static Cpu<Native> {
+        Box::leak(Box::new(self.k.cpu(side as u32)))
+    }
+
+    fn end(self) {
+        let cpu = self.k.cpu(0);
+        mmput(&cpu, &self.k, self.mm);
+        let left = shutdown(&cpu, &self.k);
+        assert!(left.is_clean(), "{}: {left:?}", L::NAME);
+    }
+
+    /// Locks and unlocks VMA `i`, as a fault does once it has found it.
+    fn pairs<'a>(&'a self, cpu: &'a Cpu<Native>, i: usize) -> impl FnMut(u64) + 'a {
+        let ((vma, at), mm) = (self.vmas[i], self.mm);
+        move |n| {
+            rcu_read_lock(cpu);
+            for _ in 0..n {
+                if lock_vma_found(cpu, mm, vma, at) == StartRead::Locked {
+                    L::vma_end_read(cpu, vma);
+                } else {
+                    slow();
+                }
+                clobber();
+            }
+            rcu_read_unlock(cpu);
+        }
+    }
+}
+
+/// Shape of a VMA's lock: every check that a reader of 7.3 makes, and nothing behind.
+#[repr(C, align(64))]
+struct ShapeVma {
+    start: AtomicU64,
+    end: AtomicU64,
+    mm: AtomicU64,
+    seq: AtomicU32,
+    apart: [u32; 9],
+    refcnt: AtomicU32,
+}
+
+#[repr(align(64))]
+struct ShapeMm {
+    seq: AtomicU32,
+}
+
+#[inline(always)]
+fn shape_pair(mm: &ShapeMm, v: &ShapeVma, at: u64) {
+    if v.seq.load(Ordering::Relaxed) == mm.seq.load(Ordering::Relaxed) {
+        return slow();
+    }
+    let mut old = v.refcnt.load(Ordering::Relaxed);
+    loop {
+        if old == 0 || old >= 0x3fff_ffff {
+            return slow();
+        }
+        match v.refcnt.compare_exchange_weak(old, old + 1, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => old = now,
+        }
+    }
+    let mine = v.seq.load(Ordering::Relaxed) != mm.seq.load(Ordering::Acquire)
+        && v.mm.load(Ordering::Relaxed) == std::ptr::from_ref(mm) as u64
+        && v.start.load(Ordering::Relaxed) <= at
+        && at < v.end.load(Ordering::Relaxed);
+    if !mine {
+        slow();
+    }
+    let old = v.refcnt.fetch_sub(1, Ordering::Release);
+    if old == 1 || old & 0x4000_0000 != 0 {
+        slow();
+    }
+}
+
+fn vma_locks(b: &mut Bench, cpus: &[u32]) {
+    let (new, old) = (Space::<Refcnt>::new(cpus), Space::<RwsemSeparate>::new(cpus));
+    let mm = Box::new(ShapeMm { seq: AtomicU32::new(2) });
+    let shape = [4096u64, 8192].map(|start| {
+        Box::new(ShapeVma {
+            start: AtomicU64::new(start),
+            end: AtomicU64::new(start + 4096),
+            mm: AtomicU64::new(std::ptr::from_ref(&*mm) as u64),
+            seq: AtomicU32::new(0),
+            apart: [0; 9],
+            refcnt: AtomicU32::new(1),
+        })
+    });
+    assert_eq!(shape[0].apart, shape[1].apart);
+    let (mm, shape) = (black_box(&*mm), black_box(&shape));
+    let (other, new_ref, old_ref) = (&Locks::new(), &new, &old);
+    {
+        let (a, c) = (new_ref.k.cpu(0), old_ref.k.cpu(0));
+        let bare = Count(AtomicI64::new(0));
+        let bare = &bare;
+        let mut list = vec![
+            Contender::new("refcnt 6.15", new_ref.pairs(&a, 0)),
+            Contender::new("rwsem_separate 6.12", old_ref.pairs(&c, 0)),
+            times!(Some(35.0), "shape: all checks", shape_pair(mm, &shape[0], 4096)),
+            times!(Some(10.0), "shape: count", bare.read()),
+        ];
+        let against = &["shape: all checks"];
+        let rows = [
+            Row { ours: "refcnt 6.15", against, target: Some(1.1), ..ROW },
+            Row { ours: "rwsem_separate 6.12", against, target: Some(1.1), ..ROW },
+        ];
+        b.solo("lock/per-VMA read", 5000, &mut list, &rows);
+    }
+    let same = |side: usize| {
+        vec![
+            Contender::new("refcnt 6.15", new_ref.pairs(new_ref.token(side), 0)),
+            Contender::new("rwsem_separate 6.12", old_ref.pairs(old_ref.token(side), 0)),
+            times!(None, "shape: all checks", shape_pair(mm, &shape[0], 4096)),
+            times!(None, "std", drop(other.std.0.read())),
+            times!(None, "parking_lot", drop(other.parking.0.read())),
+            times!(None, "pthread", other.pthread.0.read()),
+        ]
+    };
+    let rows =
+        ["refcnt 6.15", "rwsem_separate 6.12"].map(|ours| Row { ours, against: PEERS, target: Some(1.0), ..ROW });
+    b.duo("lock/per-VMA read, one VMA, both CPUs", 20_000, same, &rows);
+    let apart = |side: usize| {
+        let (n, o) = (new_ref.token(side), old_ref.token(side));
+        vec![
+            Contender::new("refcnt 6.15", new_ref.pairs(n, side)),
+            Contender { idle_side: true, ..Contender::new("refcnt, other CPU idle", new_ref.pairs(n, side)) },
+            Contender::new("rwsem_separate 6.12", old_ref.pairs(o, side)),
+            Contender { idle_side: true, ..Contender::new("rwsem_separate, other CPU idle", old_ref.pairs(o, side)) },
+        ]
+    };
+    let rows = [
+        Row { ours: "refcnt 6.15", against: &["refcnt, other CPU idle"], target: Some(1.05), ..ROW },
+        Row { ours: "rwsem_separate 6.12", against: &["rwsem_separate, other CPU idle"], target: Some(1.05), ..ROW },
+    ];
+    b.duo("lock/per-VMA read, two VMAs, both CPUs", 50_000, apart, &rows);
+    new.end();
+    old.end();
 }
 
 criterion_group! {
-    name = primitives;
+    name = facade;
     config = Criterion::default().without_plots();
-    targets = facade_spinlock, facade_counter, facade_refcount, port_locks
+    targets = facade_spinlock, facade_counter, facade_refcount
 }
-criterion_main!(primitives);
+
+fn main() {
+    let mut b = Bench::open("primitives");
+    // Two CPUs even where there is one: then the second never runs.
+    let two = [b.cpus[0], *b.cpus.get(1).unwrap_or(&b.cpus[0])];
+    {
+        let m = machine(&two);
+        let k = start_kernel::<K<Refcnt>>(&m, &KernelConfig::default());
+        let cpu = k.cpu(0);
+        locks(&mut b, &k, &cpu);
+        assert!(shutdown(&cpu, &k).is_clean());
+    }
+    seqcounts(&mut b);
+    vma_locks(&mut b, &two);
+    if !b.counts {
+        facade();
+        Criterion::default().configure_from_args().final_summary();
+    }
+    if b.tests {
+        println!("primitives: one pass of everything");
+    }
+}

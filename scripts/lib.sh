@@ -32,14 +32,17 @@ need_rust() {
     command -v cargo >/dev/null || die "cargo is missing; install Rust 1.88 or newer (https://rustup.rs) first"
 }
 
-# A C compiler links every Rust program; criterion's alloca compiles a line of C; hwloc reads topologies.
+# A C compiler links every Rust program; criterion's alloca compiles a line of C; hwloc reads topologies; the benches'
+# peers mimalloc and jemalloc are C, and jemalloc's build runs make.
 need_build() {
     need_rust
     if command -v dpkg-query >/dev/null; then
         command -v cc >/dev/null || need_packages gcc libc6-dev
+        command -v make >/dev/null || need_packages make
         need_packages libhwloc-dev
     else
         command -v cc >/dev/null || die "a C compiler (cc) is missing"
+        command -v make >/dev/null || die "make is missing"
         [ -e /usr/include/hwloc.h ] || die "hwloc's development files (hwloc.h) are missing"
     fi
 }
