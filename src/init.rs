@@ -13,7 +13,7 @@ use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Release};
 use crate::cpu::sched::Wait;
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::stat::SLOTS;
-use crate::cpu::tick::{TickDevice, idle_loop};
+use crate::cpu::tick::{TickDevice, idle_loop, start_tick_signal};
 use crate::cpu::workqueue::kworker;
 use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
 use crate::maple_tree::{MapleState, maple_tree_init};
@@ -22,7 +22,9 @@ use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
 use crate::mm::pgtable::alloc_zeroed_page;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::vma_cache::{VmaState, vma_state_init};
-use crate::rcu::{QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread};
+use crate::rcu::{
+    QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread, rcu_nocb_cb_kthread, rcu_nocb_gp_kthread,
+};
 use crate::slab::{KmemCache, KmemCacheArgs, PageAllocator, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SlabState};
 use crate::slab::{
     SlabOptions, build_zonelists, drain_page_caches, flush_rcu_sheaves, free_pages, kmem_cache_create,
@@ -242,7 +244,8 @@ struct EndLine<A: Hardware> {
 
 /// Runs `body` on workers `0..n` with the grace-period thread and the kworker beside them, and ends as a kernel does: a
 /// worker that is done idles (its callbacks still run there) until `kvfree_rcu_barrier()` and `rcu_barrier()` found
-/// everybody's called. Returns each worker's counters and, last, the grace-period thread's and the kworker's.
+/// everybody's called. Returns each worker's counters and, last, the grace-period thread's, the kworker's and, where
+/// callbacks are offloaded, those of the two threads for that.
 pub fn run_on_cpus<K: Kconfig>(
     machine: &<K::A as Hardware>::Machine,
     k: &Kernel<K>,
@@ -254,9 +257,11 @@ pub fn run_on_cpus<K: Kconfig>(
     // ORDER: release; nothing runs yet.
     end.left.store(n, Release);
     end.over.store(0, Release);
-    let mut counters = vec![[0u64; SLOTS]; n as usize + 2];
+    let nocb = k.rcu.config().nocb;
+    let mut counters = vec![[0u64; SLOTS]; n as usize + if nocb { 4 } else { 2 }];
     let (workers, threads) = counters.split_at_mut(n as usize);
-    let (gp_thread, kworker_thread) = threads.split_at_mut(1);
+    let (gp_thread, threads) = threads.split_at_mut(1);
+    let (kworker_thread, nocb_threads) = threads.split_at_mut(1);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for (id, out) in workers.iter_mut().enumerate() {
         let body = &body;
@@ -266,7 +271,12 @@ pub fn run_on_cpus<K: Kconfig>(
                 let cpu = k.cpu(id as u32);
                 k.rcu.install_hooks(&cpu);
                 k.slab.kvfree.install_timer(&cpu);
+                let by_signal = k.rcu.config().qs_policy == QsPolicy::Timer;
+                // SAFETY: the token stays in its place; the signal, declared after it, ends before it.
+                let signal = if by_signal { unsafe { start_tick_signal(&cpu) } } else { None };
                 body(&cpu);
+                cpu.tick.by_signal.set(false);
+                drop(signal);
                 flush_rcu_sheaves(&cpu, &k.slab);
                 // ORDER: full; the last one's body is over before rcu_barrier() begins.
                 end.left.fetch_sub(1, crate::arch::Full);
@@ -311,6 +321,20 @@ pub fn run_on_cpus<K: Kconfig>(
             kworker_thread[0] = cpu.counters.snapshot();
         }),
     });
+    for (i, out) in nocb_threads.iter_mut().enumerate() {
+        jobs.push(Job {
+            cpu: None,
+            f: Box::new(move || {
+                let cpu = k.token(k.nr_cpus + 2 + i as u32, TickDevice::off());
+                if i == 0 {
+                    rcu_nocb_gp_kthread(&cpu, &k.rcu);
+                } else {
+                    rcu_nocb_cb_kthread(&cpu, &k.rcu);
+                }
+                *out = cpu.counters.snapshot();
+            }),
+        });
+    }
     machine.run(jobs);
     counters
 }

@@ -21,6 +21,7 @@ pub mod loom;
 pub mod native;
 pub mod prim;
 pub mod sim;
+pub mod tick_signal;
 
 pub use arena::Arena;
 pub use atomic::{Acquire, Atomic, Full, Relaxed, Release};
@@ -29,6 +30,7 @@ pub use cell::Plain;
 pub use native::Native;
 pub use prim::{Int, Prim};
 pub use sim::Sim;
+pub use tick_signal::{TickProbe, TickSignal};
 
 use std::sync::atomic::Ordering;
 
@@ -180,6 +182,14 @@ pub trait Hardware: Arch {
     unsafe fn copy(dst: *mut u8, src: *const u8, len: usize);
     /// Charges `work` to this CPU's clock where time is virtual; nothing elsewhere.
     fn charge(work: Work);
+    /// Lets a timer signal sample `probe` on the calling worker's thread every `period_ns`, first in `first_ns`, until the
+    /// result is dropped. `None` where there is no such thing: virtual time has no signals.
+    ///
+    /// # Safety
+    /// `probe` stays where it is and alive until the result is dropped, which the calling thread does.
+    unsafe fn sample_ticks(_probe: *const TickProbe, _first_ns: u64, _period_ns: u64) -> Option<TickSignal> {
+        None
+    }
     /// Says what lives in `[p, p + len)` from now on, for the simulator's counts per struct. Nothing elsewhere.
     fn label(p: *const u8, len: usize, what: &'static str);
 }

@@ -8,7 +8,7 @@
 //! boundary (`cpu/tick.rs`). Mixed-size accesses of the queued spinlock and the 16-byte exchanges are inline assembly.
 
 use super::prim::{IntOps, WordOps};
-use super::{Arch, Arena, Fence, Hardware, Int, Job, Machine, Prim, RawCell, RawPlain, Work};
+use super::{Arch, Arena, Fence, Hardware, Int, Job, Machine, Prim, RawCell, RawPlain, TickProbe, TickSignal, Work};
 use crate::host::affinity;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -301,6 +301,11 @@ impl Hardware for Native {
 
     #[inline(always)]
     fn charge(_: Work) {}
+
+    unsafe fn sample_ticks(probe: *const TickProbe, first_ns: u64, period_ns: u64) -> Option<TickSignal> {
+        // SAFETY: the caller's.
+        unsafe { TickSignal::start(probe, first_ns, period_ns) }.ok()
+    }
 
     #[inline(always)]
     fn label(_: *const u8, _: usize, _: &'static str) {}

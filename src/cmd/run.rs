@@ -82,7 +82,7 @@ pub struct Args {
     #[arg(long, default_value_t = 250, allow_negative_numbers = true)]
     #[arg(value_parser = |s: &str| whole::<u32>(s, 24, 10_000))]
     hz: u32,
-    /// When a tick is a quiescent state: user-only, preempt-zero, always
+    /// When a tick is a quiescent state: user-only, preempt-zero, always; timer: as a timer signal finds it (native)
     #[arg(long, default_value = "preempt-zero")]
     qs_policy: String,
     /// How a worker that sleeps waits: futex (dearer than a kernel's sleep), spin (polls its word: cheaper)
@@ -227,7 +227,14 @@ fn request(a: &Args) -> Result<Request, Failure> {
         "user-only" => QsPolicy::USER_ONLY,
         "preempt-zero" => QsPolicy::PREEMPT_ZERO,
         "always" => QsPolicy::Always,
-        q => return Err(Failure::Input(format!("--qs-policy {q}: accepted: user-only, preempt-zero, always"))),
+        "timer" if world == World::Native => QsPolicy::Timer,
+        "timer" => {
+            return Err(Failure::Input(format!(
+                "--qs-policy timer: the world {} has no timer signals; only native has",
+                a.world
+            )));
+        }
+        q => return Err(Failure::Input(format!("--qs-policy {q}: accepted: user-only, preempt-zero, always, timer"))),
     };
     let wait = Wait::ALL
         .iter()

@@ -27,8 +27,8 @@ pub use qnode::{AllLockNodes, LockNodes};
 pub use sched::{TASK_RUNNING, TASK_SLEEPING, Task};
 pub use stat::{Counter, Counters};
 
-use crate::arch::Arch;
 use crate::arch::arena::KRef;
+use crate::arch::{Arch, TickProbe, barrier};
 use std::cell::Cell;
 use std::marker::PhantomData;
 
@@ -72,8 +72,8 @@ pub struct Cpu<A: Arch> {
     pub task: KRef<Task<A>>,
     /// Words of this CPU that others write.
     pub remote: KRef<smp::CpuRemote<A>>,
-    /// `current->rcu_read_lock_nesting`.
-    pub rcu_nesting: Cell<u32>,
+    /// `current->rcu_read_lock_nesting`, `preempt_count`, and what a tick signal found them to be.
+    pub probe: TickProbe,
     /// Lock queue nodes of all CPUs.
     pub lock_nodes: AllLockNodes<A>,
     /// The tick device.
@@ -109,7 +109,7 @@ impl<A: Arch> Cpu<A> {
             node,
             task,
             remote,
-            rcu_nesting: Cell::new(0),
+            probe: TickProbe::default(),
             lock_nodes,
             tick,
             softirq: softirq::SoftirqState::default(),
@@ -142,6 +142,21 @@ impl<A: Arch> Cpu<A> {
         x ^= x >> 27;
         self.rng.set(x);
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// `preempt_disable()`: a tick that falls from here on is no quiescent state. Nothing else depends on it.
+    #[inline(always)]
+    pub fn preempt_disable(&self) {
+        self.probe.preempt_count.inc();
+        barrier();
+    }
+
+    /// `preempt_enable()`
+    #[inline(always)]
+    pub fn preempt_enable(&self) {
+        barrier();
+        debug_assert_ne!(self.probe.preempt_count.get(), 0, "preempt_enable() without preempt_disable()");
+        self.probe.preempt_count.dec();
     }
 
     /// Counts one event.

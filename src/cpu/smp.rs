@@ -10,6 +10,8 @@ use crate::cpu::{Task, sched};
 
 /// Request bit: `rcu_barrier_handler()`.
 pub const CALL_RCU_BARRIER: u32 = 1;
+/// Request bit: `rcu_exp_handler()`.
+pub const CALL_RCU_EXP: u32 = 2;
 
 /// Words of a CPU that other CPUs write, on lines of their own.
 #[repr(C, align(128))]

@@ -26,6 +26,10 @@ counters! {
         KsoftirqdWakeups = "ksoftirqd_wakeups",
         /// Slices run for ksoftirqd.
         KsoftirqdSlices = "ksoftirqd_slices",
+        /// Ticks whose place in the operation a signal sampled.
+        TickSamples = "tick_samples",
+        /// Those of them that fell outside readers, with preemption enabled.
+        TickQuiet = "tick_samples_quiet",
     }
 }
 
@@ -76,6 +80,8 @@ fn handle_softirqs<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>, ksirqd: bool) {
     let period = cpu.tick.period;
     let end = (A::now() / period).wrapping_add(MAX_SOFTIRQ_TIME_NS.div_ceil(period));
     let mut max_restart = MAX_SOFTIRQ_RESTART;
+    // `__local_bh_disable_ip()`
+    cpu.preempt_disable();
     loop {
         s.rcu_raised.set(false);
         cpu.count(SoftirqCounter::SoftirqRcu);
@@ -88,14 +94,15 @@ fn handle_softirqs<A: Arch>(cpu: &Cpu<A>, h: &Hooks<A>, ksirqd: bool) {
             unsafe { (h.note_context_switch)(h.ctx, cpu) };
         }
         if !s.rcu_raised.get() {
-            return;
+            break;
         }
         max_restart -= 1;
         if A::now() / period >= end || s.need_resched.get() || max_restart == 0 {
             if !s.ksoftirqd.replace(true) {
                 cpu.count(SoftirqCounter::KsoftirqdWakeups);
             }
-            return;
+            break;
         }
     }
+    cpu.preempt_enable();
 }

@@ -16,7 +16,8 @@
 
 use super::softirq::{SoftirqCounter, invoke_softirq, run_ksoftirqd};
 use super::{Cpu, Hooks, sched};
-use crate::arch::{Arch, Relaxed};
+use crate::arch::tick_signal::{TICK_NONE, TICK_QUIET};
+use crate::arch::{Arch, Hardware, Relaxed, TickSignal};
 use std::cell::Cell;
 
 /// A CPU's tick.
@@ -28,6 +29,8 @@ pub struct TickDevice {
     pub period: u64,
     /// Boundaries until the clock is looked at again.
     pub countdown: Cell<u32>,
+    /// Ticks are told by a timer signal ([`start_tick_signal`]) and not by the clock.
+    pub by_signal: Cell<bool>,
     /// Look at the clock every this many boundaries (1 where reading it is free).
     pub every: u32,
 }
@@ -35,7 +38,13 @@ pub struct TickDevice {
 impl TickDevice {
     /// A CPU without a tick.
     pub fn off() -> Self {
-        TickDevice { next_tick: Cell::new(u64::MAX), period: u64::MAX, countdown: Cell::new(u32::MAX), every: u32::MAX }
+        TickDevice {
+            next_tick: Cell::new(u64::MAX),
+            period: u64::MAX,
+            countdown: Cell::new(u32::MAX),
+            every: u32::MAX,
+            by_signal: Cell::new(false),
+        }
     }
 
     /// A tick of `hz`, not yet running: [`TickDevice::start`] sets it going. The clock is read each `every`-th
@@ -54,7 +63,8 @@ impl TickDevice {
 
     /// `hrtimer_forward()`: to the first multiple of the period after `now`.
     fn forward(&self, now: u64) {
-        let k = 1 + (now - self.next_tick.get()) / self.period;
+        // A signal may be a little early by this clock.
+        let k = 1 + now.saturating_sub(self.next_tick.get()) / self.period;
         self.next_tick.set(self.next_tick.get() + k * self.period);
     }
 }
@@ -74,19 +84,20 @@ pub fn exit_to_user_mode<A: Arch>(cpu: &Cpu<A>) -> Option<u64> {
 #[cold]
 #[inline(never)]
 fn boundary<A: Arch>(cpu: &Cpu<A>) -> u64 {
-    debug_assert_eq!(cpu.rcu_nesting.get(), 0, "an operation ends inside rcu_read_lock()");
+    debug_assert_eq!(cpu.probe.rcu_nesting.get(), 0, "an operation ends inside rcu_read_lock()");
     let now = A::now();
     let now = match cpu.hooks.get() {
         Some(h) => {
             serve_requests(cpu, &h);
             let s = &cpu.softirq;
-            if now < cpu.tick.next_tick.get() && !s.ksoftirqd.get() && !s.need_resched.get() {
+            let due = tick_due(cpu, now);
+            if !due && !s.ksoftirqd.get() && !s.need_resched.get() {
                 now
             } else {
                 if s.ksoftirqd.get() {
                     run_ksoftirqd(cpu, &h);
                 }
-                if now >= cpu.tick.next_tick.get() {
+                if due {
                     tick_and_softirqs(cpu, &h, now, false);
                 }
                 resched(cpu, &h);
@@ -99,6 +110,39 @@ fn boundary<A: Arch>(cpu: &Cpu<A>) -> u64 {
     };
     cpu.tick.countdown.set(if cpu.softirq.ksoftirqd.get() { 1 } else { cpu.tick.every });
     now
+}
+
+/// Whether a tick fell since the last one was taken.
+#[inline(always)]
+fn tick_due<A: Arch>(cpu: &Cpu<A>, now: u64) -> bool {
+    if cpu.tick.by_signal.get() { cpu.probe.tick.get() != TICK_NONE } else { now >= cpu.tick.next_tick.get() }
+}
+
+/// Lets a timer signal say where in an operation each tick falls (rcu.md 14, step 4b); the tick is taken at the boundary
+/// after it. `None`, and ticks by the clock, where there is no such signal.
+///
+/// # Safety
+/// The token stays in its place until the result is dropped.
+pub unsafe fn start_tick_signal<A: Hardware>(cpu: &Cpu<A>) -> Option<TickSignal> {
+    let first = cpu.tick.next_tick.get().saturating_sub(A::now());
+    // SAFETY: the caller's.
+    let s = unsafe { A::sample_ticks(&raw const cpu.probe, first, cpu.tick.period) };
+    cpu.tick.by_signal.set(s.is_some());
+    s
+}
+
+/// What the last tick signal found, taken: whether no reader was open and preemption not disabled. `None` without one.
+pub fn take_tick_sample<A: Arch>(cpu: &Cpu<A>) -> Option<bool> {
+    let t = cpu.probe.tick.get();
+    if t == TICK_NONE {
+        return None;
+    }
+    cpu.probe.tick.set(TICK_NONE);
+    cpu.count(SoftirqCounter::TickSamples);
+    if t == TICK_QUIET {
+        cpu.count(SoftirqCounter::TickQuiet);
+    }
+    Some(t == TICK_QUIET)
 }
 
 /// `cond_resched()` of a long operation (rcu.md 14: a bulk unmap) at a point where it holds no lock and no reader. It
@@ -177,6 +221,8 @@ pub(super) fn idle_exit<A: Arch>(cpu: &Cpu<A>) {
         // SAFETY: as above.
         unsafe { (h.idle_exit)(h.ctx, cpu) };
         cpu.softirq.idle.set(false);
+        // One that fell into the sleep is no sample of what runs.
+        cpu.probe.tick.set(TICK_NONE);
         serve_requests(cpu, &h);
         // SAFETY: as above.
         if cpu.tick.next_tick.get() != u64::MAX && !cpu.task.polls() && !unsafe { (h.needs_cpu)(h.ctx, cpu) } {

@@ -18,7 +18,7 @@ use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
-use crate::rcu::{RcuCounter, StallReport};
+use crate::rcu::{QsPolicy, RcuCounter, RcuExtCounter, StallReport};
 use crate::slab::{Reuse, alloc_page, free_pages};
 use crate::sync::{LockEvent, Saturation};
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
@@ -292,6 +292,9 @@ where
         out.counters.insert(name.into(), n);
     });
     out.counters.insert("rcu_pending".into(), k.rcu.pending());
+    if config.rcu.qs_policy == QsPolicy::Timer && out.counters.get("tick_samples") == Some(&0) {
+        out.warnings.push("no timer signal came: ticks were drawn as under preempt-zero".into());
+    }
     book_stalls(k.rcu.stalls(), &k.rcu.stall_reports(), &mut out);
     let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
     out.counters.insert("workload_operations".into(), operations);
@@ -337,6 +340,10 @@ fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, Str
         ("qhimark", c.rcu.qhimark.to_string()),
         ("qlowmark", c.rcu.qlowmark.to_string()),
         ("rcu_divisor", c.rcu.rcu_divisor.to_string()),
+        ("rcu_expedited", c.rcu.expedited.to_string()),
+        ("rcu_normal_wake_from_gp", c.rcu.normal_wake_from_gp.to_string()),
+        ("rcu_nocbs", if c.rcu.nocb { "all" } else { "none" }.to_string()),
+        ("rcu_lazy", c.rcu.lazy.to_string()),
         ("slab_nr_cpus", k.slab.nr_cpus.to_string()),
         ("slab_freelist_hardened", c.slab.hardened.to_string()),
         ("slab_freelist_random", c.slab.randomized.to_string()),
@@ -357,6 +364,7 @@ pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
     of(LockEvent::NAMES, LockEvent::BASE)
         .chain(of(Saturation::NAMES, Saturation::BASE))
         .chain(of(RcuCounter::NAMES, RcuCounter::BASE))
+        .chain(of(RcuExtCounter::NAMES, RcuExtCounter::BASE))
         .chain(of(SoftirqCounter::NAMES, SoftirqCounter::BASE))
         .chain(of(MapleEvent::NAMES, MapleEvent::BASE))
         .chain(of(VmEvent::NAMES, VmEvent::BASE))

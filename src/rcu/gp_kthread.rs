@@ -5,9 +5,10 @@
 //! does, at start and end) and never requests one for callbacks of its own. Sleeps are futex waits that end at jiffy
 //! boundaries, one jiffy later than asked, as the timer wheel never fires early. It ends when [`RcuState::stop`] says.
 //!
-//! dup: hotplug of leaves, `synchronize_rcu()` users on lists of their own, kicking of a stalled thread.
+//! dup: hotplug of leaves, kicking of a stalled thread.
 
 use super::RcuCounter;
+use super::barrier::{rcu_sr_normal_gp_cleanup, rcu_sr_normal_gp_init};
 use super::context_tracking::ContextTracking;
 use super::poll::{rcu_poll_gp_seq_end, rcu_poll_gp_seq_start};
 use super::rcu_seq::{rcu_seq_end, rcu_seq_endval, rcu_seq_start, ulong_cmp_lt};
@@ -74,6 +75,8 @@ pub(super) fn rcu_gp_init<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
     let now = A::now();
     rcu.gp.gp_start_ns.set(now);
     record_gp_stall_check_time(rcu);
+    // Before the start: what those who wait unlinked comes before it.
+    rcu_sr_normal_gp_init(rcu);
     rcu_seq_start(&rcu.gp.gp_seq);
     // After the other: start_poll_synchronize_rcu() looks at them in the opposite order.
     rcu_poll_gp_seq_start(rcu, &rcu.gp.gp_seq_polled_snap);
@@ -279,5 +282,11 @@ pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
         rcu.gp.gp_flags.store(rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT, Relaxed);
     }
     raw_spin_unlock_rcu_node(cpu, root);
+    if rcu.config.nocb {
+        // `rcu_nocb_gp_cleanup()`; all leaves show the end.
+        rcu.nocb_gp.gp_ended();
+    }
+    // `rcu_sr_normal_gp_cleanup()`, after the end is told.
+    rcu_sr_normal_gp_cleanup(cpu, rcu);
     rcu.gp_state(GpState::Cleaned);
 }

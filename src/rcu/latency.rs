@@ -7,7 +7,7 @@
 //! next one, every sample would start right behind a batch, at the same phase of the tick, and the spread of the
 //! distribution would be lost.
 //!
-//! The words are the host's own, so no simulated clock pays for them; they lie beside `rcu_data`, on no line of its.
+//! The words are the host's own, so no simulated clock pays for them; but two ([`Mark`]) lie beside `rcu_data`.
 //! Samples beyond [`SAMPLES`] replace the oldest.
 //!
 //! It cannot tell how long a callback waits that queues itself again and again faster than the next is drawn: each
@@ -61,13 +61,23 @@ impl Ring {
     }
 }
 
-/// What follows one callback of a CPU at a time.
-pub(crate) struct Tracer {
+/// What `call_rcu()` and the batches look at; it lies in `rcu_data`, which they have at hand.
+pub(crate) struct Mark {
     /// Number of the callback to follow next, in the CPU's count of queued ones; the largest number while one is
     /// followed.
     pub next: Unpriced,
     /// The one followed, 0: none.
     pub head: Unpriced,
+}
+
+impl Mark {
+    pub fn new() -> Self {
+        Mark { next: Plain::new(1), head: Plain::new(0) }
+    }
+}
+
+/// What follows one callback of a CPU at a time.
+pub(crate) struct Tracer {
     /// When it was queued, ns.
     queued_at: Unpriced,
     /// The count when the next one was drawn last.
@@ -77,13 +87,7 @@ pub(crate) struct Tracer {
 
 impl Tracer {
     pub fn new() -> Self {
-        Tracer {
-            next: Plain::new(1),
-            head: Plain::new(0),
-            queued_at: Plain::new(0),
-            drawn_at: Plain::new(0),
-            ring: Ring::new(),
-        }
+        Tracer { queued_at: Plain::new(0), drawn_at: Plain::new(0), ring: Ring::new() }
     }
 
     pub fn ring(&self) -> &Ring {
@@ -91,32 +95,34 @@ impl Tracer {
     }
 
     /// A new token counts from 0 again.
-    pub fn restart<A: Arch>(&self, cpu: &Cpu<A>) {
+    pub fn restart<A: Arch>(&self, cpu: &Cpu<A>, mark: &Mark) {
         let n = cpu.counters.get(RcuCounter::CallbacksQueued);
         self.drawn_at.set(n);
-        self.head.set(0);
-        self.next.set(n + 1);
+        mark.head.set(0);
+        mark.next.set(n + 1);
     }
 
     /// `head` was just queued, and is the one to follow.
     #[cold]
     #[inline(never)]
-    pub fn begin<A: Arch>(&self, head: *mut RcuHead<A>) {
-        self.next.set(u64::MAX);
-        self.head.set(head as usize as u64);
+    pub fn begin<A: Arch>(&self, mark: &Mark, head: *mut RcuHead<A>) {
+        mark.next.set(u64::MAX);
+        mark.head.set(head as usize as u64);
         self.queued_at.set(A::now());
     }
 
-    /// The one followed is about to be called, by `cpu`; `queued`: the count of callbacks queued on this CPU.
+    /// The one followed is about to be called; `queued`: the count of callbacks queued on its CPU, where this is it.
+    /// Called from elsewhere, no phase of the tick is preferred, and the next to be queued is followed.
     #[cold]
     #[inline(never)]
-    pub fn end<A: Arch>(&self, queued: u64) {
+    pub fn end<A: Arch>(&self, mark: &Mark, queued: Option<u64>) {
         let now = A::now();
         self.ring.put(now, now.saturating_sub(self.queued_at.get()));
-        self.head.set(0);
+        mark.head.set(0);
+        let Some(queued) = queued else { return mark.next.set(0) };
         let window = queued.saturating_sub(self.drawn_at.get()) + 1;
         self.drawn_at.set(queued);
-        self.next.set(queued + 1 + splitmix64(queued ^ now) % window);
+        mark.next.set(queued + 1 + splitmix64(queued ^ now) % window);
     }
 }
 

@@ -6,15 +6,15 @@
 //! batches from the tick (rcu.md). How a kernel is put together: [`RcuState::new`] at boot, a
 //! [`TickDevice`](crate::cpu::tick::TickDevice) of [`RcuState::tick_device`] in each worker's CPU token,
 //! [`RcuState::install_hooks`] first thing on each worker's thread and [`RcuState::remove_hooks`] last, one kernel
-//! thread that runs [`rcu_gp_kthread`] until [`RcuState::stop`]. Nothing else.
+//! thread that runs [`rcu_gp_kthread`] until [`RcuState::stop`]; with offloading two more, [`rcu_nocb_gp_kthread`] and
+//! [`rcu_nocb_cb_kthread`]. Nothing else.
 //!
 //! custom: ticks come at operation boundaries (`cpu/tick.rs`), so whether a tick found a quiescent state is decided by
 //! [`QsPolicy`]; threads are pinned and never preempted, so no reader is ever queued on a node. The grace-period
 //! thread has no `rcu_data`: it notes nothing for "its own" CPU.
 //!
-//! dup, for a later issue: expedited grace periods, callback offloading (nocb) and laziness, `kfree_rcu` batches,
-//! priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods,
-//! the counter-wrap marks (64-bit counts).
+//! dup: priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods, the counter-wrap
+//! marks (64-bit counts), `start_poll_synchronize_rcu_expedited()`, `rcu_normal`. `kfree_rcu` batches are the slab's.
 //!
 //! It cannot tell how grace periods behave on a CPU that the host takes away in the middle of an operation: the port
 //! then waits as a kernel waits for a vCPU.
@@ -33,10 +33,14 @@ mod sim_tests;
 #[cfg(test)]
 mod torture;
 mod tree;
+mod tree_exp;
 mod tree_init;
+mod tree_nocb;
 mod tree_stall;
 mod update;
 
+#[cfg(test)]
+pub(crate) use barrier::BarrierCount;
 pub use barrier::{rcu_barrier, synchronize_rcu};
 pub use gp_kthread::rcu_gp_kthread;
 pub use latency::SAMPLES;
@@ -46,13 +50,16 @@ pub use poll::{
     poll_state_synchronize_rcu, poll_state_synchronize_rcu_full, start_poll_synchronize_rcu,
     start_poll_synchronize_rcu_full,
 };
-pub use tree::{RcuState, call_rcu};
+pub use tree::{RcuState, call_rcu, call_rcu_hurry};
+pub use tree_exp::synchronize_rcu_expedited;
+pub use tree_nocb::{rcu_nocb_cb_kthread, rcu_nocb_gp_kthread};
 pub use tree_stall::{GpState, STALL_CPUS, STALL_REPORTS, StallKind, StallReport, StalledCpu};
 pub use update::{rcu_read_lock, rcu_read_lock_held, rcu_read_unlock};
 
 use crate::arch::{Arch, Atomic};
 use crate::counters;
 use crate::cpu::Cpu;
+use crate::cpu::tick::take_tick_sample;
 use std::ptr::null_mut;
 
 /// The `next` word of a callback, or the head of a list.
@@ -85,7 +92,7 @@ impl<A: Arch> Default for RcuHead<A> {
 pub type RcuCallback<A> = unsafe fn(cpu: &Cpu<A>, head: *mut RcuHead<A>);
 
 /// When a tick that comes while an operation runs is a quiescent state (rcu.md 1 and 14). The boundary cannot know
-/// where in the operation the tick fell, so it draws. Ticks of a sleeping CPU always are.
+/// where in the operation the tick fell, so it draws, unless a signal looked. Ticks of a sleeping CPU always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QsPolicy {
     /// Non-preemptible kernel without preempt count: only ticks that hit user mode. `permille`: the share of time
@@ -100,6 +107,10 @@ pub enum QsPolicy {
         /// Chance, out of 1000.
         permille: u16,
     },
+    /// As [`QsPolicy::PreemptZero`], but not drawn: a real timer signal per worker looks at the counters of readers and
+    /// of disabled preemption when the tick falls. Native only; elsewhere, and where the system gives no timer, as
+    /// [`QsPolicy::PREEMPT_ZERO`].
+    Timer,
     /// Every tick: the optimistic end.
     Always,
 }
@@ -117,6 +128,7 @@ impl QsPolicy {
     pub(crate) fn draw<A: Arch>(self, cpu: &Cpu<A>) -> bool {
         match self {
             QsPolicy::Always => true,
+            QsPolicy::Timer => take_tick_sample(cpu).unwrap_or_else(|| QsPolicy::PREEMPT_ZERO.draw(cpu)),
             QsPolicy::UserOnly { permille } | QsPolicy::PreemptZero { permille } => {
                 ((cpu.random() >> 32) * 1000) >> 32 < u64::from(permille)
             }
@@ -149,6 +161,16 @@ pub struct RcuConfig {
     pub rcu_resched_ns: u64,
     /// A grace period of this many seconds is a stall; taken as 3 to 300.
     pub stall_timeout_s: u32,
+    /// `rcu_expedited`: [`synchronize_rcu`] makes expedited grace periods.
+    pub expedited: bool,
+    /// `rcu_normal_wake_from_gp`, off in 6.12 and on in 7.3: [`synchronize_rcu`] queues its caller on a list that the
+    /// grace-period thread wakes, in place of a callback.
+    pub normal_wake_from_gp: bool,
+    /// `rcu_nocbs=all`: callbacks are called by a thread, not on the CPU that queued them. Two more threads must run:
+    /// [`rcu_nocb_gp_kthread`] and [`rcu_nocb_cb_kthread`].
+    pub nocb: bool,
+    /// `CONFIG_RCU_LAZY`: with `nocb`, callbacks of [`call_rcu`] wait up to ten seconds for company.
+    pub lazy: bool,
 }
 
 impl Default for RcuConfig {
@@ -165,6 +187,10 @@ impl Default for RcuConfig {
             rcu_divisor: 7,
             rcu_resched_ns: 3_000_000,
             stall_timeout_s: 21,
+            expedited: false,
+            normal_wake_from_gp: false,
+            nocb: false,
+            lazy: false,
         }
     }
 }
@@ -210,6 +236,34 @@ counters! {
     }
 }
 
+counters! {
+    /// Events of RCU's options, counted on the CPU that does the work.
+    pub enum RcuExtCounter in 128..144 => {
+        /// Expedited grace periods driven.
+        ExpGracePeriods = "rcu_exp_grace_periods",
+        /// Sum of their lengths, ns.
+        ExpGracePeriodNs = "rcu_exp_grace_period_ns",
+        /// Calls that waited for somebody else's.
+        ExpFollowers = "rcu_exp_followers",
+        /// CPUs asked by request.
+        ExpRequests = "rcu_exp_requests",
+        /// CPUs that needed not be asked.
+        ExpCredits = "rcu_exp_credits",
+        /// Reports of CPUs that were asked.
+        ExpReports = "rcu_exp_reports",
+        /// `synchronize_rcu()` calls woken by the grace-period thread (thread).
+        SrsWakeups = "rcu_srs_wakeups",
+        /// `synchronize_rcu()` calls beyond the limit of the list, which queued a callback.
+        SrsFallbacks = "rcu_srs_fallbacks",
+        /// Callbacks put on a bypass list.
+        NocbBypassed = "rcu_nocb_bypassed",
+        /// Bypass lists emptied because they were old or long.
+        NocbFlushes = "rcu_nocb_flushes",
+        /// Wake-ups of rcuog.
+        NocbWakeups = "rcu_nocb_wakeups",
+    }
+}
+
 /// Deliberate faults for the tests that must notice them.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,8 +274,14 @@ pub(crate) enum Bug {
     NoGracePeriod,
     /// Labels are one grace period short while one runs.
     ShortSnap,
+    /// Callbacks become ready when their grace period begins.
+    EarlyAdvance,
     /// A tick inside a reader counts as quiescent state.
     QsInReader,
     /// The grace-period thread takes a watched CPU for idle.
     CreditWatched,
+    /// An expedited grace period takes a CPU inside a reader for quiescent.
+    ExpQsInReader,
+    /// An expedited grace period takes a watched CPU for idle.
+    ExpCreditWatched,
 }

@@ -62,6 +62,11 @@ impl<A: Arch> RcuCblist<A> {
         RcuCblist { head: null_mut(), tail: null_mut(), len: 0 }
     }
 
+    /// `len` callbacks from `head` to the one whose `next` is `tail`.
+    pub(super) fn from_parts(head: *mut RcuHead<A>, tail: *mut RcuSlot<A>, len: i64) -> Self {
+        RcuCblist { head, tail, len }
+    }
+
     /// `rcu_cblist_dequeue()`: the oldest, or null.
     ///
     /// # Safety
@@ -290,6 +295,26 @@ impl<A: Arch> RcuSegcblist<A> {
             t.set(rclp.tail);
         }
         *rclp = RcuCblist::new();
+    }
+
+    /// `rcu_segcblist_insert_pend_cbs()`: behind everything, unlabelled; `len` has counted them.
+    ///
+    /// # Safety
+    /// As for [`RcuSegcblist::enqueue`], for each.
+    pub unsafe fn insert_pend_cbs(&self, rclp: &mut RcuCblist<A>) {
+        if rclp.head.is_null() {
+            return;
+        }
+        self.add_seglen(RCU_NEXT_TAIL, rclp.len);
+        // SAFETY: the caller's, and the list's invariant.
+        unsafe { slot(self.tails[RCU_NEXT_TAIL].get()) }.store(rclp.head, Relaxed);
+        self.tails[RCU_NEXT_TAIL].set(rclp.tail);
+        *rclp = RcuCblist::new();
+    }
+
+    /// `rcu_segcblist_nextgp()`: the label of the first callback that waits.
+    pub fn nextgp(&self) -> Option<u64> {
+        self.pend_cbs().then(|| self.gp_seq[RCU_WAIT_TAIL].get())
     }
 
     /// `rcu_segcblist_advance()`: what waited for `seq` or earlier becomes ready.

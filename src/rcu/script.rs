@@ -9,6 +9,7 @@ use super::gp_kthread::{rcu_gp_cleanup, rcu_gp_fqs, rcu_gp_init};
 use super::rcu_seq::rcu_seq_state;
 use super::torture::{Element, Pipe, config, token};
 use super::tree::{RCU_GP_FLAG_INIT, RcuState};
+use super::tree_exp::{rcu_exp_gp_seq_end, rcu_exp_gp_seq_start, sync_exp_reset_tree, sync_rcu_exp_select_node_cpus};
 use super::tree_init::RcuNode;
 use super::*;
 use crate::arch::arena::KRef;
@@ -38,11 +39,16 @@ struct Script {
     begun: u64,
     over: u64,
     /// Cookies of polled grace periods, and how many had begun when they were taken.
-    cookies: Vec<(u64, RcuGpOldstate, u64)>,
+    cookies: Vec<(u64, RcuGpOldstate, u64, u64)>,
     /// How many of them were over in the end.
     cookies_done: u64,
+    /// Expedited grace periods begun and over.
+    exp_begun: u64,
+    exp_over: u64,
     /// What each CPU's reader took at its start.
     inside: Vec<(u64, RcuGpOldstate)>,
+    /// Expedited grace periods are made, too.
+    with_exp: bool,
 }
 
 impl Script {
@@ -73,7 +79,10 @@ impl Script {
             over: 0,
             cookies: Vec::new(),
             cookies_done: 0,
+            exp_begun: 0,
+            exp_over: 0,
             inside,
+            with_exp: false,
         }
     }
 
@@ -122,7 +131,35 @@ impl Script {
         }
     }
 
+    /// A driver of expedited grace periods, as `synchronize_rcu_expedited()` between its sleeps.
+    fn exp_step(&mut self) {
+        let rcu = self.rcu;
+        if rcu_seq_state(rcu.expedited_sequence.load(Relaxed)) == 0 {
+            rcu_exp_gp_seq_start(&self.gp, &rcu);
+            self.exp_begun += 1;
+            sync_exp_reset_tree(&self.gp, &rcu);
+            rcu.leaf_nodes().iter().for_each(|rnp| sync_rcu_exp_select_node_cpus(&self.gp, &rcu, rnp));
+        } else if rcu.root().expmask.load(Relaxed) == 0 {
+            rcu_exp_gp_seq_end(&self.gp, &rcu);
+            self.exp_over += 1;
+        }
+    }
+
+    /// Serves what others ask of `c`, wherever it is: inside a reader, too.
+    fn serve(&self, c: usize) {
+        let cpu = &self.cpus[c];
+        let h = cpu.hooks.get().unwrap();
+        let bits = cpu.remote.take();
+        if bits != 0 {
+            // SAFETY: the token's own hooks.
+            unsafe { (h.call_function)(h.ctx, cpu, bits) };
+        }
+    }
+
     fn step(&mut self) {
+        if self.with_exp && self.random(8) == 0 {
+            return self.exp_step();
+        }
         let n = self.cpus.len();
         let c = self.random(n);
         let what = self.random(20);
@@ -138,6 +175,7 @@ impl Script {
             // SAFETY: the token's own hooks, in the order of cpu/tick.rs.
             unsafe {
                 (h.idle_exit)(h.ctx, cpu);
+                self.serve(c);
                 if what < 8 {
                     if (h.needs_cpu)(h.ctx, cpu) {
                         self.tick(c, true);
@@ -170,6 +208,7 @@ impl Script {
                 // SAFETY: as above.
                 unsafe { (h.idle_enter)(h.ctx, cpu) };
             }
+            (8, _) => self.serve(c),
             _ => self.tick(c, false),
         }
     }
@@ -186,14 +225,18 @@ impl Script {
                 let cpu = &self.cpus[c];
                 (start_poll_synchronize_rcu(cpu, &rcu), start_poll_synchronize_rcu_full(cpu, &rcu))
             };
-            self.cookies.push((s.0, s.1, self.begun));
+            self.cookies.push((s.0, s.1, self.begun, self.exp_begun));
         }
-        let (over, before) = (self.over, self.cookies.len());
-        self.cookies.retain(|(s, full, begun)| {
-            let want = over > *begun;
-            assert_eq!(poll_state_synchronize_rcu(&rcu, *s), want, "{over} over, {begun} begun");
+        let (over, exp_over, before) = (self.over, self.exp_over, self.cookies.len());
+        let exp_begun = self.exp_begun;
+        self.cookies.retain(|(s, full, begun, exp)| {
+            let want = over > *begun || exp_over > *exp;
             assert_eq!(poll_state_synchronize_rcu_full(&rcu, full), want, "{over} over, {begun} begun");
-            !want
+            // One word misses some where both kinds overlap, and none where they do not.
+            let one = poll_state_synchronize_rcu(&rcu, *s);
+            assert!(!one || want, "{over} over, {begun} begun");
+            assert!(one || !want || exp_begun > 0, "{over} over, {begun} begun");
+            !(want && one)
         });
         self.cookies_done += (before - self.cookies.len()) as u64;
         assert!(poll_state_synchronize_rcu(&rcu, get_completed_synchronize_rcu()));
@@ -240,7 +283,9 @@ fn r1_r9_r15_thousands_of_grace_periods_keep_every_promise() {
     ] {
         let cfg = RcuConfig { fanout, fanout_leaf: leaf, ..config(policy) };
         let mut s = Script::new(n, cfg, Bug::None, 1);
+        s.with_exp = n != 4;
         s.run(150_000);
+        assert_eq!(s.exp_over > 1000 / u64::from(n), s.with_exp, "{n} CPUs: {} expedited", s.exp_over);
         let gps = s.gp.counters.get(RcuCounter::GracePeriods);
         assert_eq!(s.pipe.too_short(), 0, "{n} CPUs");
         assert!(s.pipe.seen[1].load(Ordering::Relaxed) > 0, "readers never held what was removed");
@@ -255,9 +300,18 @@ fn r1_r9_r15_thousands_of_grace_periods_keep_every_promise() {
 
 #[test]
 fn r2_each_deliberate_fault_is_noticed() {
-    for bug in [Bug::NoGracePeriod, Bug::ShortSnap, Bug::QsInReader, Bug::CreditWatched] {
+    for bug in [
+        Bug::NoGracePeriod,
+        Bug::ShortSnap,
+        Bug::EarlyAdvance,
+        Bug::QsInReader,
+        Bug::CreditWatched,
+        Bug::ExpQsInReader,
+        Bug::ExpCreditWatched,
+    ] {
         let found = (1..4).all(|seed| {
             let mut s = Script::new(4, config(QsPolicy::PREEMPT_ZERO), bug, seed);
+            s.with_exp = true;
             (0..200).any(|_| {
                 (0..500).for_each(|_| s.step());
                 s.pipe.too_short() > 0

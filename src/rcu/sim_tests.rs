@@ -62,10 +62,11 @@ pub(super) fn run(n: u32, cfg: RcuConfig, late: u64, body: impl Fn(&Cpu<A>, &Rcu
     let rcu = RcuState::<A>::new(m.arena(), n, |_| 0, &cfg);
     let set = for_test_set::<A>(n + crate::cpu::NR_KTHREADS);
     let (left, over) = (Atomic::<A, u32>::new(n), Atomic::<A, u32>::new(0));
-    let counters = Mutex::new(vec![[0; crate::cpu::stat::SLOTS]; n as usize + 1]);
+    let counters = Mutex::new(vec![[0; crate::cpu::stat::SLOTS]; n as usize + 3]);
+    let counters = &counters;
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for id in 0..n {
-        let (set, body, left, over, counters) = (&set, &body, &left, &over, &counters);
+        let (set, body, left, over) = (&set, &body, &left, &over);
         jobs.push(Job {
             cpu: Some(id),
             f: Box::new(move || {
@@ -96,9 +97,26 @@ pub(super) fn run(n: u32, cfg: RcuConfig, late: u64, body: impl Fn(&Cpu<A>, &Rcu
             counters.lock().unwrap()[n as usize] = cpu.counters.snapshot();
         }),
     });
+    if cfg.nocb {
+        for i in 0..2 {
+            let set = &set;
+            jobs.push(Job {
+                cpu: None,
+                f: Box::new(move || {
+                    let cpu = set.cpu(n + 2 + i);
+                    if i == 0 {
+                        rcu_nocb_gp_kthread(&cpu, &rcu)
+                    } else {
+                        rcu_nocb_cb_kthread(&cpu, &rcu)
+                    }
+                    counters.lock().unwrap()[(n + 1 + i) as usize] = cpu.counters.snapshot();
+                }),
+            });
+        }
+    }
     m.run(jobs);
     assert_eq!(rcu.pending(), 0);
-    let counters = counters.into_inner().unwrap();
+    let counters = std::mem::take(&mut *counters.lock().unwrap());
     let ran = Ran { rcu, counters, _machine: m };
     assert_eq!(ran.sum(RcuCounter::CallbacksQueued), ran.sum(RcuCounter::CallbacksInvoked));
     ran
@@ -110,18 +128,22 @@ pub(super) struct Timed {
     head: RcuHead<A>,
     queued: AtomicU64,
     pub called: AtomicU64,
+    /// CPU of the call.
+    cpu: AtomicU64,
 }
 
 pub(super) fn timed() -> &'static Timed {
-    Box::leak(Box::new(Timed { head: RcuHead::new(), queued: 0.into(), called: 0.into() }))
+    Box::leak(Box::new(Timed { head: RcuHead::new(), queued: 0.into(), called: 0.into(), cpu: u64::MAX.into() }))
 }
 
 /// # Safety
 /// `head` is a [`Timed`]'s.
-unsafe fn call(_: &Cpu<A>, head: *mut RcuHead<A>) {
+unsafe fn call(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
     const { assert!(offset_of!(Timed, head) == 0) };
     // SAFETY: the caller's; leaked.
-    unsafe { &*head.cast::<Timed>() }.called.store(now(), Ordering::Relaxed);
+    let t = unsafe { &*head.cast::<Timed>() };
+    t.called.store(now(), Ordering::Relaxed);
+    assert_eq!(t.cpu.swap(u64::from(cpu.id), Ordering::Relaxed), u64::MAX, "called twice");
 }
 
 pub(super) fn queue(cpu: &Cpu<A>, rcu: &RcuState<A>) -> &'static Timed {
@@ -338,4 +360,207 @@ fn a_grace_period_that_nobody_ends_is_reported_with_all_quiescent_states_seen() 
     assert_eq!(r.len(), 1, "{r:#?}");
     assert_eq!((r[0].kind, r[0].stalled, r[0].root_qsmask), (StallKind::Detected, 0, 0), "{}", r[0]);
     assert!(r[0].kthread_starved && r[0].to_string().contains("all quiescent states seen"), "{}", r[0]);
+}
+
+/// A CPU inside a reader holds an expedited grace period up for as long as the reader lasts and no longer; an idle one
+/// is credited; a busy one answers at its boundary. Nobody waits for a tick.
+#[test]
+fn an_expedited_grace_period_waits_for_readers_and_for_nothing_else() {
+    let took = Mutex::new(Vec::new());
+    let ran = run(5, RcuConfig { fanout: 2, fanout_leaf: 2, ..RcuConfig::default() }, 0, |cpu, rcu| match cpu.id {
+        // Long operations: each 300 us a boundary. CPU 4 sleeps.
+        1 => work_until(cpu, 500 * MS, 300_000),
+        2 => {
+            work_until(cpu, 100 * MS, 20_000);
+            rcu_read_lock(cpu);
+            let s = get_state_synchronize_rcu_full(rcu);
+            busy_until(200 * MS);
+            assert!(!poll_state_synchronize_rcu_full(rcu, &s));
+            rcu_read_unlock(cpu);
+            work_until(cpu, 500 * MS, 20_000);
+        }
+        0 | 3 => {
+            for at in [20, 60, 110, 300] {
+                let at = at * MS + u64::from(cpu.id) * 50_000;
+                work_until(cpu, at, 20_000);
+                let s = get_state_synchronize_rcu_full(rcu);
+                let begin = now();
+                synchronize_rcu_expedited(cpu, rcu);
+                assert!(poll_state_synchronize_rcu_full(rcu, &s));
+                took.lock().unwrap().push((at / MS, now() - begin));
+            }
+        }
+        _ => {}
+    });
+    let took = took.into_inner().unwrap();
+    assert_eq!(took.len(), 8);
+    for (at, ns) in took {
+        if at == 110 {
+            assert!((85 * MS..95 * MS).contains(&ns), "across the reader: {ns} ns");
+        } else {
+            assert!(ns < 700_000, "at {at} ms: {ns} ns");
+        }
+    }
+    let (gps, followers) = (ran.sum(RcuExtCounter::ExpGracePeriods), ran.sum(RcuExtCounter::ExpFollowers));
+    assert!((4..=8).contains(&gps), "{gps}");
+    assert!(gps + followers >= 4 && ran.sum(RcuExtCounter::ExpCredits) > gps, "{gps} {followers}");
+    assert_eq!(ran.sum(RcuExtCounter::ExpRequests), ran.sum(RcuExtCounter::ExpReports));
+    assert_eq!(ran.sum(RcuCounter::GracePeriods), 0, "normal grace periods");
+    assert_eq!(ran.rcu.expedited_sequence.load(Relaxed), 4 * gps);
+}
+
+#[test]
+fn an_expedited_grace_period_that_does_not_end_is_reported() {
+    let ran = run(3, stall_config(), 0, |cpu, rcu| match cpu.id {
+        2 => {
+            busy_until(100 * S);
+            exit_to_user_mode(cpu);
+        }
+        0 => {
+            busy_until(S);
+            synchronize_rcu_expedited(cpu, rcu);
+            assert!(now() >= 100 * S);
+        }
+        _ => {}
+    });
+    let r = ran.rcu.stall_reports();
+    assert_eq!(r.len(), 2, "{r:#?}");
+    for (r, s) in r.iter().zip([21.0, 84.0]) {
+        assert_eq!((r.kind, r.stalled, r.cpus()[0].cpu), (StallKind::Expedited, 1, 2), "{r}");
+        assert!((seconds(r) - s).abs() < 0.2, "{r}");
+    }
+}
+
+/// `synchronize_rcu()` by its three ways: a callback (6.12), the list of the grace-period thread (7.3), in a hurry.
+#[test]
+fn synchronize_rcu_takes_the_way_it_is_told() {
+    let mut took = Vec::new();
+    for (expedited, normal_wake_from_gp) in [(false, false), (false, true), (true, false)] {
+        let cfg = RcuConfig { expedited, normal_wake_from_gp, qs_policy: QsPolicy::Always, ..RcuConfig::default() };
+        let sum = AtomicU64::new(0);
+        let ran = run(4, cfg, 0, |cpu, rcu| {
+            if cpu.id == 3 {
+                return work_until(cpu, 900 * MS, 50_000);
+            }
+            for i in 0..10 {
+                work_until(cpu, (i * 71 + 3) * MS, 100_000);
+                let s = get_state_synchronize_rcu_full(rcu);
+                let begin = now();
+                synchronize_rcu(cpu, rcu);
+                assert!(poll_state_synchronize_rcu_full(rcu, &s));
+                sum.fetch_add(now() - begin, Ordering::Relaxed);
+            }
+        });
+        took.push(sum.into_inner() / 30);
+        assert_eq!(ran.sum(RcuExtCounter::SrsWakeups), if normal_wake_from_gp { 30 } else { 0 });
+        assert_eq!(ran.sum(RcuExtCounter::SrsFallbacks), 0);
+        assert_eq!(ran.sum(RcuCounter::CallbacksQueued) >= 30, !expedited && !normal_wake_from_gp);
+        assert_eq!(ran.sum(RcuExtCounter::ExpGracePeriods) > 0, expedited);
+        assert_eq!(ran.rcu.srs_in_flight.load(Relaxed), 0);
+    }
+    eprintln!(
+        "synchronize_rcu(), us: callback {}, list {}, expedited {}",
+        took[0] / 1000,
+        took[1] / 1000,
+        took[2] / 1000
+    );
+    assert!(took[2] < took[1] / 10 && took[1] < took[0], "{took:?}");
+}
+
+/// Beyond 64 at once the list is full and a callback is queued.
+#[test]
+fn the_list_of_synchronize_rcu_takes_64() {
+    let cfg = RcuConfig { normal_wake_from_gp: true, ..RcuConfig::default() };
+    let ran = run(70, cfg, 0, |cpu, rcu| synchronize_rcu(cpu, rcu));
+    assert_eq!((ran.sum(RcuExtCounter::SrsWakeups), ran.sum(RcuExtCounter::SrsFallbacks)), (64, 6));
+}
+
+fn nocb_config(lazy: bool) -> RcuConfig {
+    RcuConfig { nocb: true, lazy, hz: 1000, qs_policy: QsPolicy::Always, ..RcuConfig::default() }
+}
+
+/// Offloaded: called by the thread, in the order of the queueing CPU, after a grace period; a flood takes the bypass.
+#[test]
+fn offloaded_callbacks_are_called_elsewhere_in_order_and_on_time() {
+    for (every, n, bypasses) in [(200_000u64, 400, false), (2_000, 6000, true)] {
+        let all = Mutex::new(Vec::new());
+        let ran = run(3, nocb_config(false), 0, |cpu, rcu| {
+            let mut mine = Vec::new();
+            if cpu.id < 2 {
+                for _ in 0..n {
+                    mine.push(queue(cpu, rcu));
+                    work_until(cpu, now() + every, every);
+                }
+            }
+            all.lock().unwrap().push(mine);
+        });
+        for mine in all.into_inner().unwrap() {
+            assert!(mine.iter().all(|t| t.cpu.load(Ordering::Relaxed) == 6), "rcuo has number 6");
+            assert!(mine.is_sorted_by_key(|t| t.called.load(Ordering::Relaxed)), "out of order");
+            let least = mine.iter().map(|t| t.latency()).min().unwrap_or(u64::MAX);
+            let most = mine.iter().map(|t| t.latency()).max().unwrap_or(0);
+            assert!(least > MS && most < 20 * MS, "{least} to {most} ns, one each {every} ns");
+        }
+        let bypassed = ran.sum(RcuExtCounter::NocbBypassed);
+        // 16 a millisecond go straight to the list.
+        assert_eq!(bypassed > n / 2, bypasses, "{bypassed} of {n}");
+        assert_eq!(ran.sum(RcuExtCounter::NocbFlushes) > 0, bypasses);
+        assert!(!ran.rcu.cb_latency_ns().is_empty());
+    }
+}
+
+/// Lazy: ten seconds, unless somebody is in a hurry.
+#[test]
+fn lazy_callbacks_wait_for_ten_seconds_for_company_or_for_a_barrier() {
+    let ran = run(2, nocb_config(true), 0, |cpu, rcu| {
+        if cpu.id != 0 {
+            return;
+        }
+        // Alone.
+        let t = queue(cpu, rcu);
+        idle_loop(cpu, || t.called.load(Ordering::Relaxed) != 0);
+        assert!((10 * S..10 * S + 100 * MS).contains(&t.latency()), "{}", t.latency());
+        // Many of them.
+        let many: Vec<_> = (0..10_002).map(|_| queue(cpu, rcu)).collect();
+        idle_loop(cpu, || many[9_999].called.load(Ordering::Relaxed) != 0);
+        assert!(many[9_999].latency() < 200 * MS, "{}", many[9_999].latency());
+        // Somebody who waits for a callback: what is lazy goes with it.
+        idle_loop(cpu, || many[10_001].called.load(Ordering::Relaxed) != 0);
+        let t = queue(cpu, rcu);
+        let begin = now();
+        synchronize_rcu(cpu, rcu);
+        assert!(now() - begin < 100 * MS);
+        idle_loop(cpu, || t.called.load(Ordering::Relaxed) != 0);
+        assert!(t.latency() < 100 * MS, "{}", t.latency());
+        // A barrier.
+        let t = queue(cpu, rcu);
+        rcu_barrier(cpu, rcu);
+        assert!(t.called.load(Ordering::Relaxed) != 0 && t.latency() < 100 * MS);
+    });
+    assert!(ran.sum(RcuExtCounter::NocbBypassed) > 0);
+}
+
+/// What was queued last is called, even when nobody ever comes again, and in a kernel without threads.
+#[test]
+fn nothing_is_stranded_on_a_bypass() {
+    let last = Mutex::new(None);
+    run(2, nocb_config(false), 0, |cpu, rcu| {
+        if cpu.id == 1 {
+            let many: Vec<_> = (0..200).map(|_| queue(cpu, rcu)).collect();
+            let t = *many.last().unwrap();
+            idle_loop(cpu, || t.called.load(Ordering::Relaxed) != 0);
+            *last.lock().unwrap() = Some(t.latency());
+        }
+    });
+    assert!(last.into_inner().unwrap().unwrap() < 30 * MS);
+    let rcu = RcuState::<crate::arch::Native>::leak(1, &nocb_config(true));
+    let cpu = Cpu::<crate::arch::Native>::for_test(0);
+    let heads: &'static [RcuHead<crate::arch::Native>] = Vec::leak((0..40).map(|_| RcuHead::new()).collect());
+    for h in heads {
+        // SAFETY: leaked, queued once.
+        unsafe { call_rcu(&cpu, &rcu, std::ptr::from_ref(h).cast_mut(), |_, _| {}) };
+    }
+    assert_eq!(rcu.pending(), 40);
+    rcu_barrier(&cpu, &rcu);
+    assert_eq!(rcu.pending(), 0);
 }

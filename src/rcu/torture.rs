@@ -3,7 +3,8 @@
 //! hold what an updater removes, with ticks in the middle of their sections, over trees of every depth; and the same
 //! with deliberate faults, which must be noticed.
 //!
-//! They run at HZ 1000 for a few hundred milliseconds each, on as few cores as there are: they show that the protocol
+//! `FAULTLINE_TORTURE_SECONDS=600 cargo test --release --lib rcu::torture::torture -- --nocapture` is the long one. The
+//! others run at HZ 1000 for a few hundred milliseconds each, on as few cores as there are: they show that the protocol
 //! holds in many schedules, not in all (that is `model/grace_period.rs`), and nothing about orderings on x86.
 
 use super::*;
@@ -46,7 +47,7 @@ impl Totals {
 /// Runs `body` on each of `n` workers of `rcu`, a shutdown like a real kernel's behind it, and checks the balance.
 fn run(rcu: State, n: u32, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Totals {
     let (left, over) = (AtomicU32::new(n), AtomicBool::new(false));
-    let nodes: AllLockNodes<A> = PerCpu::leak(n + 2, |_| LockNodes::new());
+    let nodes: AllLockNodes<A> = PerCpu::leak(n + 4, |_| LockNodes::new());
     let sum = Mutex::new([0u64; SLOTS]);
     let add = |cpu: &Cpu<A>| {
         let mut s = sum.lock().unwrap();
@@ -58,6 +59,16 @@ fn run(rcu: State, n: u32, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Total
             rcu_gp_kthread(&cpu, &rcu);
             add(&cpu);
         });
+        if rcu.config().nocb {
+            for (id, f) in [(n + 2, rcu_nocb_gp_kthread as fn(&Cpu<A>, &RcuState<A>)), (n + 3, rcu_nocb_cb_kthread)] {
+                let add = &add;
+                s.spawn(move || {
+                    let cpu = token(id, nodes, TickDevice::off(), 1);
+                    f(&cpu, &rcu);
+                    add(&cpu);
+                });
+            }
+        }
         for id in 0..n {
             let (body, left, over, add) = (&body, &left, &over, &add);
             s.spawn(move || {
@@ -75,6 +86,7 @@ fn run(rcu: State, n: u32, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Total
         }
         let main = token(n + 1, nodes, TickDevice::off(), 1);
         rcu_barrier(&main, &rcu);
+        add(&main);
         over.store(true, Ordering::Release);
         rcu.stop();
     });
@@ -92,8 +104,14 @@ pub(super) struct Element {
     queued: AtomicU64,
     pipe_count: AtomicU32,
     mbtest: AtomicU32,
+    /// What the object is for, until its first callback overwrites it.
+    body: [AtomicU64; 4],
     owner: *const Pipe,
 }
+
+const GOOD: u64 = 0x600d_600d_600d_600d;
+/// `POISON_FREE`, eight times.
+const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 
 pub(super) struct Pipe {
     rcu: State,
@@ -106,6 +124,8 @@ pub(super) struct Pipe {
     /// What readers saw at their ends: 0 current, 1 removed meanwhile, more: a grace period was too short.
     pub seen: [AtomicU64; 12],
     mberrors: AtomicU64,
+    /// Readers that found an object overwritten.
+    poisoned: AtomicU64,
     /// Polled grace periods that were over inside the reader that took the cookie.
     pub cookie_errors: AtomicU64,
 }
@@ -127,13 +147,20 @@ impl Pipe {
             called: Default::default(),
             seen: Default::default(),
             mberrors: AtomicU64::new(0),
+            poisoned: AtomicU64::new(0),
             cookie_errors: AtomicU64::new(0),
         }));
         let owner: *const Pipe = p;
         *p.free.get_mut().unwrap() = (0..100)
             .map(|_| {
-                let e =
-                    Element { head: RcuHead::new(), queued: 0.into(), pipe_count: 0.into(), mbtest: 1.into(), owner };
+                let e = Element {
+                    head: RcuHead::new(),
+                    queued: 0.into(),
+                    pipe_count: 0.into(),
+                    mbtest: 1.into(),
+                    body: [const { AtomicU64::new(GOOD) }; 4],
+                    owner,
+                };
                 std::ptr::from_mut(Box::leak(Box::new(e)))
             })
             .collect();
@@ -146,10 +173,12 @@ impl Pipe {
         const { assert!(offset_of!(Element, head) == 0) };
         // SAFETY: the caller's; elements are leaked.
         let (e, pipe) = unsafe { (&*head.cast::<Element>(), &*(*head.cast::<Element>()).owner) };
-        // R4: where it was queued. R5: in order.
+        // R4: where it was queued, unless offloaded. R5: in order.
         let queued = e.queued.load(Ordering::Relaxed);
-        assert_eq!(queued >> 48, u64::from(cpu.id));
-        assert!(pipe.called[cpu.id as usize].swap(queued, Ordering::Relaxed) < queued);
+        let from = (queued >> 48) as usize;
+        assert!(from == cpu.id as usize || pipe.rcu.config().nocb);
+        assert!(pipe.called[from].swap(queued, Ordering::Relaxed) < queued);
+        e.body.iter().for_each(|w| w.store(POISON, Ordering::Relaxed));
         if e.pipe_count.fetch_add(1, Ordering::Relaxed) + 1 < PIPE_LEN && !pipe.stop.load(Ordering::Relaxed) {
             pipe.queue(cpu, e);
         } else {
@@ -170,6 +199,7 @@ impl Pipe {
         // SAFETY: elements are leaked.
         unsafe {
             (*new).pipe_count.store(0, Ordering::Relaxed);
+            (*new).body.iter().for_each(|w| w.store(GOOD, Ordering::Relaxed));
             (*new).mbtest.store(1, Ordering::Relaxed);
         }
         let old = self.current.swap(new, Ordering::AcqRel);
@@ -218,12 +248,16 @@ impl Pipe {
         if e.mbtest.load(Ordering::Relaxed) == 0 {
             self.mberrors.fetch_add(1, Ordering::Relaxed);
         }
+        if e.body.iter().any(|w| w.load(Ordering::Relaxed) != GOOD) {
+            self.poisoned.fetch_add(1, Ordering::Relaxed);
+        }
         self.seen[e.pipe_count.load(Ordering::Relaxed) as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn too_short(&self) -> u64 {
         self.seen[2..].iter().map(|s| s.load(Ordering::Relaxed)).sum::<u64>()
             + self.mberrors.load(Ordering::Relaxed)
+            + self.poisoned.load(Ordering::Relaxed)
             + self.cookie_errors.load(Ordering::Relaxed)
     }
 }
@@ -240,6 +274,11 @@ fn pipe_test(n: u32, cfg: RcuConfig, bug: Bug, ms: u64) -> (u64, Totals) {
         while now() < end && (bug == Bug::None || pipe.too_short() == 0) {
             if cpu.id == 0 && cpu.random() % 4 == 0 {
                 pipe.update(cpu);
+            }
+            if cpu.random() % 4096 == 0 {
+                let s = get_state_synchronize_rcu_full(&rcu);
+                synchronize_rcu_expedited(cpu, &rcu);
+                assert!(poll_state_synchronize_rcu_full(&rcu, &s), "returned before its grace period was over");
             }
             pipe.read(cpu, if cpu.random() % 2048 == 0 { long } else { 0 });
         }
@@ -268,6 +307,199 @@ fn r2_busted_flavours_are_noticed() {
     for bug in [Bug::NoGracePeriod, Bug::QsInReader] {
         let (bad, _) = pipe_test(3, config(QsPolicy::Always), bug, 8_000);
         assert!(bad > 0, "{bug:?} went unnoticed");
+    }
+}
+
+/// What torture runs for: seconds in all, from the environment, else two.
+const TORTURE_SECONDS: &str = "FAULTLINE_TORTURE_SECONDS";
+
+/// A heap object that its callback gives back.
+#[repr(C)]
+struct Heaped {
+    head: RcuHead<A>,
+    body: [u64; 2],
+}
+
+/// # Safety
+/// `head` is a boxed [`Heaped`]'s.
+unsafe fn drop_heaped(_: &Cpu<A>, head: *mut RcuHead<A>) {
+    const { assert!(offset_of!(Heaped, head) == 0) };
+    // SAFETY: the caller's; called once.
+    let b = unsafe { Box::from_raw(head.cast::<Heaped>()) };
+    assert_eq!(b.body, [GOOD, POISON]);
+}
+
+/// One kernel of the torture matrix for `ms`: readers of all lengths, updates, floods, stalls, sleeps, waits of all kinds.
+fn torture_one(n: u32, cfg: RcuConfig, ms: u64) {
+    let rcu = RcuState::leak(n, &cfg);
+    let pipe = Pipe::new(rcu);
+    let end = now() + ms * 1_000_000;
+    let (reads, floods, waits) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let t = run(rcu, n, |cpu, rcu| {
+        let (mut r, mut f, mut w) = (0, 0, 0);
+        while now() < end {
+            // Every CPU does everything; the first two actions are by far the most frequent.
+            match cpu.random() >> 20 & 0xfff {
+                0 => pipe.read(cpu, 20_000_000),
+                // A reader that the host takes off its CPU.
+                1 => {
+                    rcu_read_lock(cpu);
+                    let e = pipe.current.load(Ordering::Acquire);
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                    pipe.judge(e);
+                    rcu_read_unlock(cpu);
+                }
+                2 => {
+                    // A flood, past qhimark, with few boundaries.
+                    for i in 0..20_000 {
+                        let b = Box::new(Heaped { head: RcuHead::new(), body: [GOOD, POISON] });
+                        let head = std::ptr::from_mut(Box::leak(b)).cast();
+                        // SAFETY: on the heap until its callback.
+                        unsafe { call_rcu(cpu, rcu, head, drop_heaped) };
+                        if i % 256 == 0 {
+                            exit_to_user_mode(cpu);
+                        }
+                    }
+                    f += 1;
+                }
+                3 => {
+                    let until = now() + cpu.random() % 5_000_000;
+                    idle_loop(cpu, || now() >= until);
+                }
+                4 | 5 => {
+                    let (s, full) = (get_state_synchronize_rcu(rcu), get_state_synchronize_rcu_full(rcu));
+                    let _ = start_poll_synchronize_rcu(cpu, rcu);
+                    if cpu.random() % 2 == 0 {
+                        synchronize_rcu(cpu, rcu);
+                    } else {
+                        cond_synchronize_rcu(cpu, rcu, s);
+                    }
+                    assert!(poll_state_synchronize_rcu_full(rcu, &full), "no grace period while it waited");
+                    w += 1;
+                }
+                6..16 => {
+                    let full = get_state_synchronize_rcu_full(rcu);
+                    synchronize_rcu_expedited(cpu, rcu);
+                    assert!(poll_state_synchronize_rcu_full(rcu, &full), "no grace period while it waited");
+                    w += 1;
+                }
+                16 => {
+                    rcu_barrier(cpu, rcu);
+                    w += 1;
+                }
+                17..600 => pipe.update(cpu),
+                _ => {
+                    pipe.read(cpu, 0);
+                    r += 1;
+                }
+            }
+            exit_to_user_mode(cpu);
+        }
+        pipe.stop.store(true, Ordering::Relaxed);
+        reads.fetch_add(r, Ordering::Relaxed);
+        floods.fetch_add(f, Ordering::Relaxed);
+        waits.fetch_add(w, Ordering::Relaxed);
+    });
+    let seen: Vec<u64> = pipe.seen.iter().map(|s| s.load(Ordering::Relaxed)).collect();
+    eprintln!(
+        "{n} CPUs, fan-outs {}/{}, {:?}, expedited {} srs {} nocb {} lazy {}: {} grace periods, {} expedited, {} reads, \
+         {} floods, {} waits, {} callbacks, seen {seen:?}",
+        cfg.fanout,
+        cfg.fanout_leaf,
+        cfg.qs_policy,
+        cfg.expedited,
+        cfg.normal_wake_from_gp,
+        cfg.nocb,
+        cfg.lazy,
+        t.get(RcuCounter::GracePeriods),
+        t.get(RcuExtCounter::ExpGracePeriods),
+        reads.into_inner(),
+        floods.into_inner(),
+        waits.into_inner(),
+        t.get(RcuCounter::CallbacksInvoked),
+    );
+    assert_eq!(pipe.too_short(), 0, "{cfg:?}");
+    assert!(seen[0] > 0 && t.get(RcuCounter::GracePeriods) > 0, "{cfg:?}");
+    // What was removed is back: nothing got lost on the way.
+    let left = 100 - usize::from(!pipe.current.load(Ordering::Relaxed).is_null());
+    assert_eq!(pipe.free.lock().unwrap().len(), left, "{cfg:?}");
+    assert_eq!(rcu.stalls(), 0, "{:?}", rcu.stall_reports());
+}
+
+/// R1, R3 to R5, R10 and R11 together over every combination of options, tree shapes and policies, for as long as the
+/// environment says.
+#[test]
+fn torture() {
+    let seconds: f64 = std::env::var(TORTURE_SECONDS).ok().and_then(|s| s.parse().ok()).unwrap_or(2.0);
+    let d = RcuConfig { hz: 1000, ..RcuConfig::default() };
+    let flood = |c: RcuConfig| RcuConfig { qhimark: 2_000, qovld: 4_000, ..c };
+    let matrix = [
+        (2, RcuConfig { qs_policy: QsPolicy::Always, ..d }),
+        (3, RcuConfig { fanout: 2, fanout_leaf: 2, ..d }),
+        (5, flood(RcuConfig { fanout: 2, fanout_leaf: 2, qs_policy: QsPolicy::USER_ONLY, ..d })),
+        (2, flood(RcuConfig { normal_wake_from_gp: true, ..d })),
+        (4, RcuConfig { expedited: true, fanout: 2, fanout_leaf: 2, ..d }),
+        (2, RcuConfig { nocb: true, ..d }),
+        (4, flood(RcuConfig { nocb: true, fanout: 2, fanout_leaf: 2, normal_wake_from_gp: true, ..d })),
+        (2, RcuConfig { nocb: true, lazy: true, ..d }),
+        (3, flood(RcuConfig { nocb: true, lazy: true, expedited: true, qs_policy: QsPolicy::Always, ..d })),
+        (1, RcuConfig { hz: 250, ..d }),
+    ];
+    let ms = (seconds * 1000.0 / matrix.len() as f64) as u64;
+    for (n, cfg) in matrix {
+        torture_one(n, cfg, ms);
+    }
+}
+
+/// R14 in real threads: message passing and store buffering across grace periods of each kind, on whatever this machine
+/// reorders. The model checker has the same shapes with broken twins.
+#[test]
+fn r14_litmus_shapes_across_grace_periods() {
+    for (expedited, nocb) in [(false, false), (true, false), (false, true)] {
+        let rcu = RcuState::leak(3, &RcuConfig { expedited, nocb, ..config(QsPolicy::Always) });
+        // For message passing: the callback writes y after x was written before call_rcu().
+        let (x, y, sb) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let (bad, rounds, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        run(rcu, 3, |cpu, rcu| {
+            if cpu.id == 0 {
+                let end = now() + 250_000_000;
+                let mut i = 0;
+                while now() < end {
+                    i += 1;
+                    x.store(i, Ordering::Relaxed);
+                    synchronize_rcu(cpu, rcu);
+                    // Store buffering: a reader that wrote `sb` and did not see x began before; then it is over.
+                    let seen = sb.load(Ordering::Relaxed);
+                    if seen & 1 == 1 && seen >> 1 < i {
+                        bad.fetch_add(1, Ordering::Relaxed);
+                    }
+                    y.store(i, Ordering::Relaxed);
+                    exit_to_user_mode(cpu);
+                }
+                rounds.store(i, Ordering::Relaxed);
+                over.store(true, Ordering::Release);
+                return;
+            }
+            while !over.load(Ordering::Acquire) {
+                rcu_read_lock(cpu);
+                // Message passing: who sees y of round i sees x of it.
+                let (sy, sx) = (y.load(Ordering::Relaxed), x.load(Ordering::Relaxed));
+                if sx < sy {
+                    bad.fetch_add(1, Ordering::Relaxed);
+                }
+                if cpu.id == 1 {
+                    // Inside: low bit set, and which x was seen after. Outside: clear.
+                    sb.store(sx << 1 | 1, Ordering::Relaxed);
+                    std::hint::spin_loop();
+                    sb.store(0, Ordering::Relaxed);
+                }
+                rcu_read_unlock(cpu);
+                exit_to_user_mode(cpu);
+            }
+        });
+        let rounds = rounds.into_inner();
+        assert!(rounds > 5, "{rounds}");
+        assert_eq!(bad.into_inner(), 0, "of {rounds} rounds, expedited {expedited}, nocb {nocb}");
     }
 }
 

@@ -12,19 +12,22 @@
 //! callback becomes ready only when a grace period that began after it was queued has ended. Private fields of
 //! `RcuData` are touched by their CPU alone.
 
+use super::barrier::BarrierCount;
 use super::latency::{Ring, Tracer};
 use super::rcu_segcblist::{RCU_DONE_TAIL, RCU_NEXT_READY_TAIL, RcuCblist};
 use super::rcu_seq::{
     rcu_seq_completed_gp, rcu_seq_new_gp, rcu_seq_snap, rcu_seq_started, rcu_seq_state, ulong_cmp_ge, ulong_cmp_lt,
 };
+use super::tree_exp::{rcu_report_exp_cpu_mult, rcu_report_exp_rdp};
 use super::tree_init::{RcuData, RcuNode};
+use super::tree_nocb::{NocbGp, call_rcu_nocb};
 use super::tree_stall::{StallState, check_cpu_stall};
 use super::{RcuCallback, RcuConfig, RcuCounter, RcuHead};
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Plain, Relaxed, Release, smp_mb};
 use crate::cpu::tick::TickDevice;
 use crate::cpu::{Cpu, Hooks, PerCpu, Task, sched, softirq};
-use crate::sync::{Mutex, RawSpinLock, Rcuwait, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
+use crate::sync::{Mutex, RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 use std::ptr::NonNull;
 
 /// `RCU_GP_FLAG_INIT`: a grace period is wanted.
@@ -52,6 +55,16 @@ pub struct RcuState<A: Arch> {
     pub(crate) gp: RcuStateGp<A>,
     /// The count of expedited grace periods.
     pub(crate) expedited_sequence: Atomic<A, u64>,
+    /// One expedited grace period at a time.
+    pub(crate) exp_mutex: Mutex<A>,
+    /// Who drives it, while it sleeps.
+    pub(crate) exp_driver: Atomic<A, *mut Task<A>>,
+    /// CPUs whose tasks wait in `synchronize_rcu()`, pushed by them, taken by the grace-period thread at a start.
+    pub(crate) srs_next: Atomic<A, *mut RcuData<A>>,
+    /// Those the running grace period is for; the grace-period thread's.
+    pub(crate) srs_wait: Plain<A, *mut RcuData<A>>,
+    /// How many there are of both.
+    pub(crate) srs_in_flight: Atomic<A, u32>,
     /// The grace-period thread's task, once it runs.
     pub(crate) gp_kthread: Atomic<A, *mut Task<A>>,
     /// The grace-period thread shall end.
@@ -60,10 +73,10 @@ pub struct RcuState<A: Arch> {
     pub(crate) barrier_mutex: Mutex<A>,
     pub(crate) barrier_lock: RawSpinLock<A>,
     pub(crate) barrier_sequence: Atomic<A, u64>,
-    pub(crate) barrier_cpu_count: Atomic<A, i32>,
-    pub(crate) barrier_wait: Rcuwait<A>,
-    pub(crate) barrier_done: Atomic<A, u32>,
+    pub(crate) barrier: BarrierCount<A>,
     pub(crate) stall: StallState<A>,
+    /// What the threads of offloading sleep on.
+    pub(crate) nocb_gp: NocbGp<A>,
     /// Lengths of grace periods.
     pub(crate) gp_lengths: Ring,
     /// What follows callbacks, by CPU.
@@ -134,7 +147,7 @@ impl<A: Arch> RcuState<A> {
             needs_cpu: hook_needs_cpu::<A>,
             call_function: hook_call_function::<A>,
         }));
-        self.tracers.this(cpu).restart(cpu);
+        self.tracers.this(cpu).restart(cpu, &rdp.mark);
         cpu.tick.start(A::now());
         rdp.remote.watching.eqs_exit();
     }
@@ -142,18 +155,24 @@ impl<A: Arch> RcuState<A> {
     /// `rcutree_report_cpu_dead()`: grace periods no longer wait for `cpu`. Last thing on the worker's thread. What it
     /// has queued stays where it is until the CPU comes back: after `rcu_barrier()` nothing is queued.
     pub fn remove_hooks(&self, cpu: &Cpu<A>) {
-        debug_assert_eq!(cpu.rcu_nesting.get(), 0);
+        debug_assert_eq!(cpu.probe.rcu_nesting.get(), 0);
         if cpu.hooks.take().is_some() {
             let rdp = self.rda.this(cpu);
             rcu_qs(rdp);
             rdp.remote.watching.eqs_enter();
             rdp.remote.task.store(std::ptr::null_mut(), Release);
+            // Asked for an expedited quiescent state and gone before it could serve the request. Whoever sets the bit
+            // later sees the extended quiescent state.
+            rcu_report_exp_cpu_mult(cpu, self, &rdp.mynode, rdp.grpmask, true);
         }
     }
 
-    /// Tells the grace-period thread to end (`kthread_stop()` without the wait).
+    /// Tells the grace-period thread to end (`kthread_stop()` without the wait), and those of offloading.
     pub fn stop(&self) {
         // ORDER: release, and the barrier in wake_up_process(); meets the test after set_current_state_sleeping().
+        if self.config.nocb {
+            self.nocb_gp.stop();
+        }
         self.stop.store(1, Release);
         if let Some(t) = NonNull::new(self.gp_kthread.load(Acquire)) {
             // SAFETY: the thread's task lives as long as its token, which outlives stop().
@@ -236,7 +255,7 @@ pub(crate) fn raw_spin_lock_rcu_node<A: Arch>(cpu: &Cpu<A>, rnp: &RcuNode<A>) {
     smp_mb_after_unlock_lock::<A>();
 }
 
-fn raw_spin_trylock_rcu_node<A: Arch>(cpu: &Cpu<A>, rnp: &RcuNode<A>) -> bool {
+pub(super) fn raw_spin_trylock_rcu_node<A: Arch>(cpu: &Cpu<A>, rnp: &RcuNode<A>) -> bool {
     let locked = raw_spin_trylock(cpu, &rnp.lock);
     if locked {
         smp_mb_after_unlock_lock::<A>();
@@ -276,9 +295,12 @@ fn rcu_qs<A: Arch>(rdp: &RcuData<A>) {
 }
 
 /// `rcu_note_context_switch()`
-fn rcu_note_context_switch<A: Arch>(cpu: &Cpu<A>, rdp: &RcuData<A>) {
-    debug_assert_eq!(cpu.rcu_nesting.get(), 0, "a reader sleeps");
+fn rcu_note_context_switch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
+    debug_assert_eq!(cpu.probe.rcu_nesting.get(), 0, "a reader sleeps");
     rcu_qs(rdp);
+    if rdp.cpu_no_qs_exp.get() != 0 {
+        rcu_report_exp_rdp(cpu, rcu, rdp);
+    }
     // PORT: the pulse is cond_resched()'s in the kernel (rcu_all_qs()); here both happen at the boundary.
     if rdp.remote.rcu_need_heavy_qs.load(Relaxed) != 0 && rdp.remote.watching.rcu_is_watching() {
         cpu.count(RcuCounter::MomentaryEqs);
@@ -389,11 +411,14 @@ fn rcu_accelerate_cbs_unlocked<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rnp: &R
 }
 
 /// `rcu_advance_cbs()`; the leaf's lock is held.
-fn rcu_advance_cbs<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rnp: &RcuNode<A>, rdp: &RcuData<A>) -> bool {
+pub(super) fn rcu_advance_cbs<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rnp: &RcuNode<A>, rdp: &RcuData<A>) -> bool {
     if !rdp.cblist.pend_cbs() {
         return false;
     }
-    rdp.cblist.advance(rnp.gp_seq.load(Relaxed));
+    let seq = rnp.gp_seq.load(Relaxed);
+    #[cfg(test)]
+    let seq = if rcu.has_bug(super::Bug::EarlyAdvance) { super::rcu_seq::rcu_seq_endval(seq) } else { seq };
+    rdp.cblist.advance(seq);
     rcu_accelerate_cbs(cpu, rcu, rnp, rdp)
 }
 
@@ -406,10 +431,10 @@ fn __note_gp_changes<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rnp: &RcuNode<A>,
     let owed = u8::from(rnp.qsmask.load(Relaxed) & rdp.grpmask != 0);
     let ret;
     if rcu_seq_completed_gp(own, new) {
-        ret = rcu_advance_cbs(cpu, rcu, rnp, rdp);
+        ret = !rdp.offloaded && rcu_advance_cbs(cpu, rcu, rnp, rdp);
         rdp.core_needs_qs.set(0);
     } else {
-        ret = rcu_accelerate_cbs(cpu, rcu, rnp, rdp);
+        ret = !rdp.offloaded && rcu_accelerate_cbs(cpu, rcu, rnp, rdp);
         if rdp.core_needs_qs.get() != 0 {
             rdp.core_needs_qs.set(owed);
         }
@@ -496,7 +521,7 @@ fn rcu_report_qs_rdp<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>)
         return;
     }
     // This grace period cannot end before the report below: all that is queued fits the next one.
-    let needwake = rcu_accelerate_cbs(cpu, rcu, rnp, rdp);
+    let needwake = !rdp.offloaded && rcu_accelerate_cbs(cpu, rcu, rnp, rdp);
     debug_assert!(!needwake, "a grace period runs, so nobody need be woken for the next");
     rcu_disable_urgency_upon_qs(rdp);
     cpu.count(RcuCounter::QsReports);
@@ -527,15 +552,23 @@ pub(super) unsafe fn rcu_call<A: Arch>(cpu: &Cpu<A>, rhp: *mut RcuHead<A>) {
     }
 }
 
-/// `rcu_do_batch()`: calls ready callbacks, within the limits. Always in softirq context here.
-fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
+/// `rcu_do_batch()`: calls ready callbacks of `rdp`'s CPU; of this CPU in softirq context and within the limits, of an
+/// offloaded one in a thread, all of them.
+pub(super) fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     let cfg = &rcu.config;
+    let offloaded = rdp.offloaded;
+    if offloaded {
+        raw_spin_lock(cpu, &rdp.nocb.lock);
+    }
     let pending = rdp.cblist.get_seglen(RCU_DONE_TAIL);
     let bl = rdp.blimit.get().max(pending >> cfg.rcu_divisor);
     let tlimit = (bl > 100).then(|| A::now() + cfg.rcu_resched_ns.clamp(1_000_000, 1_000_000_000));
     let mut rcl = RcuCblist::new();
     rdp.cblist.extract_done_cbs(&mut rcl);
-    let tracer = rcu.tracers.this(cpu);
+    if offloaded {
+        rdp.qlen_last_fqs_check.set(rdp.cblist.n_cbs());
+        raw_spin_unlock(cpu, &rdp.nocb.lock);
+    }
     let mut count = 0;
     loop {
         // SAFETY: call_rcu()'s contract: what is queued lives until it is called.
@@ -544,11 +577,16 @@ fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
             break;
         }
         count += 1;
-        if rhp as usize as u64 == tracer.head.get() {
-            tracer.end::<A>(cpu.counters.get(RcuCounter::CallbacksQueued));
+        if rhp as usize as u64 == rdp.mark.head.get() {
+            rcu.tracers
+                .of(rdp.cpu)
+                .end::<A>(&rdp.mark, (!offloaded).then(|| cpu.counters.get(RcuCounter::CallbacksQueued)));
         }
         // SAFETY: as above.
         unsafe { rcu_call(cpu, rhp) };
+        if offloaded {
+            continue;
+        }
         if count >= bl && (cpu.softirq.need_resched.get() || !cpu.softirq.idle.get()) {
             break;
         }
@@ -564,6 +602,9 @@ fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     if rcl.len != 0 {
         cpu.count(RcuCounter::BatchesCut);
     }
+    if offloaded {
+        raw_spin_lock(cpu, &rdp.nocb.lock);
+    }
     rdp.cblist.insert_done_cbs(&mut rcl);
     rdp.cblist.add_len(-count);
 
@@ -577,14 +618,20 @@ fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     } else if left < rdp.qlen_last_fqs_check.get() - cfg.qhimark {
         rdp.qlen_last_fqs_check.set(left);
     }
-    debug_assert_eq!(left == 0, rdp.cblist.empty());
-    debug_assert_eq!(left, rdp.cblist.n_segment_cbs());
+    debug_assert!(offloaded || (left == 0) == rdp.cblist.empty());
+    debug_assert!(offloaded || left == rdp.cblist.n_segment_cbs());
+    if offloaded {
+        raw_spin_unlock(cpu, &rdp.nocb.lock);
+    }
 }
 
 /// `rcu_core()`, the softirq; whether callbacks are still ready.
 fn rcu_core<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
     let rdp = rcu.rda.this(cpu);
     rcu_check_quiescent_state(cpu, rcu, rdp);
+    if rdp.offloaded {
+        return false;
+    }
     if !rcu_gp_in_progress(rcu) && !rdp.cblist.restempty(RCU_NEXT_READY_TAIL) {
         rcu_accelerate_cbs_unlocked(cpu, rcu, &rdp.mynode, rdp);
     }
@@ -604,8 +651,8 @@ fn rcu_core<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) -> bool {
 fn rcu_pending<A: Arch>(rcu: &RcuState<A>, rdp: &RcuData<A>) -> bool {
     let gp_in_progress = rcu_gp_in_progress(rcu);
     (rdp.core_needs_qs.get() != 0 && rdp.cpu_no_qs.get() == 0 && gp_in_progress)
-        || rdp.cblist.ready_cbs()
-        || (!gp_in_progress && !rdp.cblist.restempty(RCU_NEXT_READY_TAIL))
+        || (!rdp.offloaded
+            && (rdp.cblist.ready_cbs() || (!gp_in_progress && !rdp.cblist.restempty(RCU_NEXT_READY_TAIL))))
         // ORDER: relaxed; a hint, looked at again under the lock.
         || rdp.mynode.gp_seq.load(Relaxed) != rdp.gp_seq.get()
 }
@@ -631,11 +678,14 @@ fn rcu_sched_clock_irq<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, user: bool) {
 
 /// `rcu_flavor_sched_clock_irq()`: whether this tick is a quiescent state.
 fn rcu_flavor_sched_clock_irq<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>, user: bool) {
-    let depth_zero = cpu.rcu_nesting.get() == 0;
+    let depth_zero = cpu.probe.rcu_nesting.get() == 0;
     #[cfg(test)]
     let depth_zero = depth_zero || rcu.has_bug(super::Bug::QsInReader);
     if depth_zero && (user || rcu.config.qs_policy.draw(cpu)) {
         rcu_qs(rdp);
+        if rdp.cpu_no_qs_exp.get() != 0 {
+            rcu_report_exp_rdp(cpu, rcu, rdp);
+        }
     }
 }
 
@@ -701,6 +751,32 @@ pub(super) fn rcu_force_quiescent_state<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>
 /// `head` lies in an object that no new reader can find and that nobody frees before the callback.
 #[inline]
 pub unsafe fn call_rcu<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, head: *mut RcuHead<A>, func: RcuCallback<A>) {
+    // SAFETY: the caller's.
+    unsafe { __call_rcu_common(cpu, rcu, head, func, true) }
+}
+
+/// `call_rcu_hurry()`: as [`call_rcu`], for who waits for the callback: it is never lazy.
+///
+/// # Safety
+/// As for [`call_rcu`].
+#[inline]
+pub unsafe fn call_rcu_hurry<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, head: *mut RcuHead<A>, func: RcuCallback<A>) {
+    // SAFETY: the caller's.
+    unsafe { __call_rcu_common(cpu, rcu, head, func, false) }
+}
+
+/// `__call_rcu_common()`
+///
+/// # Safety
+/// As for [`call_rcu`].
+#[inline(always)]
+unsafe fn __call_rcu_common<A: Arch>(
+    cpu: &Cpu<A>,
+    rcu: &RcuState<A>,
+    head: *mut RcuHead<A>,
+    func: RcuCallback<A>,
+    lazy: bool,
+) {
     let rdp = rcu.rda.this(cpu);
     // SAFETY: the caller's.
     unsafe {
@@ -709,16 +785,29 @@ pub unsafe fn call_rcu<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, head: *mut RcuH
     }
     check_cb_ovld(cpu, rcu, rdp);
     cpu.count(RcuCounter::CallbacksQueued);
-    // SAFETY: the caller's.
-    unsafe { rdp.cblist.enqueue(head) };
-    debug_assert!(cpu.hooks.get().is_none() || rdp.remote.watching.rcu_is_watching(), "call_rcu() on an idle CPU");
-    let tracer = rcu.tracers.this(cpu);
-    if cpu.counters.get(RcuCounter::CallbacksQueued) >= tracer.next.get() {
-        tracer.begin::<A>(head);
+    if cpu.counters.get(RcuCounter::CallbacksQueued) >= rdp.mark.next.get() {
+        rcu.tracers.this(cpu).begin::<A>(&rdp.mark, head);
     }
+    if rdp.offloaded {
+        // SAFETY: the caller's.
+        return unsafe { call_rcu_nocb(cpu, rcu, rdp, head, lazy && rcu.config.lazy) };
+    }
+    // SAFETY: the caller's.
+    unsafe { rcutree_enqueue(rdp, head) };
+    debug_assert!(cpu.hooks.get().is_none() || rdp.remote.watching.rcu_is_watching(), "call_rcu() on an idle CPU");
     if rdp.cblist.n_cbs() > rdp.qlen_last_fqs_check.get() + rcu.config.qhimark {
         call_rcu_flood(cpu, rcu, rdp, head);
     }
+}
+
+/// `rcutree_enqueue()`
+///
+/// # Safety
+/// As for [`call_rcu`].
+#[inline(always)]
+pub(super) unsafe fn rcutree_enqueue<A: Arch>(rdp: &RcuData<A>, head: *mut RcuHead<A>) {
+    // SAFETY: the caller's.
+    unsafe { rdp.cblist.enqueue(head) };
 }
 
 /// The end of `call_rcu_core()`: too many callbacks since the last look.
@@ -764,14 +853,16 @@ unsafe fn hook_rcu_core<A: Arch>(ctx: *const (), cpu: &Cpu<A>) -> bool {
 /// As above.
 unsafe fn hook_note_context_switch<A: Arch>(ctx: *const (), cpu: &Cpu<A>) {
     // SAFETY: the caller's.
-    rcu_note_context_switch(cpu, unsafe { state::<A>(ctx) }.rda.this(cpu));
+    let rcu = unsafe { state::<A>(ctx) };
+    rcu_note_context_switch(cpu, rcu, rcu.rda.this(cpu));
 }
 /// # Safety
 /// As above.
 unsafe fn hook_idle_enter<A: Arch>(ctx: *const (), cpu: &Cpu<A>) {
     // SAFETY: the caller's.
-    let rdp = unsafe { state::<A>(ctx) }.rda.this(cpu);
-    rcu_note_context_switch(cpu, rdp);
+    let rcu = unsafe { state::<A>(ctx) };
+    let rdp = rcu.rda.this(cpu);
+    rcu_note_context_switch(cpu, rcu, rdp);
     rdp.remote.watching.eqs_enter();
 }
 /// # Safety
@@ -784,7 +875,8 @@ unsafe fn hook_idle_exit<A: Arch>(ctx: *const (), cpu: &Cpu<A>) {
 /// As above.
 unsafe fn hook_needs_cpu<A: Arch>(ctx: *const (), cpu: &Cpu<A>) -> bool {
     // SAFETY: the caller's.
-    !unsafe { state::<A>(ctx) }.rda.this(cpu).cblist.empty()
+    let rdp = unsafe { state::<A>(ctx) }.rda.this(cpu);
+    !rdp.offloaded && !rdp.cblist.empty()
 }
 /// # Safety
 /// As above.

@@ -5,18 +5,20 @@
 //! that the ported parts use exist, in the kernel's order. All CPUs count as possible from the start; one that has not
 //! come up (or has left) is in the extended quiescent state.
 
+use super::barrier::BarrierCount;
 use super::context_tracking::ContextTracking;
-use super::latency::{Ring, Tracer};
+use super::latency::{Mark, Ring, Tracer};
 use super::rcu_segcblist::RcuSegcblist;
 use super::rcu_seq::RCU_GP_SEQ_START;
 use super::tree::{RcuState, RcuStateGp};
+use super::tree_nocb::{Nocb, NocbGp};
 use super::tree_stall::{GpState, StallState};
 use super::{RcuConfig, RcuHead};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Arena, Atomic, Hardware, Plain};
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::{NR_KTHREADS, PerCpu, Task};
-use crate::sync::{Mutex, RawSpinLock, Rcuwait};
+use crate::sync::{Mutex, RawSpinLock};
 use std::alloc::Layout;
 use std::ptr::{NonNull, null_mut};
 
@@ -43,8 +45,22 @@ pub(crate) struct RcuNode<A: Arch> {
     pub grplo: u32,
     pub grphi: u32,
     pub parent: Option<KRef<RcuNode<A>>>,
+    /// Children or CPUs still owed for the running expedited grace period, and all of them.
+    pub expmask: Atomic<A, u64>,
+    pub expmaskinit: u64,
     /// The funnel of `rcu_force_quiescent_state()`.
     pub fqslock: FqsLock<A>,
+    /// The funnel of expedited grace periods.
+    pub exp: ExpFunnel<A>,
+}
+
+/// Where those who want an expedited grace period meet, on a line of its own.
+#[repr(align(64))]
+pub(crate) struct ExpFunnel<A: Arch> {
+    /// `exp_lock`
+    pub lock: RawSpinLock<A>,
+    /// `exp_seq_rq`: the furthest that somebody who passed here waits for.
+    pub seq_rq: Atomic<A, u64>,
 }
 
 /// A spinlock on a line of its own.
@@ -57,6 +73,8 @@ pub(crate) struct RcuData<A: Arch> {
     pub gp_seq: Plain<A, u64>,
     pub gp_seq_needed: Plain<A, u64>,
     pub cpu_no_qs: Plain<A, u8>,
+    /// An expedited quiescent state is owed since a reader was in the way.
+    pub cpu_no_qs_exp: Plain<A, u8>,
     pub core_needs_qs: Plain<A, u8>,
     pub mynode: KRef<RcuNode<A>>,
     pub grpmask: u64,
@@ -65,14 +83,22 @@ pub(crate) struct RcuData<A: Arch> {
     pub qlen_last_fqs_check: Plain<A, i64>,
     pub n_force_qs_snap: Plain<A, u64>,
     pub blimit: Plain<A, i64>,
+    /// Which callback is followed (`latency.rs`).
+    pub mark: Mark,
     pub barrier_head: RcuHead<A>,
     /// The callback of a `synchronize_rcu()` of this CPU's task; the kernel has it on the stack.
     pub sync_head: RcuHead<A>,
-    pub sync_done: Plain<A, u8>,
+    pub sync_done: Atomic<A, u32>,
+    pub sync_task: Atomic<A, *mut Task<A>>,
+    /// The next CPU whose task waits for the same grace period, on `srs_next` or `srs_wait`.
+    pub srs_link: Atomic<A, *mut RcuData<A>>,
     /// Back to the state that owns it: a callback is given nothing else.
     pub state: Plain<A, *mut RcuState<A>>,
     pub cpu: u32,
+    /// `rcu_rdp_is_offloaded()`
+    pub offloaded: bool,
     pub remote: RcuDataRemote<A>,
+    pub nocb: Nocb<A>,
 }
 
 /// What other CPUs write or read of a CPU.
@@ -83,6 +109,10 @@ pub(crate) struct RcuDataRemote<A: Arch> {
     pub watching_snap: Plain<A, u32>,
     pub rcu_urgent_qs: Atomic<A, u8>,
     pub rcu_need_heavy_qs: Atomic<A, u8>,
+    /// The driver's of an expedited grace period.
+    pub exp_watching_snap: Plain<A, u32>,
+    /// The CPU's task while it waits for somebody else's expedited grace period.
+    pub exp_task: Atomic<A, *mut Task<A>>,
     pub barrier_seq_snap: Atomic<A, u64>,
     /// Task and request word of the CPU while it is up.
     pub task: Atomic<A, *mut Task<A>>,
@@ -150,7 +180,10 @@ unsafe fn rcu_init_one<A: Arch>(nodes: NonNull<RcuNode<A>>, g: &Geometry, nr_cpu
                 grplo,
                 grphi,
                 parent,
+                expmask: Atomic::new(0),
+                expmaskinit: mask,
                 fqslock: FqsLock(RawSpinLock::new()),
+                exp: ExpFunnel { lock: RawSpinLock::new(), seq_rq: Atomic::new(0) },
             };
             // SAFETY: the caller's.
             unsafe { nodes.add(first + j as usize).write(node) };
@@ -175,6 +208,7 @@ fn rcu_data<A: Arch>(nodes: KRef<[RcuNode<A>]>, leaves: usize, cpu: u32, cfg: &R
         gp_seq: Plain::new(RCU_GP_SEQ_START),
         gp_seq_needed: Plain::new(RCU_GP_SEQ_START),
         cpu_no_qs: Plain::new(1),
+        cpu_no_qs_exp: Plain::new(0),
         core_needs_qs: Plain::new(0),
         // SAFETY: nodes live as long as the kernel.
         mynode: unsafe { KRef::from_ref(leaf) },
@@ -184,16 +218,23 @@ fn rcu_data<A: Arch>(nodes: KRef<[RcuNode<A>]>, leaves: usize, cpu: u32, cfg: &R
         qlen_last_fqs_check: Plain::new(0),
         n_force_qs_snap: Plain::new(0),
         blimit: Plain::new(cfg.blimit),
+        mark: Mark::new(),
         barrier_head: RcuHead::new(),
         sync_head: RcuHead::new(),
-        sync_done: Plain::new(0),
+        sync_done: Atomic::new(0),
+        sync_task: Atomic::new(null_mut()),
+        srs_link: Atomic::new(null_mut()),
         state: Plain::new(null_mut()),
         cpu,
+        offloaded: cfg.nocb,
+        nocb: Nocb::new(),
         remote: RcuDataRemote {
             watching: ContextTracking::new(),
             watching_snap: Plain::new(0),
             rcu_urgent_qs: Atomic::new(0),
             rcu_need_heavy_qs: Atomic::new(0),
+            exp_watching_snap: Plain::new(0),
+            exp_task: Atomic::new(null_mut()),
             barrier_seq_snap: Atomic::new(0),
             task: Atomic::new(null_mut()),
             call: Atomic::new(null_mut()),
@@ -242,15 +283,19 @@ fn rcu_state<A: Arch>(
             gp_start_ns: Plain::new(0),
         },
         expedited_sequence: Atomic::new(0),
+        exp_mutex: Mutex::new(),
+        exp_driver: Atomic::new(null_mut()),
+        srs_next: Atomic::new(null_mut()),
+        srs_wait: Plain::new(null_mut()),
+        srs_in_flight: Atomic::new(0),
         gp_kthread: Atomic::new(null_mut()),
         stop: Atomic::new(0),
         barrier_mutex: Mutex::new(),
         barrier_lock: RawSpinLock::new(),
         barrier_sequence: Atomic::new(0),
-        barrier_cpu_count: Atomic::new(0),
-        barrier_wait: Rcuwait::new(),
-        barrier_done: Atomic::new(0),
+        barrier: BarrierCount::new(),
         stall: StallState::new(),
+        nocb_gp: NocbGp::new(),
         gp_lengths: Ring::new(),
         tracers,
         #[cfg(test)]
@@ -276,8 +321,8 @@ impl<A: Arch> RcuState<A> {
         // SAFETY: the capacity just leaked.
         let nodes = unsafe { rcu_init_one(at, &g, nr_cpus) };
         let leaves = g.levels[g.levels.len() - 1] as usize;
-        let rda = PerCpu::leak(nr_cpus, |cpu| rcu_data(nodes, leaves, cpu, cfg));
-        let tracers = PerCpu::leak(nr_cpus, |_| Tracer::new());
+        let rda = PerCpu::leak(nr_cpus + NR_KTHREADS, |cpu| rcu_data(nodes, leaves, cpu, cfg));
+        let tracers = PerCpu::leak(nr_cpus + NR_KTHREADS, |_| Tracer::new());
         // SAFETY: leaked.
         Self::bind(unsafe { KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, tracers, nr_cpus, cfg)))) })
     }
@@ -338,7 +383,7 @@ mod tests {
                 (std::ptr::from_ref(r) as usize - std::ptr::from_ref(&rcu.node[0]) as usize)
                     / size_of::<RcuNode<Native>>()
             };
-            for rdp in rcu.rda.iter() {
+            for rdp in rcu.rda.iter().take(n as usize) {
                 let mut node = rdp.mynode;
                 assert!((node.grplo..=node.grphi).contains(&rdp.cpu));
                 assert_eq!(seen[index(&node)] & rdp.grpmask, 0);

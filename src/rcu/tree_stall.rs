@@ -102,6 +102,8 @@ pub enum StallKind {
     Detected,
     /// A grace period is wanted and does not start.
     NotStarted,
+    /// The driver of an expedited grace period waits for the CPUs named.
+    Expedited,
 }
 
 /// A stall, as it was when it was noticed.
@@ -115,7 +117,7 @@ pub struct StallReport {
     pub t: u64,
     /// Ticks a second.
     pub hz: u32,
-    /// The grace period's number.
+    /// The grace period's number, of its kind.
     pub gp_seq: u64,
     /// Callbacks queued on all CPUs.
     pub totqlen: u64,
@@ -123,7 +125,7 @@ pub struct StallReport {
     pub ncpus: u32,
     /// Scans in this grace period.
     pub fqs: u64,
-    /// CPUs of the root, or nodes below it, still owed.
+    /// CPUs of the root, or nodes below it, still owed (of the kind of grace period that stalls).
     pub root_qsmask: u64,
     /// Jiffies since the grace-period thread did anything.
     pub kthread_idle: u64,
@@ -184,6 +186,7 @@ impl fmt::Display for StallReport {
             StallKind::SelfDetected => write!(f, "rcu: self-detected stall on CPU")?,
             StallKind::Detected => write!(f, "rcu: stalls detected on CPUs")?,
             StallKind::NotStarted => write!(f, "rcu: a wanted grace period does not start")?,
+            StallKind::Expedited => write!(f, "rcu: expedited stalls detected on CPUs")?,
         }
         for c in self.cpus() {
             write!(f, " {} (leaf {}-{}, ", c.cpu, c.leaf.0, c.leaf.1)?;
@@ -228,6 +231,8 @@ impl fmt::Display for StallReport {
     }
 }
 
+const KINDS: [StallKind; 4] =
+    [StallKind::SelfDetected, StallKind::Detected, StallKind::NotStarted, StallKind::Expedited];
 const HEAD_WORDS: usize = 16;
 const CPU_WORDS: usize = 7;
 
@@ -312,7 +317,7 @@ impl Slot {
             }
         };
         StallReport {
-            kind: [StallKind::SelfDetected, StallKind::Detected, StallKind::NotStarted][h[0] as usize % 3],
+            kind: KINDS[h[0] as usize % KINDS.len()],
             detected_by: h[1] as u32,
             t: h[2],
             hz: h[3] as u32,
@@ -399,7 +404,7 @@ fn stall_info<A: Arch>(rcu: &RcuState<A>, rnp: &RcuNode<A>, rdp: &RcuData<A>, st
 }
 
 /// Makes and publishes a report.
-fn report<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, kind: StallKind, since: u64, me: Option<&RcuData<A>>) {
+pub(super) fn report<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, kind: StallKind, since: u64, me: Option<&RcuData<A>>) {
     let now = rcu.jiffies();
     let hz = u64::from(rcu.config.hz);
     let (kthread_starved, kthread_idle) = rcu.rcu_is_gp_kthread_starving(now);
@@ -412,6 +417,7 @@ fn report<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, kind: StallKind, since: u64,
             let at_fault = match (kind, me) {
                 (StallKind::SelfDetected, Some(me)) => me.cpu == n,
                 (StallKind::NotStarted, _) => false,
+                (StallKind::Expedited, _) => rnp.expmask.load(Relaxed) & rdp.grpmask != 0,
                 _ => rnp.qsmask.load(Relaxed) & rdp.grpmask != 0,
             };
             if at_fault {
@@ -434,11 +440,17 @@ fn report<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, kind: StallKind, since: u64,
         detected_by: cpu.id,
         t: now.saturating_sub(since),
         hz: rcu.config.hz,
-        gp_seq: rcu.gp_seq(),
+        gp_seq: match kind {
+            StallKind::Expedited => rcu.expedited_sequence.load(Relaxed),
+            _ => rcu.gp_seq(),
+        },
         totqlen: rcu.pending(),
-        ncpus: rcu.rda.iter().filter(|r| !r.remote.task.load(Relaxed).is_null()).count() as u32,
+        ncpus: rcu.rda.iter().filter(|r| r.grpmask != 0 && !r.remote.task.load(Relaxed).is_null()).count() as u32,
         fqs: rcu.gp.n_force_qs.load(Relaxed).wrapping_sub(rcu.gp.n_force_qs_gpstart.load(Relaxed)),
-        root_qsmask: rcu.root().qsmask.load(Relaxed),
+        root_qsmask: match kind {
+            StallKind::Expedited => rcu.root().expmask.load(Relaxed),
+            _ => rcu.root().qsmask.load(Relaxed),
+        },
         kthread_idle,
         kthread_starved,
         gp_state,

@@ -10,7 +10,7 @@ use crate::cpu::Cpu;
 /// `rcu_read_lock()`
 #[inline(always)]
 pub fn rcu_read_lock<A: Arch>(cpu: &Cpu<A>) {
-    cpu.rcu_nesting.set(cpu.rcu_nesting.get() + 1);
+    cpu.probe.rcu_nesting.inc();
     barrier();
 }
 
@@ -18,12 +18,12 @@ pub fn rcu_read_lock<A: Arch>(cpu: &Cpu<A>) {
 #[inline(always)]
 pub fn rcu_read_unlock<A: Arch>(cpu: &Cpu<A>) {
     barrier();
-    debug_assert_ne!(cpu.rcu_nesting.get(), 0, "rcu_read_unlock() without rcu_read_lock()");
-    cpu.rcu_nesting.set(cpu.rcu_nesting.get().wrapping_sub(1));
+    debug_assert_ne!(cpu.probe.rcu_nesting.get(), 0, "rcu_read_unlock() without rcu_read_lock()");
+    cpu.probe.rcu_nesting.dec();
 }
 
 /// `rcu_read_lock_held()`
 #[inline(always)]
 pub fn rcu_read_lock_held<A: Arch>(cpu: &Cpu<A>) -> bool {
-    cpu.rcu_nesting.get() != 0
+    cpu.probe.rcu_nesting.get() != 0
 }

@@ -78,6 +78,7 @@ impl<A: Arch> Default for RawSpinLock<A> {
 /// `raw_spin_lock()`
 #[inline(always)]
 pub fn raw_spin_lock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) {
+    cpu.preempt_disable();
     // ORDER: acquire; meets raw_spin_unlock(): what the last holder wrote is seen.
     if let Err(val) = l.val.cmpxchg(0, Q_LOCKED_VAL, Acquire) {
         queued_spin_lock_slowpath(cpu, l, val);
@@ -86,16 +87,22 @@ pub fn raw_spin_lock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) {
 
 /// `raw_spin_trylock()`
 #[inline(always)]
-pub fn raw_spin_trylock<A: Arch>(_cpu: &Cpu<A>, l: &RawSpinLock<A>) -> bool {
+pub fn raw_spin_trylock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) -> bool {
+    cpu.preempt_disable();
     // ORDER: acquire; meets raw_spin_unlock().
-    l.val.load(Relaxed) == 0 && l.val.cmpxchg(0, Q_LOCKED_VAL, Acquire).is_ok()
+    let locked = l.val.load(Relaxed) == 0 && l.val.cmpxchg(0, Q_LOCKED_VAL, Acquire).is_ok();
+    if !locked {
+        cpu.preempt_enable();
+    }
+    locked
 }
 
 /// `raw_spin_unlock()`
 #[inline(always)]
-pub fn raw_spin_unlock<A: Arch>(_cpu: &Cpu<A>, l: &RawSpinLock<A>) {
+pub fn raw_spin_unlock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) {
     // ORDER: release of byte 0; meets every acquire of the word that sees the byte clear.
     A::store_low_byte_release(l.val.raw(), 0);
+    cpu.preempt_enable();
 }
 
 /// `encode_tail()`: CPU + 1, so that no tail differs from CPU 0's first node.
