@@ -12,6 +12,8 @@ mod faulty;
 mod grace_period;
 mod litmus;
 mod mutex;
+mod rcu_barrier;
+mod rcu_polled;
 mod rcuwait;
 mod refcount;
 mod rwsem;

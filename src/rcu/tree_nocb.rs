@@ -330,10 +330,8 @@ unsafe fn rcu_nocb_try_bypass<A: Arch>(
         return Some(was_alldone);
     }
     let first = n.bypass_first.load(Relaxed);
-    if (ncbs != 0 && !bypass_is_lazy && j != first)
-        || (ncbs != 0 && bypass_is_lazy && j > first + LAZY_FLUSH_S * hz)
-        || ncbs >= rcu.config.qhimark
-    {
+    let old = if bypass_is_lazy { j > first + LAZY_FLUSH_S * hz } else { j != first };
+    if (ncbs != 0 && old) || ncbs >= rcu.config.qhimark {
         raw_spin_lock(cpu, &n.lock);
         let was_alldone = !rdp.cblist.pend_cbs();
         // SAFETY: the caller's.
