@@ -155,7 +155,6 @@ impl<A: Arch> Cpu<A> {
     #[inline(always)]
     pub fn preempt_enable(&self) {
         barrier();
-        debug_assert_ne!(self.probe.preempt_count.get(), 0, "preempt_enable() without preempt_disable()");
         self.probe.preempt_count.dec();
     }
 
