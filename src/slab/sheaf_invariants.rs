@@ -183,8 +183,11 @@ fn random_calls_on_four_cpus_keep_every_invariant() {
                         let n = ((r >> 8) as usize % 90).min(live.len());
                         let mut v = live.split_off(live.len() - n);
                         v.iter().for_each(|&p| assert!(owned.remove(&(p as usize))));
+                        let remote = v.iter().filter(|&&p| nid(p) != Some(cpu.node)).count() as u64;
+                        let before = s.stat_of(cpu.id, I::FreeSlowpath);
                         // SAFETY: ours, once.
                         unsafe { kmem_cache_free_bulk(cpu, &s, &mut v) };
+                        assert!(s.stat_of(cpu.id, I::FreeSlowpath) - before >= remote);
                     }
                     2 if r >> 8 & 31 == 0 => flush_cpu_slab(cpu, &s),
                     // SAFETY: one thread.
@@ -224,8 +227,9 @@ fn random_calls_on_four_cpus_keep_every_invariant() {
                         let p = live.swap_remove((r >> 8) as usize % live.len());
                         assert!(owned.remove(&(p as usize)));
                         // SAFETY: ours, once.
-                        if !unsafe { kfree_rcu_sheaf(cpu, &s, p) } {
-                            assert_ne!(nid(p), Some(cpu.node));
+                        let taken = unsafe { kfree_rcu_sheaf(cpu, &s, p) };
+                        assert_eq!(taken, nid(p) == Some(cpu.node));
+                        if !taken {
                             free(cpu, &s, p);
                         }
                     }
@@ -600,15 +604,57 @@ fn nodes_are_asked_in_the_kernels_order() {
     }
     assert_eq!(w.iter().filter(|&&p| on_zero(p)).count(), 19);
     assert_eq!(s.node[0].nr_partial.load(Relaxed), 0);
-    if w.len() == 60 {
-        // In this order; the last one found is the first one handed out.
-        let places: Vec<_> = w.iter().rev().map(|&p| on_zero(p)).collect();
-        assert!(
-            places[..20].iter().all(|z| !z) && places[20..39].iter().all(|z| *z) && places[39..].iter().all(|z| !z)
-        );
-    }
+    // In this order; the last one found is the first one handed out.
+    let places: Vec<_> = w[w.len() - 60..].iter().rev().map(|&p| on_zero(p)).collect();
+    let first = places.iter().position(|z| *z).expect("19 of them");
+    assert!(first > 0 && places[first..first + 19].iter().all(|z| *z), "{places:?}");
     v.into_iter().for_each(|p| free(&zero, &s, p));
     w.into_iter().chain([p]).for_each(|p| free(&one, &s, p));
+    check(&k, &s, &[], false);
+    end(&zero, &k, &s);
+}
+
+#[test]
+fn slabs_are_listed_and_taken_in_the_kernels_order() {
+    let k = boot(2, 2, 8, SHEAVES);
+    let set = for_test_set::<Native>(2);
+    let (zero, mut one) = (set.cpu(0), set.cpu(1));
+    one.node = 1;
+    let s = k.cache(vma_args(0));
+    let slab_of = |p: *mut u8| p as usize >> PAGE_SHIFT;
+    // Twelve slabs, the last of them with twelve free objects and on the list.
+    let mut v: Vec<_> = (0..240).map(|_| get(&zero, &s)).collect();
+    // SAFETY: a cache with sheaves. With the lock taken objects go to their slabs and come from there.
+    let pcs = unsafe { s.cpu_slab.of(0).sheaves() };
+    pcs.set_locked(true);
+    // SAFETY: the slab on the list.
+    let last = unsafe { &*s.node[0].first.get() }.address() >> PAGE_SHIFT;
+    let mut full: Vec<usize> = Vec::new();
+    for _ in 0..3 {
+        let i = v.iter().position(|&p| slab_of(p) != last && !full.contains(&slab_of(p))).expect("eleven slabs");
+        full.push(slab_of(v[i]));
+        free(&zero, &s, v.swap_remove(i));
+    }
+    // Listed at the tail, taken from the head, one by one.
+    let w: Vec<_> = (0..15).map(|_| get(&zero, &s)).collect();
+    let want: Vec<usize> = std::iter::repeat_n(last, 12).chain(full).collect();
+    assert_eq!(w.iter().map(|&p| slab_of(p)).collect::<Vec<_>>(), want);
+    assert_eq!(s.node[0].nr_partial.load(Relaxed), 0);
+    free(&zero, &s, w[0]);
+    pcs.set_locked(false);
+    // Without memory of its own CPU 1 gets new slabs of node 0; what is left of the last one goes before those listed.
+    let pages: Vec<_> =
+        std::iter::from_fn(|| NonNull::new(alloc_pages_node(&one, &k.slab.pages, 1, 0, true))).collect();
+    let p = get(&one, &s);
+    let node = &s.node[0];
+    assert_eq!((node.nr_partial.load(Relaxed), s.stat_of(1, I::AllocSlab)), (2, 3));
+    // SAFETY: the slabs on the list.
+    let (first, second) = unsafe { (&*node.first.get(), &*node.last.get()) };
+    assert_eq!((first.counters().inuse(), second.counters().inuse()), (18, 20));
+    // SAFETY: ours.
+    pages.iter().for_each(|p| unsafe { free_page(&one, &k.slab.pages, p.as_ptr()) });
+    free(&one, &s, p);
+    v.into_iter().chain(w.into_iter().skip(1)).for_each(|p| free(&zero, &s, p));
     check(&k, &s, &[], false);
     end(&zero, &k, &s);
 }
