@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Pages by node: per-CPU lists in front of a buddy allocator [mm/page_alloc.c, include/linux/mmzone.h, 6.12].
 //!
-//! dup: one zone a node; a buddy per order up to [`MAX_PAGE_ORDER`]; per CPU and node a list of each order up to 3,
-//! refilled and emptied in batches of 63 pages at most, its lock only ever tried; other nodes by distance when the wanted one
-//! is out; a record of 64 bytes a page ([`Page`]) with the node's number and a type tag; compound heads.
+//! dup: one zone a node; a buddy per order up to [`MAX_PAGE_ORDER`], which puts a block at the tail where its next merge
+//! is likely; watermarks, of which only the high one is looked at; per CPU and node a list of each order up to 3, its lock
+//! only ever tried, its high mark tuned between two by what is allocated and freed in a row, its batches doubled
+//! likewise; other nodes by distance when the wanted one is out; a record of 64 bytes a page ([`Page`]) with the node's
+//! number and a type tag; compound heads.
 //!
-//! custom: fixed high mark (the kernel tunes it between two marks; equal marks switch that off), batches do not grow
-//! with use, no migrate types. Boot memory reaches the buddy by [`memblock_free_all`]; should nobody call it, the first
+//! custom: the batch is that of a node of 1 GiB or more ([`PCP_BATCH`]) however small the arena, and the marks follow
+//! from it and from the arena's size; the count of free pages is exact, where the kernel folds per-CPU differences into
+//! it; no migrate types; nothing decays with time. Boot memory reaches the buddy by [`memblock_free_all`]; should nobody call it, the first
 //! allocation that finds a node empty does. stub: reclaim, compaction, watermarks, hotplug: an allocation that no node
 //! can serve empties all per-CPU lists, tries once more and returns null.
 //!
@@ -15,12 +18,13 @@
 //! 56..64 of the record belong to the owner.
 
 use super::fault_inject::FaultInjection;
+use super::stat::Unpriced;
 use crate::arch::arena::{
     ARENA_SHIFT, ARENA_SIZE, KRef, NodeRest, PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record, record_page,
 };
 use crate::arch::{Arena, Atomic, Hardware, Native, Plain, Relaxed};
 use crate::cpu::{Cpu, NR_KTHREADS, PerCpu};
-use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
+use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_lock_timed, raw_spin_trylock, raw_spin_unlock};
 use std::alloc::Layout;
 use std::ptr::{null_mut, slice_from_raw_parts_mut};
 
@@ -32,8 +36,17 @@ pub const PAGE_ALLOC_COSTLY_ORDER: u32 = 3;
 pub const NUMA_NO_NODE: u32 = u32::MAX;
 /// Pages that move between a per-CPU list and its node at once, at most.
 pub const PCP_BATCH: u32 = 63;
-/// Default high mark of a per-CPU list, pages: four batches, the kernel's lowest.
-pub const PCP_HIGH: u32 = 4 * PCP_BATCH;
+/// Doublings of a batch, at most (`CONFIG_PCP_BATCH_SCALE_MAX`).
+const PCP_BATCH_SCALE_MAX: u32 = 5;
+/// A CPU's lists together may grow to this fraction of its share of a node (`MIN_PERCPU_PAGELIST_HIGH_FRACTION`).
+const MIN_PERCPU_PAGELIST_HIGH_FRACTION: u64 = 8;
+/// `vm.watermark_scale_factor`, of ten thousand.
+const WATERMARK_SCALE_FACTOR: u64 = 10;
+
+/// In [`PerCpuPages::flags`]: the last free was of a block of several pages.
+const PCPF_PREV_FREE_HIGH_ORDER: u32 = 1 << 8;
+/// In [`PerCpuPages::flags`]: doublings of the next batch (`alloc_factor`).
+const ALLOC_FACTOR: u32 = 0xff;
 
 /// Type tag: handed out, no type.
 pub const PG_NONE: u32 = 0;
@@ -111,6 +124,24 @@ impl<A: Hardware> PageList<A> {
     /// # Safety
     /// `page` is on no list; the list's lock is held.
     #[inline(always)]
+    unsafe fn push_tail(&self, page: *mut Page<A>) {
+        let old = self.last.get();
+        // SAFETY: records live as long as the arena.
+        unsafe {
+            (*page).next.store(null_mut(), Relaxed);
+            (*page).prev.store(old, Relaxed);
+            if old.is_null() {
+                self.first.set(page);
+            } else {
+                (*old).next.store(page, Relaxed);
+            }
+        }
+        self.last.set(page);
+    }
+
+    /// # Safety
+    /// `page` is on no list; the list's lock is held.
+    #[inline(always)]
     unsafe fn push(&self, page: *mut Page<A>) {
         let old = self.first.get();
         // SAFETY: records live as long as the arena.
@@ -147,29 +178,120 @@ impl<A: Hardware> PageList<A> {
     }
 }
 
-/// `struct per_cpu_pages`: pages of one node that one CPU holds ready.
+macro_rules! page_counts {
+    ($($(#[$m:meta])* $v:ident = $text:literal),* $(,)?) => {
+        #[derive(Clone, Copy)]
+        enum PageCount { $($(#[$m])* $v),* }
+        const PAGE_COUNTS: &[&str] = &[$($text),*];
+    };
+}
+page_counts! {
+    /// Batches from a zone to a CPU's list.
+    Refill = "pcp_refill",
+    /// Pages of them.
+    RefillPages = "pcp_refill_pages",
+    /// Batches from a CPU's lists to the zone (those of `mm_page_pcpu_drain`).
+    Drain = "pcp_drain",
+    /// Pages of them.
+    DrainPages = "pcp_drain_pages",
+    /// Blocks past the lists: too large, or the list's lock was taken.
+    ZoneLocked = "page_zone_locked",
+    /// Acquisitions of a zone's lock that had to wait.
+    LockContended = "zone_lock_contended",
+    /// Time waited so, ns.
+    LockWait = "zone_lock_wait_ns",
+}
+
+/// `struct per_cpu_pages`: pages of one node that one CPU holds ready. The marks and the batch are written at boot.
 #[repr(C)]
 struct PerCpuPages<A: Hardware> {
     lock: RawSpinLock<A>,
     /// Pages on all lists.
     count: Plain<A, u32>,
+    /// Pages go back from here on; between the two that follow.
+    high: Plain<A, u32>,
+    high_min: Plain<A, u32>,
+    high_max: Plain<A, u32>,
+    batch: Plain<A, u32>,
+    /// `alloc_factor` and flags.
+    flags: Plain<A, u32>,
+    /// Pages freed in a row, about.
+    free_count: Plain<A, u32>,
     lists: [PageList<A>; LISTS],
+    stat: [Unpriced; PAGE_COUNTS.len()],
 }
 
-/// `struct zone`: the free blocks of one node.
+impl<A: Hardware> PerCpuPages<A> {
+    fn new() -> Self {
+        PerCpuPages {
+            lock: RawSpinLock::new(),
+            count: Plain::new(0),
+            high: Plain::new(0),
+            high_min: Plain::new(0),
+            high_max: Plain::new(0),
+            batch: Plain::new(1),
+            flags: Plain::new(0),
+            free_count: Plain::new(0),
+            lists: std::array::from_fn(|_| PageList::new()),
+            stat: std::array::from_fn(|_| Plain::new(0)),
+        }
+    }
+
+    fn add(&self, c: PageCount, n: u64) {
+        let w = &self.stat[c as usize];
+        w.set(w.get() + n);
+    }
+}
+
+/// A cache line of its own.
+#[repr(C, align(64))]
+struct Line<T>(T);
+
+/// What the zone's lock guards.
+#[repr(C)]
+struct Buddy<A: Hardware> {
+    free_area: [PageList<A>; ORDERS],
+    /// `ZONE_BELOW_HIGH`, changed without the lock.
+    below_high: Atomic<A, u32>,
+    lock: RawSpinLock<A>,
+}
+
+/// `struct zone`: the free blocks of one node. The three parts are on lines of their own, as in the kernel: what is
+/// read only, the lists with their lock, the count of free pages.
 #[repr(C, align(128))]
 struct Zone<A: Hardware> {
-    lock: RawSpinLock<A>,
     /// Whether the node's rest was taken over.
     populated: Plain<A, u32>,
-    free_pages: Plain<A, u64>,
+    /// `WMARK_HIGH`, pages.
+    high_wmark: Plain<A, u64>,
     managed: Plain<A, u64>,
     start: Plain<A, usize>,
     end: Plain<A, usize>,
-    free_area: [PageList<A>; ORDERS],
     pcp: PerCpu<A, PerCpuPages<A>>,
     /// All nodes, this one first, then by distance.
     zonelist: KRef<[Plain<A, u32>]>,
+    b: Line<Buddy<A>>,
+    /// `NR_FREE_PAGES`: changed under the lock, looked at without.
+    free_pages: Line<Atomic<A, u64>>,
+}
+
+impl<A: Hardware> Zone<A> {
+    fn lock(&self, cpu: &Cpu<A>) {
+        let waited = raw_spin_lock_timed(cpu, &self.b.0.lock);
+        if waited != 0 {
+            let pcp = self.pcp.this(cpu);
+            pcp.add(PageCount::LockContended, 1);
+            pcp.add(PageCount::LockWait, waited);
+        }
+    }
+
+    fn unlock(&self, cpu: &Cpu<A>) {
+        raw_spin_unlock(cpu, &self.b.0.lock);
+    }
+
+    fn nr_free(&self) -> u64 {
+        self.free_pages.0.load(Relaxed)
+    }
 }
 
 /// The page allocator of a kernel.
@@ -177,8 +299,10 @@ pub struct PageAllocator<A: Hardware> {
     zones: KRef<[KRef<Zone<A>>]>,
     rest: KRef<[NodeRest]>,
     cpu_to_node: KRef<[u32]>,
-    /// High mark of the per-CPU lists, pages; written at boot.
-    high: Plain<A, u32>,
+    /// Fixed high mark of the per-CPU lists, pages; 0: tuned. Written at boot.
+    fixed_high: Plain<A, u32>,
+    /// CPUs that work, without the kernel threads.
+    nr_cpus: u32,
     /// What fails on purpose, if anything; written at boot. The host's word.
     faults: Plain<Native, *mut FaultInjection>,
 }
@@ -215,11 +339,7 @@ pub fn page_alloc_init<A: Hardware>(
     let node = |c| if c < nr_cpus { node_of(c) } else { 0 };
     let zones = boot_slice(arena, 0, nr_nodes as usize, |nid| {
         let nid = nid as u32;
-        let pcp = PerCpu::new(arena, nr_cpu_ids, node, "per_cpu_pages", |_| PerCpuPages {
-            lock: RawSpinLock::new(),
-            count: Plain::new(0),
-            lists: std::array::from_fn(|_| PageList::new()),
-        });
+        let pcp = PerCpu::new(arena, nr_cpu_ids, node, "per_cpu_pages", |_| PerCpuPages::new());
         let zonelist = boot_slice(arena, nid, nr_nodes as usize, |i| {
             Plain::new(match i as u32 {
                 0 => nid,
@@ -231,15 +351,19 @@ pub fn page_alloc_init<A: Hardware>(
         let z = arena.boot_new(
             nid,
             Zone {
-                lock: RawSpinLock::new(),
                 populated: Plain::new(0),
-                free_pages: Plain::new(0),
+                high_wmark: Plain::new(0),
                 managed: Plain::new(0),
                 start: Plain::new(0),
                 end: Plain::new(0),
-                free_area: std::array::from_fn(|_| PageList::new()),
                 pcp,
                 zonelist,
+                b: Line(Buddy {
+                    free_area: std::array::from_fn(|_| PageList::new()),
+                    below_high: Atomic::new(0),
+                    lock: RawSpinLock::new(),
+                }),
+                free_pages: Line(Atomic::new(0)),
             },
         );
         A::label(z.as_ptr().cast(), size_of::<Zone<A>>(), "zone");
@@ -249,7 +373,7 @@ pub fn page_alloc_init<A: Hardware>(
     let cpu_to_node = boot_slice(arena, 0, nr_cpu_ids as usize, |c| node(c as u32));
     let pa = arena.boot_new(
         0,
-        PageAllocator { zones, rest, cpu_to_node, high: Plain::new(PCP_HIGH), faults: Plain::new(null_mut()) },
+        PageAllocator { zones, rest, cpu_to_node, fixed_high: Plain::new(0), nr_cpus, faults: Plain::new(null_mut()) },
     );
     A::label(pa.as_ptr().cast(), size_of::<PageAllocator<A>>(), "page_allocator");
     pa
@@ -277,8 +401,9 @@ pub fn memblock_free_all<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>) {
 #[inline(never)]
 fn populate<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, nid: u32) {
     let z = &*pa.zones[nid as usize];
-    raw_spin_lock(cpu, &z.lock);
-    if z.populated.get() == 0 {
+    z.lock(cpu);
+    let fresh = z.populated.get() == 0;
+    if fresh {
         z.populated.set(1);
         // SAFETY: a machine's arena outlives the kernels booted on it, and boot is over once pages are asked for.
         let (node_start, start, end) = unsafe { pa.rest[nid as usize].take() };
@@ -303,38 +428,100 @@ fn populate<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, nid: u32) {
                 order -= 1;
             }
             // SAFETY: the block lies in the rest of the node and was never handed out.
-            unsafe { free_one_page(z, virt_to_page(at as *const u8), order) };
+            unsafe { free_one_page(z, virt_to_page(at as *const u8), order, true) };
             at += PAGE_SIZE << order;
         }
     }
-    raw_spin_unlock(cpu, &z.lock);
+    z.unlock(cpu);
+    if fresh {
+        zone_set_pageset_high_and_batch(cpu, pa, z, nid);
+    }
+}
+
+/// `__setup_per_zone_wmarks()`: the low and the high watermark of a zone of so many pages, one of `nodes` alike.
+fn zone_watermarks(managed: u64, nodes: u64) -> (u64, u64) {
+    // calculate_min_free_kbytes(): the root of 16 times the memory in KiB.
+    let kib = managed * nodes * (PAGE_SIZE as u64 >> 10);
+    let min_free_kbytes = (kib * 16).isqrt().clamp(128, 262_144);
+    let min = (min_free_kbytes >> (PAGE_SHIFT - 10)) / nodes;
+    let step = (min / 4).max(managed * WATERMARK_SCALE_FACTOR / 10_000);
+    (min + step, min + 2 * step)
+}
+
+/// `zone_set_pageset_high_and_batch()`
+fn zone_set_pageset_high_and_batch<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, z: &Zone<A>, nid: u32) {
+    let (low, high) = zone_watermarks(z.managed.get(), u64::from(pa.nr_nodes()));
+    z.high_wmark.set(high);
+    let local = pa.cpu_to_node.iter().take(pa.nr_cpus as usize).filter(|&&n| n == nid).count();
+    // A node without CPUs: all of them share it.
+    let split = if local == 0 { u64::from(pa.nr_cpus.max(1)) } else { local as u64 };
+    let least = PCP_BATCH * 4;
+    let share = |pages: u64| u32::try_from(pages / split).unwrap_or(u32::MAX).max(least);
+    let (high_min, high_max) = match pa.fixed_high.get() {
+        0 => (share(low), share(z.managed.get() / MIN_PERCPU_PAGELIST_HIGH_FRACTION)),
+        n => (n, n),
+    };
+    for pcp in z.pcp.iter() {
+        raw_spin_lock(cpu, &pcp.lock);
+        pcp.high_min.set(high_min);
+        pcp.high_max.set(high_max.max(high_min));
+        pcp.high.set(high_min);
+        pcp.batch.set(PCP_BATCH);
+        raw_spin_unlock(cpu, &pcp.lock);
+    }
+}
+
+/// `find_buddy_page_pfn()`: the free block of `order` beside `page`, if it is one; and where it would be, as an index
+/// into the zone's arena.
+///
+/// # Safety
+/// The zone's lock is held; `page` is a record of the zone at a place that a block of `order` can have.
+unsafe fn find_buddy_page<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32) -> Option<*mut Page<A>> {
+    let base = page as usize & !(ARENA_SIZE - 1);
+    // Records are laid out as pages are, so the buddy's record is found like the buddy's page number.
+    let index = (page as usize - base) / RECORD_SIZE;
+    let buddy_index = index ^ (1 << order);
+    let addr = base + (buddy_index << PAGE_SHIFT);
+    if addr < z.start.get() || addr + (PAGE_SIZE << order) > z.end.get() {
+        return None;
+    }
+    let buddy = (base + buddy_index * RECORD_SIZE) as *mut Page<A>;
+    // SAFETY: a record of this zone.
+    let b = unsafe { &*buddy };
+    (b.page_type.load(Relaxed) == PG_BUDDY && b.private.load(Relaxed) == u64::from(order)).then_some(buddy)
+}
+
+/// `buddy_merge_likely()`: whether the block next to the pair that `page` is half of is free: then, once the other half
+/// is, all three join. Such a block is better handed out last.
+///
+/// # Safety
+/// As [`find_buddy_page`].
+unsafe fn buddy_merge_likely<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32) -> bool {
+    if order >= MAX_PAGE_ORDER - 1 {
+        return false;
+    }
+    let base = page as usize & !(ARENA_SIZE - 1);
+    let index = ((page as usize - base) / RECORD_SIZE) & !(1 << order);
+    // SAFETY: the caller's; the pair's first record is of the arena.
+    unsafe { find_buddy_page(z, (base + index * RECORD_SIZE) as *mut Page<A>, order + 1) }.is_some()
 }
 
 /// `__free_one_page()`: puts a block back and joins it with its free neighbours.
 ///
 /// # Safety
 /// The block is this zone's, nobody uses it; the zone's lock is held.
-unsafe fn free_one_page<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32) {
+unsafe fn free_one_page<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32, to_tail: bool) {
     let (mut page, mut order) = (page, order);
-    z.free_pages.set(z.free_pages.get() + (1 << order));
-    let base = page as usize & !(ARENA_SIZE - 1);
+    z.free_pages.0.store(z.nr_free() + (1 << order), Relaxed);
+    let free_area = &z.b.0.free_area;
     while order < MAX_PAGE_ORDER {
-        // Records are laid out as pages are, so the buddy's record is found like the buddy's page number.
-        let index = (page as usize - base) / RECORD_SIZE;
-        let buddy_index = index ^ (1 << order);
-        let addr = base + (buddy_index << PAGE_SHIFT);
-        if addr < z.start.get() || addr + (PAGE_SIZE << order) > z.end.get() {
-            break;
-        }
-        let buddy = (base + buddy_index * RECORD_SIZE) as *mut Page<A>;
-        // SAFETY: a record of this zone.
-        let b = unsafe { &*buddy };
-        if b.page_type.load(Relaxed) != PG_BUDDY || b.private.load(Relaxed) != u64::from(order) {
-            break;
-        }
+        // SAFETY: the caller's.
+        let Some(buddy) = (unsafe { find_buddy_page(z, page, order) }) else { break };
         // SAFETY: tagged as free at this order, hence on that list.
-        unsafe { z.free_area[order as usize].del(buddy) };
-        b.page_type.store(PG_NONE, Relaxed);
+        unsafe {
+            free_area[order as usize].del(buddy);
+            (*buddy).page_type.store(PG_NONE, Relaxed);
+        }
         page = page.min(buddy);
         order += 1;
     }
@@ -342,7 +529,11 @@ unsafe fn free_one_page<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32
     unsafe {
         (*page).page_type.store(PG_BUDDY, Relaxed);
         (*page).private.store(u64::from(order), Relaxed);
-        z.free_area[order as usize].push(page);
+        if to_tail || buddy_merge_likely(z, page, order) {
+            free_area[order as usize].push_tail(page);
+        } else {
+            free_area[order as usize].push(page);
+        }
     }
 }
 
@@ -350,22 +541,22 @@ unsafe fn free_one_page<A: Hardware>(z: &Zone<A>, page: *mut Page<A>, order: u32
 /// is held.
 fn rmqueue_smallest<A: Hardware>(z: &Zone<A>, order: u32) -> *mut Page<A> {
     for have in order..=MAX_PAGE_ORDER {
-        let page = z.free_area[have as usize].first.get();
+        let page = z.b.0.free_area[have as usize].first.get();
         if page.is_null() {
             continue;
         }
         // SAFETY: on that list; the upper halves belong to the block and are on no list.
         unsafe {
-            z.free_area[have as usize].del(page);
+            z.b.0.free_area[have as usize].del(page);
             (*page).page_type.store(PG_NONE, Relaxed);
             for half in (order..have).rev() {
                 let upper = page.add(1 << half);
                 (*upper).page_type.store(PG_BUDDY, Relaxed);
                 (*upper).private.store(u64::from(half), Relaxed);
-                z.free_area[half as usize].push(upper);
+                z.b.0.free_area[half as usize].push(upper);
             }
         }
-        z.free_pages.set(z.free_pages.get() - (1 << order));
+        z.free_pages.0.store(z.nr_free() - (1 << order), Relaxed);
         return page;
     }
     null_mut()
@@ -378,6 +569,8 @@ fn rmqueue_pcplist<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, order: u32) -> *mut P
     if !raw_spin_trylock(cpu, &pcp.lock) {
         return null_mut();
     }
+    // Frees come in batches only as long as nothing is allocated between.
+    pcp.free_count.set(pcp.free_count.get() >> 1);
     let list = &pcp.lists[order as usize];
     if list.first.get().is_null() {
         rmqueue_bulk(cpu, z, pcp, order);
@@ -395,14 +588,40 @@ fn rmqueue_pcplist<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, order: u32) -> *mut P
     page
 }
 
+/// `nr_pcp_alloc()`: blocks of `order` to take at once. Single pages are taken in doubling batches while none is freed,
+/// and the high mark rises with them, unless the zone is short.
+fn nr_pcp_alloc<A: Hardware>(z: &Zone<A>, pcp: &PerCpuPages<A>, order: u32) -> u32 {
+    let (base, mut high) = (pcp.batch.get(), pcp.high.get());
+    if high < base {
+        return 1;
+    }
+    let (flags, high_max) = (pcp.flags.get(), pcp.high_max.get());
+    let factor = flags & ALLOC_FACTOR;
+    let mut batch = if order == 0 { base << factor } else { base };
+    if pcp.high_min.get() != high_max && z.b.0.below_high.load(Relaxed) == 0 {
+        high = (high + batch).min(high_max);
+        pcp.high.set(high);
+    }
+    if order == 0 {
+        let most = high.saturating_sub(pcp.count.get() + base).max(base);
+        if batch <= most && factor < PCP_BATCH_SCALE_MAX {
+            pcp.flags.set(flags + 1);
+        }
+        batch = batch.min(most);
+    }
+    if batch > 1 { (batch >> order).max(2) } else { batch }
+}
+
 #[cold]
 #[inline(never)]
 fn rmqueue_bulk<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<A>, order: u32) {
     let list = &pcp.lists[order as usize];
-    raw_spin_lock(cpu, &z.lock);
+    let batch = nr_pcp_alloc(z, pcp, order);
+    let before = pcp.count.get();
+    z.lock(cpu);
     // In the order in which the zone gave them, so that a run of pages is handed out ascending.
     let mut last: *mut Page<A> = null_mut();
-    for _ in 0..(PCP_BATCH >> order).max(2) {
+    for _ in 0..batch {
         let page = rmqueue_smallest(z, order);
         if page.is_null() {
             break;
@@ -422,15 +641,18 @@ fn rmqueue_bulk<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<A>, or
         pcp.count.set(pcp.count.get() + (1 << order));
     }
     list.last.set(last);
-    raw_spin_unlock(cpu, &z.lock);
+    z.unlock(cpu);
+    pcp.add(PageCount::Refill, 1);
+    pcp.add(PageCount::RefillPages, u64::from(pcp.count.get() - before));
 }
 
 /// `free_pcppages_bulk()`: gives `count` pages back, the coldest of each list first. The list's lock is held.
 #[cold]
 #[inline(never)]
 fn free_pcppages_bulk<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<A>, count: u32, first_order: u32) {
-    let stop = pcp.count.get().saturating_sub(count);
-    raw_spin_lock(cpu, &z.lock);
+    let before = pcp.count.get();
+    let stop = before.saturating_sub(count);
+    z.lock(cpu);
     let mut order = first_order;
     while pcp.count.get() > stop {
         let list = &pcp.lists[order as usize];
@@ -442,11 +664,14 @@ fn free_pcppages_bulk<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<
         // SAFETY: on that list, under its lock; then free, under the zone's.
         unsafe {
             list.del(page);
-            free_one_page(z, page, order);
+            free_one_page(z, page, order, false);
         }
+        // The last block may be larger than what was left to do.
         pcp.count.set(pcp.count.get() - (1 << order));
     }
-    raw_spin_unlock(cpu, &z.lock);
+    z.unlock(cpu);
+    pcp.add(PageCount::Drain, 1);
+    pcp.add(PageCount::DrainPages, u64::from(before - pcp.count.get()));
 }
 
 /// `drain_all_pages()`: every per-CPU list back to its zone.
@@ -470,10 +695,20 @@ fn rmqueue<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, order: u32) -> *mut Page<A> {
             return page;
         }
     }
-    raw_spin_lock(cpu, &z.lock);
+    z.lock(cpu);
     let page = rmqueue_smallest(z, order);
-    raw_spin_unlock(cpu, &z.lock);
+    z.unlock(cpu);
+    z.pcp.this(cpu).add(PageCount::ZoneLocked, 1);
     page
+}
+
+/// Of `get_page_from_freelist()`: notes that the zone has no more free pages than its high watermark, so that the
+/// per-CPU lists shrink.
+#[inline(always)]
+fn watch_high_wmark<A: Hardware>(z: &Zone<A>) {
+    if z.b.0.below_high.load(Relaxed) == 0 && z.nr_free() <= z.high_wmark.get() {
+        z.b.0.below_high.store(1, Relaxed);
+    }
 }
 
 /// `alloc_pages()`: 2^order pages near the CPU's node, naturally aligned; null when there are none. The bytes are
@@ -497,7 +732,9 @@ pub fn alloc_pages_node<A: Hardware>(
     if !faults.is_null() && unsafe { &*faults }.should_fail_alloc_page(cpu, order) {
         return null_mut();
     }
-    let page = rmqueue(cpu, &pa.zones[nid as usize], order);
+    let z = &*pa.zones[nid as usize];
+    watch_high_wmark(z);
+    let page = rmqueue(cpu, z, order);
     if page.is_null() {
         return alloc_pages_slowpath(cpu, pa, nid, order, thisnode);
     }
@@ -543,7 +780,6 @@ fn alloc_pages_slowpath<A: Hardware>(
 #[inline(always)]
 unsafe fn free_unref_page_commit<A: Hardware>(
     cpu: &Cpu<A>,
-    pa: &PageAllocator<A>,
     z: &Zone<A>,
     pcp: &PerCpuPages<A>,
     page: *mut Page<A>,
@@ -556,8 +792,56 @@ unsafe fn free_unref_page_commit<A: Hardware>(
     }
     let count = pcp.count.get() + (1 << order);
     pcp.count.set(count);
-    if count >= pa.high.get() {
-        free_pcppages_bulk(cpu, z, pcp, PCP_BATCH, order);
+    let flags = pcp.flags.get();
+    // Allocations come in doubling batches only as long as nothing is freed between.
+    let was_high_order = flags & PCPF_PREV_FREE_HIGH_ORDER != 0;
+    let factor = (flags & ALLOC_FACTOR) >> 1;
+    pcp.flags.set(factor | if order == 0 { 0 } else { PCPF_PREV_FREE_HIGH_ORDER });
+    let (batch, freed) = (pcp.batch.get(), pcp.free_count.get());
+    // A CPU that frees blocks of several pages in a row gives most of what it has back. PORT: the CPU's share of the
+    // cache is taken to be over three batches (PCPF_FREE_HIGH_BATCH), as where a core has 1 MiB.
+    let free_high = order != 0 && freed >= batch && was_high_order && count >= batch;
+    if freed < batch << PCP_BATCH_SCALE_MAX {
+        pcp.free_count.set(freed + (1 << order));
+    }
+    if free_high || count >= pcp.high.get() || z.b.0.below_high.load(Relaxed) != 0 {
+        free_unref_page_high(cpu, z, pcp, order, free_high);
+    }
+}
+
+/// `nr_pcp_high()`, `nr_pcp_free()`: the rest of [`free_unref_page_commit`] where there may be too many pages.
+#[cold]
+#[inline(never)]
+fn free_unref_page_high<A: Hardware>(cpu: &Cpu<A>, z: &Zone<A>, pcp: &PerCpuPages<A>, order: u32, free_high: bool) {
+    let (batch, count, freed) = (pcp.batch.get(), pcp.count.get(), pcp.free_count.get());
+    let (mut high, high_min, high_max) = (pcp.high.get(), pcp.high_min.get(), pcp.high_max.get());
+    let below_high = z.b.0.below_high.load(Relaxed) != 0;
+    if high == 0 {
+        // Not set up yet: nothing is kept.
+    } else if free_high {
+        pcp.high.set(high.saturating_sub(batch << PCP_BATCH_SCALE_MAX).max(high_min));
+        high = 0;
+    } else if high_min == high_max {
+    } else if below_high {
+        pcp.high.set(high.saturating_sub(freed.max(batch)).max(high_min));
+        high = count.max(high_min);
+    } else if count >= high {
+        // Room for all that is freed in a row.
+        pcp.high.set(high.max((freed + batch).clamp(high_min, high_max)));
+    }
+    if count < high {
+        return;
+    }
+    let n = if free_high {
+        count.min(batch << PCP_BATCH_SCALE_MAX)
+    } else if high < batch {
+        1
+    } else {
+        freed.clamp(batch, high - batch)
+    };
+    free_pcppages_bulk(cpu, z, pcp, n, order);
+    if below_high && z.nr_free() > z.high_wmark.get() {
+        z.b.0.below_high.store(0, Relaxed);
     }
 }
 
@@ -586,11 +870,12 @@ pub unsafe fn free_unref_folios<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>
         // SAFETY: the caller's; under the list's lock, or the zone's.
         unsafe {
             match held {
-                Some((z, pcp)) => free_unref_page_commit(cpu, pa, z, pcp, page, 0),
+                Some((z, pcp)) => free_unref_page_commit(cpu, z, pcp, page, 0),
                 None => {
-                    raw_spin_lock(cpu, &z.lock);
-                    free_one_page(z, page, 0);
-                    raw_spin_unlock(cpu, &z.lock);
+                    z.lock(cpu);
+                    free_one_page(z, page, 0, false);
+                    z.unlock(cpu);
+                    z.pcp.this(cpu).add(PageCount::ZoneLocked, 1);
                 }
             }
         }
@@ -619,15 +904,16 @@ pub unsafe fn free_pages<A: Hardware>(cpu: &Cpu<A>, pa: &PageAllocator<A>, p: *m
         let pcp = z.pcp.this(cpu);
         if raw_spin_trylock(cpu, &pcp.lock) {
             // SAFETY: on no list; under the list's lock.
-            unsafe { free_unref_page_commit(cpu, pa, z, pcp, page, order) };
+            unsafe { free_unref_page_commit(cpu, z, pcp, page, order) };
             raw_spin_unlock(cpu, &pcp.lock);
             return;
         }
     }
-    raw_spin_lock(cpu, &z.lock);
+    z.lock(cpu);
     // SAFETY: the caller's.
-    unsafe { free_one_page(z, page, order) };
-    raw_spin_unlock(cpu, &z.lock);
+    unsafe { free_one_page(z, page, order, false) };
+    z.unlock(cpu);
+    z.pcp.this(cpu).add(PageCount::ZoneLocked, 1);
 }
 
 /// `alloc_page()`
@@ -704,9 +990,17 @@ impl<A: Hardware> PageAllocator<A> {
         self.faults.set(faults.as_ptr());
     }
 
-    /// Sets the high mark of the per-CPU lists, pages (sysctl `percpu_pagelist_high_fraction`). At boot.
+    /// Fixes the high mark of the per-CPU lists, pages (sysctl `percpu_pagelist_high_fraction`). At boot, before
+    /// [`memblock_free_all`].
     pub fn set_pageset_high(&self, pages: u32) {
-        self.high.set(pages.max(PCP_BATCH));
+        self.fixed_high.set(pages.max(4 * PCP_BATCH));
+    }
+
+    /// Calls `f` with each counter of the page allocator and its sum.
+    pub fn for_each_stat(&self, mut f: impl FnMut(&'static str, u64)) {
+        for (i, name) in PAGE_COUNTS.iter().enumerate() {
+            f(name, self.zones.iter().flat_map(|z| z.pcp.iter()).map(|p| p.stat[i].get()).sum());
+        }
     }
 
     /// Pages handed out and not given back. Exact while nobody allocates; 0 after a clean shutdown.
@@ -718,7 +1012,7 @@ impl<A: Hardware> PageAllocator<A> {
     pub fn node_outstanding(&self, nid: u32) -> u64 {
         let z = &self.zones[nid as usize];
         let pcp: u64 = z.pcp.iter().map(|p| u64::from(p.count.get())).sum();
-        z.managed.get() - z.free_pages.get() - pcp
+        z.managed.get() - z.nr_free() - pcp
     }
 
     /// Pages there are, of all nodes; 0 before [`memblock_free_all`].
@@ -730,183 +1024,4 @@ impl<A: Hardware> PageAllocator<A> {
 const _: () = assert!(ARENA_SHIFT > PAGE_SHIFT + MAX_PAGE_ORDER);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::testing::for_test_set;
-
-    fn boot(arena: &Arena, nr_cpus: u32) -> (Cpu<Native>, KRef<PageAllocator<Native>>) {
-        let cpu = Cpu::for_test(0);
-        let pa = page_alloc_init(arena, nr_cpus, &|c| c % arena.nr_nodes());
-        memblock_free_all(&cpu, &pa);
-        (cpu, pa)
-    }
-
-    #[test]
-    fn every_page_can_be_had_once_and_comes_back_whole() {
-        let arena = Arena::new(1, 4 << 20, None, None).unwrap();
-        let (cpu, pa) = boot(&arena, 1);
-        let blocks = |z: &Zone<Native>| -> Vec<usize> {
-            z.free_area
-                .iter()
-                .map(|l| {
-                    let (mut n, mut p) = (0, l.first.get());
-                    while !p.is_null() {
-                        n += 1;
-                        // SAFETY: a record.
-                        p = unsafe { (*p).next.load(Relaxed) };
-                    }
-                    n
-                })
-                .collect()
-        };
-        let before = blocks(&pa.zones[0]);
-        let mut seen = std::collections::BTreeSet::new();
-        let mut got = Vec::new();
-        for order in (0..=MAX_PAGE_ORDER).rev().cycle() {
-            let p = alloc_pages(&cpu, &pa, order);
-            if p.is_null() {
-                if order == 0 {
-                    break;
-                }
-                continue;
-            }
-            assert_eq!(p as usize % (PAGE_SIZE << order), 0);
-            for i in 0..1 << order {
-                assert!(seen.insert(p as usize + i * PAGE_SIZE));
-            }
-            got.push((p, order));
-        }
-        assert_eq!(seen.len() as u64, pa.managed());
-        assert_eq!(pa.outstanding(), pa.managed());
-        for (p, order) in got {
-            // SAFETY: allocated above with that order.
-            unsafe { free_pages(&cpu, &pa, p, order) };
-        }
-        assert_eq!(pa.outstanding(), 0);
-        drain_all_pages(&cpu, &pa);
-        assert_eq!(blocks(&pa.zones[0]), before);
-    }
-
-    #[test]
-    fn pages_return_to_their_node_and_neighbours_help_out() {
-        let arena = Arena::new(3, 2 << 20, None, None).unwrap();
-        let (cpu, pa) = boot(&arena, 2);
-        build_zonelists(&pa, &|a, b| {
-            if a == b { 10 } else { [[0, 30, 20], [30, 0, 40], [20, 40, 0]][a as usize][b as usize] }
-        });
-        assert_eq!(pa.zonelist(0).collect::<Vec<_>>(), [0, 2, 1]);
-        assert_eq!(pa.zonelist(1).collect::<Vec<_>>(), [1, 0, 2]);
-        let mut got = Vec::new();
-        let mut nodes = Vec::new();
-        loop {
-            let p = alloc_page(&cpu, &pa);
-            if p.is_null() {
-                break;
-            }
-            // SAFETY: a page.
-            let nid = page_to_nid(unsafe { &*virt_to_page::<Native>(p) });
-            let (s, e) = arena.node_range(nid);
-            assert!((s..e).contains(&(p as usize)));
-            if nodes.last() != Some(&nid) {
-                nodes.push(nid);
-            }
-            got.push(p);
-        }
-        assert_eq!(nodes, [0, 2, 1]);
-        assert_eq!(alloc_pages_node(&cpu, &pa, 1, 0, true), null_mut());
-        let one = for_test_set::<Native>(2);
-        let one = one.cpu(1);
-        for (i, p) in got.into_iter().enumerate() {
-            // SAFETY: allocated above.
-            unsafe { free_page(if i % 2 == 0 { &cpu } else { &one }, &pa, p) };
-        }
-        for n in 0..3 {
-            assert_eq!(pa.node_outstanding(n), 0);
-        }
-    }
-
-    #[test]
-    fn a_second_kernel_on_the_same_arena_starts_clean_and_first_use_populates() {
-        let arena = Arena::new(1, 2 << 20, None, None).unwrap();
-        let (cpu, pa) = boot(&arena, 1);
-        let n = pa.managed();
-        while !alloc_page(&cpu, &pa).is_null() {}
-        arena.reset();
-        let pa = page_alloc_init::<Native>(&arena, 1, &|_| 0);
-        assert!(!alloc_page(&cpu, &pa).is_null());
-        assert_eq!((pa.managed(), pa.outstanding()), (n, 1));
-    }
-
-    #[test]
-    #[should_panic(expected = "bad page state")]
-    fn freeing_twice_is_caught() {
-        let arena = Arena::new(1, 2 << 20, None, None).unwrap();
-        let (cpu, pa) = boot(&arena, 1);
-        let p = alloc_page(&cpu, &pa);
-        // SAFETY: deliberately wrong the second time; the check comes before any damage.
-        unsafe {
-            free_page(&cpu, &pa, p);
-            free_page(&cpu, &pa, p);
-        }
-    }
-
-    #[test]
-    fn per_cpu_lists_keep_to_their_mark() {
-        let arena = Arena::new(1, 8 << 20, None, None).unwrap();
-        let (cpu, pa) = boot(&arena, 1);
-        let got: Vec<_> = (0..1000).map(|_| alloc_page(&cpu, &pa)).collect();
-        // Ascending, as the zone gave them.
-        assert!(got.windows(2).take(60).all(|w| w[1] as usize == w[0] as usize + PAGE_SIZE));
-        for &p in &got {
-            // SAFETY: allocated above.
-            unsafe { free_page(&cpu, &pa, p) };
-            assert!(pa.zones[0].pcp.of(0).count.get() < PCP_HIGH);
-        }
-        assert_eq!(pa.outstanding(), 0);
-        // Last in, first out.
-        assert_eq!(alloc_page(&cpu, &pa), got[999]);
-    }
-
-    #[test]
-    fn four_cpus_never_share_a_page() {
-        let arena = Arena::new(1, 8 << 20, None, None).unwrap();
-        let (_, pa) = boot(&arena, 4);
-        let set = for_test_set::<Native>(4);
-        std::thread::scope(|s| {
-            for id in 0..4u32 {
-                let (pa, set) = (pa, set.clone());
-                s.spawn(move || {
-                    let cpu = set.cpu(id);
-                    let mut mine: Vec<(*mut u8, u32)> = Vec::new();
-                    for _ in 0..20_000 {
-                        let r = cpu.random() ^ u64::from(id) << 32;
-                        if mine.len() < 80 && r % 2 == 0 {
-                            let order = (r >> 8) as u32 % 5;
-                            let p = alloc_pages(&cpu, &pa, order);
-                            if !p.is_null() {
-                                for i in 0..1 << order {
-                                    // SAFETY: ours until freed.
-                                    unsafe { p.add(i * PAGE_SIZE).cast::<u32>().write_volatile(id + 1) };
-                                }
-                                mine.push((p, order));
-                            }
-                        } else if !mine.is_empty() {
-                            let (p, order) = mine.swap_remove((r >> 16) as usize % mine.len());
-                            for i in 0..1 << order {
-                                // SAFETY: ours until freed.
-                                assert_eq!(unsafe { p.add(i * PAGE_SIZE).cast::<u32>().read_volatile() }, id + 1);
-                            }
-                            // SAFETY: allocated above with that order.
-                            unsafe { free_pages(&cpu, &pa, p, order) };
-                        }
-                    }
-                    for (p, order) in mine {
-                        // SAFETY: as above.
-                        unsafe { free_pages(&cpu, &pa, p, order) };
-                    }
-                });
-            }
-        });
-        assert_eq!(pa.outstanding(), 0);
-    }
-}
+mod tests;
