@@ -18,6 +18,7 @@ mod rcuwait;
 mod refcount;
 mod rwsem;
 mod seqcount;
+mod slab_record;
 mod spinlock;
 mod vma_lock;
 

@@ -27,6 +27,7 @@ mod kvfree_tests;
 #[cfg(test)]
 mod model;
 pub mod page_alloc;
+pub(crate) mod record;
 pub mod reuse;
 pub mod sheaf;
 pub mod sheaf_bulk;

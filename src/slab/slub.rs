@@ -31,6 +31,7 @@ use super::page_alloc::{
     NUMA_NO_NODE, PG_NONE, PG_SLAB, Page, alloc_pages_node, destroy_compound_page, free_pages, prep_compound_page,
     virt_to_page,
 };
+use super::record::{Freed, Record, push_chain, take_freelist};
 use super::reuse::{reuse_alloc, reuse_free};
 use super::sheaf::{pcs_flush_all, slab_alloc_sheaves, slab_free_sheaves};
 use super::sheaf_bulk::{alloc_bulk_sheaves, free_to_pcs_bulk};
@@ -41,6 +42,7 @@ use crate::arch::{Hardware, Relaxed, barrier};
 use crate::cpu::Cpu;
 use crate::rcu::{RcuHead, call_rcu};
 use crate::sync::raw_spin_unlock;
+use std::cell::Cell;
 use std::ptr::{from_ref, null_mut};
 
 /// `__slab_update_freelist()`, `slab_update_freelist()`: one try to change freelist and counters together.
@@ -224,26 +226,44 @@ fn load_freelist<A: Hardware>(s: &KmemCache<A>, c: &KmemCacheCpu<A>, freelist: u
     freelist
 }
 
+/// A slab's record, for the loops of `record.rs`.
+pub(super) struct Of<'a, A: Hardware>(pub(super) &'a Cpu<A>, pub(super) &'a KmemCache<A>, pub(super) &'a Slab<A>);
+
+impl<A: Hardware> Record for Of<'_, A> {
+    #[inline(always)]
+    fn freelist(&self) -> usize {
+        self.2.freelist()
+    }
+    #[inline(always)]
+    fn counters(&self) -> SlabCounters {
+        self.2.counters()
+    }
+    #[inline(always)]
+    fn update(&self, old: (usize, SlabCounters), new: (usize, SlabCounters)) -> bool {
+        slab_update_freelist(self.0, self.1, self.2, old, new)
+    }
+}
+
 /// `get_freelist()`: takes all free objects of a cpu slab; with none the slab is full and no longer frozen.
 fn get_freelist<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) -> usize {
-    loop {
-        let (freelist, counters) = (slab.freelist(), slab.counters());
-        let new = counters.with_inuse(counters.objects()).with_frozen(freelist != 0);
-        if slab_update_freelist(cpu, s, slab, (freelist, counters), (0, new)) {
-            return freelist;
-        }
-    }
+    let (freelist, found) = take_freelist(&Of(cpu, s, slab), |list| list != 0);
+    count_remote(cpu, s, slab, found);
+    freelist
 }
 
 /// `freeze_slab()`: takes all free objects of a slab that was just taken off its node list.
 fn freeze_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) -> usize {
-    loop {
-        let (freelist, counters) = (slab.freelist(), slab.counters());
-        debug_assert!(!counters.frozen());
-        let new = counters.with_inuse(counters.objects()).with_frozen(true);
-        if slab_update_freelist(cpu, s, slab, (freelist, counters), (0, new)) {
-            return freelist;
-        }
+    let (freelist, found) = take_freelist(&Of(cpu, s, slab), |_| true);
+    debug_assert!(!found.frozen());
+    count_remote(cpu, s, slab, found);
+    freelist
+}
+
+/// Objects of another node's slab are the CPU's to hand out; `found`: the counters before.
+#[inline]
+pub(super) fn count_remote<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, found: SlabCounters) {
+    if slab.nid() != cpu.node {
+        s.stat_add(cpu, StatItem::RemoteObjects, u64::from(found.objects() - found.inuse()));
     }
 }
 
@@ -521,31 +541,27 @@ unsafe fn do_slab_free<A: Hardware>(
 unsafe fn __slab_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, head: usize, tail: usize, cnt: u32) {
     s.stat(cpu, StatItem::FreeSlowpath);
     s.stat_add(cpu, StatItem::FreeSlowObjects, u64::from(cnt));
-    let mut n: Option<&KmemCacheNode<A>> = None;
+    let n: Cell<Option<&KmemCacheNode<A>>> = Cell::new(None);
     let mut on_node_partial = false;
     let has_cpu_partial = s.cpu_partial_slabs != 0;
-    let (prior, was_frozen, inuse) = loop {
+    let again = || {
         if let Some(n) = n.take() {
             raw_spin_unlock(cpu, &n.list_lock);
         }
-        let (prior, counters) = (slab.freelist(), slab.counters());
+    };
+    let Freed { prior, was_frozen, inuse } = push_chain(&Of(cpu, s, slab), head, cnt, again, |f| {
         // SAFETY: the caller's: nobody else can reach the chain before the exchange.
-        unsafe { s.set_freepointer(tail, prior) };
-        let inuse = counters.inuse().wrapping_sub(cnt) & 0xffff;
-        let new = counters.with_inuse(inuse);
-        if (inuse == 0 || prior == 0) && !counters.frozen() && (!has_cpu_partial || prior != 0) {
+        unsafe { s.set_freepointer(tail, f.prior) };
+        if (f.inuse == 0 || f.prior == 0) && !f.was_frozen && (!has_cpu_partial || f.prior != 0) {
             // It may have to leave a list: the lock comes first, the exchange second.
             let node = s.get_node(slab.nid());
             s.lock_node(cpu, node);
             on_node_partial = slab.on_node_partial();
-            n = Some(node);
+            n.set(Some(node));
         }
-        if slab_update_freelist(cpu, s, slab, (prior, counters), (head, new)) {
-            break (prior, counters.frozen(), inuse);
-        }
-    };
+    });
 
-    let Some(n) = n else {
+    let Some(n) = n.get() else {
         if was_frozen {
             s.stat(cpu, StatItem::FreeFrozen);
         } else if has_cpu_partial && prior == 0 {

@@ -15,7 +15,7 @@ use crate::arch::arena::{KRef, RECORD_SIZE, record_page};
 use crate::arch::{Atomic, Hardware, Native, Plain, Relaxed};
 use crate::cpu::{Cpu, PerCpu};
 use crate::rcu::RcuHead;
-use crate::sync::{RawSpinLock, raw_spin_lock};
+use crate::sync::{RawSpinLock, raw_spin_lock_timed};
 use std::ptr::{from_ref, null_mut};
 
 /// Step of the transaction number: a power of two not below the configured maximum of CPUs (distributions: 8192).
@@ -102,25 +102,25 @@ const _: () = {
 
 /// The counters word of a record: inuse:16, objects:15, frozen:1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlabCounters(pub(super) u64);
+pub(crate) struct SlabCounters(pub(crate) u64);
 
 impl SlabCounters {
-    pub(super) fn new(inuse: u32, objects: u32, frozen: bool) -> Self {
+    pub(crate) fn new(inuse: u32, objects: u32, frozen: bool) -> Self {
         SlabCounters(u64::from(inuse) | u64::from(objects) << 16 | u64::from(frozen) << 31)
     }
-    pub(super) fn inuse(self) -> u32 {
+    pub(crate) fn inuse(self) -> u32 {
         (self.0 & 0xffff) as u32
     }
-    pub(super) fn objects(self) -> u32 {
+    pub(crate) fn objects(self) -> u32 {
         (self.0 >> 16 & 0x7fff) as u32
     }
-    pub(super) fn frozen(self) -> bool {
+    pub(crate) fn frozen(self) -> bool {
         self.0 >> 31 & 1 != 0
     }
-    pub(super) fn with_inuse(self, n: u32) -> Self {
+    pub(crate) fn with_inuse(self, n: u32) -> Self {
         SlabCounters(self.0 & !0xffff | u64::from(n))
     }
-    pub(super) fn with_frozen(self, f: bool) -> Self {
+    pub(crate) fn with_frozen(self, f: bool) -> Self {
         SlabCounters(self.0 & !(1 << 31) | u64::from(f) << 31)
     }
 }
@@ -349,8 +349,12 @@ impl<A: Hardware> KmemCache<A> {
     }
     #[inline]
     pub(super) fn lock_node(&self, cpu: &Cpu<A>, n: &KmemCacheNode<A>) {
-        raw_spin_lock(cpu, &n.list_lock);
+        let waited = raw_spin_lock_timed(cpu, &n.list_lock);
         self.stat(cpu, StatItem::ListLock);
+        if waited != 0 {
+            self.stat(cpu, StatItem::ListLockContended);
+            self.stat_add(cpu, StatItem::ListLockWait, waited);
+        }
     }
 
     /// The link word of a free object.

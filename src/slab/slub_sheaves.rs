@@ -19,12 +19,14 @@
 //! `free_add_partial`.
 
 use super::page_alloc::NUMA_NO_NODE;
-use super::slub::{NewSlab, allocate_slab, discard_slab, inc_slabs_node, slab_update_freelist};
+use super::record::{Freed, push_chain, take_freelist};
+use super::slub::{NewSlab, Of, allocate_slab, count_remote, discard_slab, inc_slabs_node, slab_update_freelist};
 use super::slub_def::{KmemCache, KmemCacheNode, Slab, SlabCounters};
 use super::stat::StatItem;
 use crate::arch::{Hardware, Relaxed};
 use crate::cpu::Cpu;
 use crate::sync::{raw_spin_trylock, raw_spin_unlock};
+use std::cell::Cell;
 use std::ptr::null_mut;
 
 /// `___slab_alloc()`: one object from a slab; 0 when out of memory. A wish for a node is first tried strictly, then not.
@@ -125,28 +127,26 @@ pub(super) unsafe fn __slab_free<A: Hardware>(
     tail: usize,
     cnt: u32,
 ) {
-    let mut n: Option<&KmemCacheNode<A>> = None;
+    let n: Cell<Option<&KmemCacheNode<A>>> = Cell::new(None);
     let mut on_node_partial = false;
-    let (was_full, inuse) = loop {
+    let again = || {
         if let Some(n) = n.take() {
             raw_spin_unlock(cpu, &n.list_lock);
         }
-        let (prior, counters) = (slab.freelist(), slab.counters());
+    };
+    let Freed { prior, inuse, .. } = push_chain(&Of(cpu, s, slab), head, cnt, again, |f| {
         // SAFETY: the caller's: nobody else can reach the chain before the exchange.
-        unsafe { s.set_freepointer(tail, prior) };
-        let inuse = counters.inuse().wrapping_sub(cnt) & 0xffff;
-        if inuse == 0 || prior == 0 {
+        unsafe { s.set_freepointer(tail, f.prior) };
+        if f.inuse == 0 || f.prior == 0 {
             // It may have to leave the list, or to get on it: the lock comes first, the exchange second.
             let node = s.get_node(slab.nid());
             s.lock_node(cpu, node);
             on_node_partial = slab.on_node_partial();
-            n = Some(node);
+            n.set(Some(node));
         }
-        if slab_update_freelist(cpu, s, slab, (prior, counters), (head, counters.with_inuse(inuse))) {
-            break (prior == 0, inuse);
-        }
-    };
-    let Some(n) = n else { return };
+    });
+    let was_full = prior == 0;
+    let Some(n) = n.get() else { return };
     if !was_full && !on_node_partial {
         // Isolated: whoever took it off the list decides where it goes.
         raw_spin_unlock(cpu, &n.list_lock);
@@ -349,14 +349,10 @@ fn get_partial_node_bulk<A: Hardware>(
 /// `get_freelist_nofreeze()`: takes all free objects of an isolated slab, which is full then; returns the first and how
 /// many there are.
 fn get_freelist_nofreeze<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) -> (usize, u32) {
-    loop {
-        let (freelist, counters) = (slab.freelist(), slab.counters());
-        debug_assert!(!counters.frozen());
-        let new = counters.with_inuse(counters.objects());
-        if slab_update_freelist(cpu, s, slab, (freelist, counters), (0, new)) {
-            return (freelist, counters.objects() - counters.inuse());
-        }
-    }
+    let (freelist, found) = take_freelist(&Of(cpu, s, slab), |_| false);
+    debug_assert!(!found.frozen());
+    count_remote(cpu, s, slab, found);
+    (freelist, found.objects() - found.inuse())
 }
 
 /// `__slab_try_return_freelist()`: gives `cnt` linked objects from `head` on back to a slab that was just emptied, and

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Remote frees against the allocating CPU: the port's exchange loops ([`take_freelist`], [`push_chain`]) on a slab of
+//! two objects, frozen by CPU 0, while others free into it.
+//!
+//! Stand-in: loom has no 16-byte words, so freelist and counters share one word of 8, of which each read takes its half
+//! by a load of its own: the halves may not belong together, as in the port. Links are race-checked words: reading one
+//! that another CPU wrote without order between is an error. What a CPU does with a slab that is its to place is a
+//! race-checked word too: two that think so at once are found.
+//!
+//! Twins that must fail: no fences around the exchange; an exchange that compares the freelist alone; a CPU that
+//! unfreezes an empty slab by a store.
+
+use super::{Failure, caught};
+use crate::arch::{Arch, Atomic, Full, Plain, Relaxed};
+use crate::must_catch;
+use crate::slab::record::{Record, push_chain, take_freelist};
+use crate::slab::slub_def::SlabCounters;
+use std::sync::Arc;
+
+/// How the exchange is done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// As the port does.
+    Whole,
+    /// Only the freelist is compared; the counters are stored.
+    FreelistOnly,
+}
+
+const OBJECTS: usize = 2;
+
+struct Slab<A: Arch> {
+    /// Freelist (object + 1, 0: none) in the upper half, counters in the lower.
+    pair: Atomic<A, u64>,
+    how: How,
+    /// Link word of each object.
+    link: [Plain<A, u64>; OBJECTS],
+    /// Whose the object is: 0 nobody's, else the CPU + 1.
+    owner: [Plain<A, u64>; OBJECTS],
+    /// Written by whoever has the slab as its own.
+    place: Plain<A, u64>,
+}
+
+impl<A: Arch> Record for Slab<A> {
+    fn freelist(&self) -> usize {
+        (self.pair.load(Relaxed) >> 32) as usize
+    }
+    fn counters(&self) -> SlabCounters {
+        SlabCounters(self.pair.load(Relaxed) & 0xffff_ffff)
+    }
+    fn update(&self, old: (usize, SlabCounters), new: (usize, SlabCounters)) -> bool {
+        let word = |p: (usize, SlabCounters)| (p.0 as u64) << 32 | p.1.0;
+        let expected = match self.how {
+            How::Whole => word(old),
+            How::FreelistOnly => {
+                let now = self.pair.load(Relaxed);
+                if now >> 32 != old.0 as u64 {
+                    return false;
+                }
+                now
+            }
+        };
+        self.pair.cmpxchg(expected, word(new), Full).is_ok()
+    }
+}
+
+impl<A: Arch> Slab<A> {
+    /// CPU 0's slab, all objects allocated by the CPUs `owners`.
+    fn new(how: How, owners: [u64; OBJECTS]) -> Arc<Self> {
+        let counters = SlabCounters::new(OBJECTS as u32, OBJECTS as u32, true);
+        Arc::new(Slab {
+            pair: Atomic::new(counters.0),
+            how,
+            link: [Plain::new(0), Plain::new(0)],
+            owner: owners.map(|o| Plain::new(o + 1)),
+            place: Plain::new(1),
+        })
+    }
+
+    /// `__slab_free()` without node lists. Whether the slab is this CPU's to place now.
+    fn free(&self, cpu: u64, object: usize) -> bool {
+        assert_eq!(self.owner[object].get(), cpu + 1);
+        self.owner[object].set(0);
+        let freed = push_chain(self, object + 1, 1, || (), |f| self.link[object].set(f.prior as u64));
+        let mine = !freed.was_frozen && freed.prior == 0;
+        if mine {
+            self.place.set(cpu + 1);
+        }
+        mine
+    }
+
+    /// `get_freelist()`: objects got, none when the slab was full and is nobody's any more.
+    fn refill(&self, cpu: u64) -> Vec<usize> {
+        self.place.set(cpu + 1);
+        self.take(cpu, take_freelist(self, |list| list != 0).0)
+    }
+
+    fn take(&self, cpu: u64, mut list: usize) -> Vec<usize> {
+        let mut got = Vec::new();
+        while list != 0 {
+            let object = list - 1;
+            assert_eq!(self.owner[object].get(), 0, "handed out twice");
+            self.owner[object].set(cpu + 1);
+            list = self.link[object].get() as usize;
+            got.push(object);
+        }
+        got
+    }
+
+    fn check(&self) {
+        let (mut free, mut list) = (0, self.freelist());
+        while list != 0 {
+            assert_eq!(self.owner[list - 1].get(), 0, "free, and somebody's");
+            list = self.link[list - 1].get() as usize;
+            free += 1;
+        }
+        let c = self.counters();
+        assert_eq!((c.inuse(), c.objects()), (OBJECTS as u32 - free, OBJECTS as u32), "inuse");
+    }
+}
+
+/// CPUs 1 and 2 free an object each while CPU 0, whose slab it is, asks for more, twice. A CPU that got objects owns the
+/// slab, one that got none has given it up.
+fn frees_and_refills<A: Arch>(how: How, refill: fn(&Slab<A>) -> Vec<usize>) {
+    let slab = Slab::<A>::new(how, [1, 2]);
+    let others: Vec<_> = (0..2u64)
+        .map(|i| {
+            let slab = slab.clone();
+            ::loom::thread::spawn(move || {
+                // A slab that was given up as full is the first freer's: it freezes it for itself.
+                if slab.free(i + 1, i as usize) { slab.refill(i + 1) } else { Vec::new() }
+            })
+        })
+        .collect();
+    let mut got = refill(&slab);
+    let mut owns = !got.is_empty();
+    if owns {
+        let more = refill(&slab);
+        owns = !more.is_empty();
+        got.extend(more);
+    }
+    let mut owners = u32::from(owns);
+    for t in others {
+        let more = t.join().expect("a panic ends the model");
+        owners += u32::from(!more.is_empty());
+        got.extend(more);
+    }
+    slab.check();
+    assert_eq!(got.len() + slab_free(&slab), OBJECTS, "every object is somewhere");
+    assert_eq!(u32::from(slab.counters().frozen()), owners, "frozen, and owned by one");
+}
+
+fn slab_free<A: Arch>(slab: &Slab<A>) -> usize {
+    let c = slab.counters();
+    (c.objects() - c.inuse()) as usize
+}
+
+fn sound<A: Arch>() {
+    frees_and_refills::<A>(How::Whole, |s| s.refill(0));
+}
+
+/// An exchange that does not look at the counters.
+fn freelist_only<A: Arch>() {
+    frees_and_refills::<A>(How::FreelistOnly, |s| s.refill(0));
+}
+
+/// A CPU that finds its slab without free objects and gives it up by a store, as if nobody could have freed meanwhile.
+fn gives_up_by_a_store<A: Arch>() {
+    frees_and_refills::<A>(How::Whole, |s| {
+        s.place.set(1);
+        if s.freelist() == 0 {
+            s.pair.store(SlabCounters::new(OBJECTS as u32, OBJECTS as u32, false).0, Relaxed);
+            return Vec::new();
+        }
+        s.refill(0)
+    });
+}
+
+#[test]
+fn each_object_is_got_once_and_the_slab_has_one_owner() {
+    must_catch!(sound, 3, Wrong: FullFence);
+}
+
+#[test]
+fn comparing_the_freelist_alone_is_caught() {
+    let world = freelist_only::<crate::arch::loom::Loom>;
+    println!("{}", caught("the freelist alone", 3, Failure::Wrong, world));
+}
+
+#[test]
+fn giving_a_slab_up_by_a_store_is_caught() {
+    let world = gives_up_by_a_store::<crate::arch::loom::Loom>;
+    println!("{}", caught("a store", 3, Failure::Wrong, world));
+}
