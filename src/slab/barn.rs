@@ -14,7 +14,7 @@ use super::slub_def::KmemCache;
 use super::stat::StatItem;
 use crate::arch::{Atomic, Hardware, Native, Plain, Relaxed};
 use crate::cpu::Cpu;
-use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
+use crate::sync::{RawSpinLock, raw_spin_lock_timed, raw_spin_unlock};
 use std::ptr::{from_ref, null_mut};
 
 /// Full sheaves a barn takes.
@@ -110,8 +110,12 @@ impl<A: Hardware> NodeBarn<A> {
 
     #[inline]
     fn lock(&self, cpu: &Cpu<A>, s: &KmemCache<A>) {
-        raw_spin_lock(cpu, &self.lock);
+        let waited = raw_spin_lock_timed(cpu, &self.lock);
         s.stat(cpu, StatItem::BarnLock);
+        if waited != 0 {
+            s.stat(cpu, StatItem::BarnLockContended);
+            s.stat_add(cpu, StatItem::BarnLockWait, waited);
+        }
     }
 
     fn unlock(&self, cpu: &Cpu<A>) {

@@ -127,8 +127,18 @@ stat_items! {
     AllocFail = "alloc_fail",
     /// Ours: node list locks taken.
     ListLock = "list_lock",
+    /// Ours: of these, those that had to wait.
+    ListLockContended = "list_lock_contended",
+    /// Ours: time waited so, ns.
+    ListLockWait = "list_lock_wait_ns",
+    /// Ours: objects of other nodes' slabs that came to a CPU to be handed out.
+    RemoteObjects = "remote_objects",
     /// Ours: barn locks taken.
     BarnLock = "barn_lock",
+    /// Ours: of these, those that had to wait.
+    BarnLockContended = "barn_lock_contended",
+    /// Ours: time waited so, ns.
+    BarnLockWait = "barn_lock_wait_ns",
     /// Ours: pages taken for slabs.
     PagesTaken = "pages_taken",
     /// Ours: pages of slabs given back.
@@ -165,7 +175,7 @@ impl StatItem {
         );
         let from = I::FreeRcuSheaf as usize;
         let sheaves = self as usize >= from && self as usize <= I::SheafReturnSlow as usize
-            || matches!(self, I::SheafObjects | I::BarnLock);
+            || matches!(self, I::SheafObjects | I::BarnLock | I::BarnLockContended | I::BarnLockWait);
         match allocator {
             Allocator::Slub => !sheaves,
             Allocator::Sheaves => !slub,

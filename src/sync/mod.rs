@@ -22,7 +22,7 @@ pub use percpu_counter::{
     PercpuCounter, PercpuCounters, percpu_counter_add, percpu_counter_destroy_many, percpu_counter_init_many,
     percpu_counter_sum,
 };
-pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
+pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_lock_timed, raw_spin_trylock, raw_spin_unlock};
 pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wait_event_killable, rcuwait_wake_up};
 pub use refcount::{Refcount, Saturation};
 pub use rwsem::{

@@ -85,6 +85,25 @@ pub fn raw_spin_lock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) {
     }
 }
 
+/// `raw_spin_lock()` for those who count: the time waited, ns, 0 where the lock was free. The clock is read only where
+/// it was not.
+#[inline(always)]
+pub fn raw_spin_lock_timed<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) -> u64 {
+    // ORDER: as in raw_spin_lock().
+    match l.val.cmpxchg(0, Q_LOCKED_VAL, Acquire) {
+        Ok(_) => 0,
+        Err(val) => lock_and_time(cpu, l, val),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn lock_and_time<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>, val: u32) -> u64 {
+    let begin = A::now();
+    queued_spin_lock_slowpath(cpu, l, val);
+    A::now().saturating_sub(begin).max(1)
+}
+
 /// `raw_spin_trylock()`
 #[inline(always)]
 pub fn raw_spin_trylock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) -> bool {
