@@ -16,6 +16,7 @@ use crate::mm::variant::{self, Variant};
 use crate::rcu::QsPolicy;
 use crate::report::session::{Request, Session, World};
 use crate::report::store::{Appender, read_files};
+use crate::slab::FaultAttr;
 use crate::workload::{self, Mode};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Display;
@@ -91,6 +92,12 @@ pub struct Args {
     /// 7.3's hung task detector: one more locked exchange at each read unlock of an rwsem
     #[arg(long)]
     hung_task_blocker: bool,
+    /// Refuse allocations of objects on purpose (failslab), by chance: 0.001 or 1/1000, at most 0.5
+    #[arg(long, value_name = "P", value_parser = chance)]
+    fail_slab: Option<u32>,
+    /// Refuse pages on purpose (fail_page_alloc), by chance
+    #[arg(long, value_name = "P", value_parser = chance)]
+    fail_page: Option<u32>,
     /// Print each sample's record as it is taken, too
     #[arg(long)]
     json: bool,
@@ -101,6 +108,18 @@ fn whole<T: FromStr + PartialOrd + Display>(s: &str, least: T, most: T) -> Resul
     match s.parse() {
         Ok(v) if v >= least && v <= most => Ok(v),
         _ => Err(format!("accepted: a whole number, {least} to {most}")),
+    }
+}
+
+/// A chance per million.
+fn chance(s: &str) -> Result<u32, String> {
+    let value = match s.split_once('/') {
+        Some((a, b)) => a.trim().parse::<f64>().ok().zip(b.trim().parse::<f64>().ok()).map(|(a, b)| a / b),
+        None => s.parse::<f64>().ok(),
+    };
+    match value {
+        Some(p) if (0.000_001..=0.5).contains(&p) => Ok((p * 1e6).round() as u32),
+        _ => Err("accepted: a chance such as 0.001 or 1/1000, 0.000001 to 0.5".into()),
     }
 }
 
@@ -242,7 +261,12 @@ fn request(a: &Args) -> Result<Request, Failure> {
         .map(|(_, w)| *w)
         .ok_or_else(|| Failure::Input(format!("--wait {}: accepted: futex, spin", a.wait)))?;
     let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy).wait(wait);
-    let kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, ..kernel };
+    let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, ..kernel };
+    kernel.slab.failslab = a.fail_slab.map(FaultAttr::per_million);
+    kernel.slab.fail_page_alloc = a.fail_page.map(FaultAttr::per_million);
+    if a.fail_slab.is_some() || a.fail_page.is_some() {
+        kernel.slab.seed = a.seed;
+    }
     Ok(Request {
         variants,
         workloads,

@@ -19,7 +19,7 @@ use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::{QsPolicy, RcuCounter, RcuExtCounter, StallReport};
-use crate::slab::{Reuse, alloc_page, free_pages};
+use crate::slab::{FaultAttr, Reuse, alloc_page, free_pages};
 use crate::sync::{LockEvent, Saturation};
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
 use std::cell::{Cell, RefCell};
@@ -81,9 +81,42 @@ struct PortSpace<'a, K: Kconfig> {
     k: &'a Kernel<K>,
     mm: MmPtr<K>,
     clock: Cell<Option<u64>>,
+    /// Calls that found no memory and were made again.
+    failures: Cell<u64>,
 }
 
-impl<K: Kconfig> PortSpace<'_, K> {
+/// Calls in a row that may find no memory before it is no longer chance.
+const RETRIES: u32 = 10_000;
+
+impl<'a, K: Kconfig> PortSpace<'a, K> {
+    fn new(cpu: &'a Cpu<K::A>, k: &'a Kernel<K>, mm: MmPtr<K>) -> Self {
+        PortSpace { cpu, k, mm, clock: Cell::new(None), failures: Cell::new(0) }
+    }
+
+    /// Where allocations are refused on purpose, a call that found no memory is counted and made again, as a program
+    /// would; its time counts. Elsewhere the error is the workload's.
+    #[inline(always)]
+    fn made<T>(&self, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        let r = call();
+        self.leave();
+        if matches!(r, Err(Errno::ENOMEM)) && self.k.slab.faults.possible() { self.again(call) } else { r }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn again<T>(&self, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        let mut tries = 0;
+        loop {
+            self.failures.set(self.failures.get() + 1);
+            tries += 1;
+            let r = call();
+            self.leave();
+            if tries == RETRIES || !matches!(r, Err(Errno::ENOMEM)) {
+                return r;
+            }
+        }
+    }
+
     /// Back to user mode.
     #[inline(always)]
     fn leave(&self) {
@@ -97,37 +130,36 @@ impl<K: Kconfig> Space for PortSpace<'_, K> {
     #[inline(always)]
     fn map(&self, at: Option<u64>, pages: u64) -> Result<u64, Errno> {
         K::A::charge(Work::KernelEntry);
-        let r = mm::vm_mmap(self.cpu, self.k, self.mm, at, pages * PAGE, VM_READ | VM_WRITE);
-        self.leave();
-        r
+        self.made(|| mm::vm_mmap(self.cpu, self.k, self.mm, at, pages * PAGE, VM_READ | VM_WRITE))
     }
     #[inline(always)]
     fn unmap(&self, addr: u64, pages: u64) -> Result<(), Errno> {
         K::A::charge(Work::KernelEntry);
-        let r = mm::vm_munmap(self.cpu, self.k, self.mm, addr, pages * PAGE);
-        self.leave();
-        r
+        self.made(|| mm::vm_munmap(self.cpu, self.k, self.mm, addr, pages * PAGE))
     }
     #[inline(always)]
     fn brk(&self, to: u64) -> u64 {
         K::A::charge(Work::KernelEntry);
         let r = mm::sys_brk(self.cpu, self.k, self.mm, to);
         self.leave();
-        r
+        if r == to || to == 0 || !self.k.slab.faults.possible() {
+            return r;
+        }
+        let moved = self.again(|| match mm::sys_brk(self.cpu, self.k, self.mm, to) {
+            r if r == to => Ok(r),
+            _ => Err(Errno::ENOMEM),
+        });
+        moved.unwrap_or(r)
     }
     #[inline(always)]
     fn touch(&self, addr: u64) -> Result<(), Errno> {
         K::A::charge(Work::KernelEntry);
-        let r = mm::do_user_addr_fault(self.cpu, self.k, self.mm, addr, true);
-        self.leave();
-        r.map_err(|_| Errno::EFAULT)
+        self.made(|| mm::do_user_addr_fault(self.cpu, self.k, self.mm, addr, true).map_err(Errno::from))
     }
     #[inline(always)]
     fn zap(&self, addr: u64, pages: u64) -> Result<(), Errno> {
         K::A::charge(Work::KernelEntry);
-        let r = mm::madvise_dontneed(self.cpu, self.k, self.mm, addr, pages * PAGE);
-        self.leave();
-        r
+        self.made(|| mm::madvise_dontneed(self.cpu, self.k, self.mm, addr, pages * PAGE))
     }
     fn random(&self) -> u64 {
         self.cpu.random()
@@ -161,6 +193,8 @@ where
     fn start_line(&self) -> u64 {
         let l = &*self.line;
         if l.arrived.fetch_add(1, Full) + 1 == self.threads {
+            // Everybody is set up: from now on memory may be refused.
+            self.space.k.slab.faults.arm(true);
             // ORDER: release, meets the acquire below: whoever starts sees all that was set up.
             l.start.store(K::A::now().max(1), Release);
         }
@@ -204,7 +238,9 @@ where
         if self.leader {
             *self.moves.borrow_mut() = K::A::lines();
         }
-        self.line.ended.fetch_add(1, Full);
+        if self.line.ended.fetch_add(1, Full) + 1 == self.threads {
+            self.space.k.slab.faults.arm(false);
+        }
     }
     fn all_ended(&self) -> bool {
         self.line.ended.load(Acquire) >= self.threads
@@ -230,6 +266,7 @@ where
 
 /// What one worker hands back.
 struct Part {
+    failures: u64,
     tally: Result<Tally, String>,
     seen: Seen,
     over: Over,
@@ -262,13 +299,14 @@ where
     });
 
     let mut out = Outcome { kconfig: describe(&config, &k), ..Outcome::default() };
-    let mut preempted = 0;
+    let (mut preempted, mut failures) = (0, 0);
     for (i, p) in parts.into_iter().enumerate() {
         let Some(p) = p.into_inner().unwrap_or_else(|e| e.into_inner()) else {
             out.tallies.push(Err("the worker did not report".into()));
             continue;
         };
         preempted += p.seen.preempted;
+        failures += p.failures;
         out.tallies.push(p.tally);
         out.seats.push(Seated {
             cpu: p.seen.cpu.unwrap_or(i as u32),
@@ -291,6 +329,14 @@ where
     k.slab.kvfree.for_each_stat(|name, n| {
         out.counters.insert(name.into(), n);
     });
+    k.pages.for_each_stat(|name, n| {
+        out.counters.insert(name.into(), n);
+    });
+    if k.slab.faults.possible() {
+        out.counters.insert("failslab".into(), k.slab.faults.failed_objects());
+        out.counters.insert("fail_page_alloc".into(), k.slab.faults.failed_pages());
+        out.counters.insert("workload_failures".into(), failures);
+    }
     out.counters.insert("rcu_pending".into(), k.rcu.pending());
     if config.rcu.qs_policy == QsPolicy::Timer && out.counters.get("tick_samples") == Some(&0) {
         out.warnings.push("no timer signal came: ticks were drawn as under preempt-zero".into());
@@ -332,6 +378,7 @@ where
 
 /// The kernel configuration in words.
 fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, String> {
+    let chance = |a: Option<FaultAttr>| a.map_or(0, |a| a.probability).to_string();
     let pairs = [
         ("hz", c.rcu.hz.to_string()),
         ("qs_policy", format!("{:?}", c.rcu.qs_policy)),
@@ -348,6 +395,8 @@ fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, Str
         ("slab_freelist_hardened", c.slab.hardened.to_string()),
         ("slab_freelist_random", c.slab.randomized.to_string()),
         ("init_on_alloc", c.slab.init_on_alloc.to_string()),
+        ("failslab_per_million", chance(c.slab.failslab)),
+        ("fail_page_alloc_per_million", chance(c.slab.fail_page_alloc)),
         ("max_map_count", c.max_map_count.to_string()),
         ("tick_every", c.tick_every.to_string()),
         ("wait", c.wait.name().to_string()),
@@ -473,7 +522,7 @@ where
     let l = &*line;
     let (mm, shared) = if own || i == 0 {
         let mm = mm::mm_alloc(cpu, k);
-        let space = PortSpace { cpu, k, mm, clock: Cell::new(None) };
+        let space = PortSpace::new(cpu, k, mm);
         let shared = process_image(cpu, k, mm).and_then(|()| W::setup(&space, seat));
         if !own {
             l.mm.store(mm.as_ptr(), Relaxed);
@@ -494,7 +543,7 @@ where
         let mm = unsafe { KRef::new(p) };
         (mm, if state == 1 { Ok(W::Shared::from(words)) } else { Err(Errno::ENOMEM) })
     };
-    let space = PortSpace { cpu, k, mm, clock: Cell::new(None) };
+    let space = PortSpace::new(cpu, k, mm);
     let h = PortHarness {
         space: &space,
         line,
@@ -535,7 +584,7 @@ where
         mm::mmput(cpu, k, mm);
     }
     let seen = h.probe.borrow_mut().take().map(K::A::read).unwrap_or_default();
-    Part { tally, seen, over: h.over.take(), lines: h.moves.take() }
+    Part { failures: space.failures.get(), tally, seen, over: h.over.take(), lines: h.moves.take() }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::init::KernelConfig;
 use crate::measure::outcome::Outcome;
 use crate::mm::variant::{self, Variant};
 use crate::slab::Allocator;
+use crate::slab::FaultAttr;
 use crate::workload::{LIST, Mode};
 use crate::{with_variant, with_workload};
 use std::collections::BTreeSet;
@@ -93,6 +94,27 @@ fn balances_hold_on_16_simulated_cpus() {
 #[test]
 fn balances_hold_on_64_simulated_cpus() {
     matrix(&variant::main(), 4, 64, 300);
+}
+
+/// Allocations refused on purpose are failures of the workload, which goes on: every balance holds, nothing is left.
+#[test]
+fn a_run_survives_refused_allocations() {
+    let m = machine(2, 4);
+    for w in LIST {
+        for v in ["v6.12", "refcnt+typesafe@sheaves"] {
+            let v = variant::parse(v).unwrap();
+            m.set_jitter(None);
+            let mut kernel = KernelConfig { seed: 3, ..KernelConfig::default().hz(10_000) };
+            kernel.slab.allocator = v.slab;
+            kernel.slab.failslab = Some(FaultAttr::per_million(30_000));
+            kernel.slab.fail_page_alloc = Some(FaultAttr::per_million(30_000));
+            let plan = Plan { threads: 4, mode: w.mode, warm_up_ns: 100_000, stop: Stop::After(1_000_000), kernel };
+            let o = with_variant!(&v, Sim, K => with_workload!(w.name, W => sample::<K, W>(&m, &plan)));
+            assert!(o.errors.is_empty(), "{} {}: {:?}", w.name, v.name, o.errors);
+            assert!(o.counters["workload_failures"] > 0, "{} {}", w.name, v.name);
+            assert!(o.counters["failslab"] + o.counters["fail_page_alloc"] >= o.counters["workload_failures"]);
+        }
+    }
 }
 
 #[test]

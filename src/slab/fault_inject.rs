@@ -130,6 +130,11 @@ impl FaultInjection {
         )
     }
 
+    /// Whether anything can fail on purpose in this kernel.
+    pub fn possible(&self) -> bool {
+        self.failslab.attr.is_some() || self.fail_page_alloc.attr.is_some()
+    }
+
     /// From now on the attributes hold, or no longer.
     pub fn arm(&self, on: bool) {
         self.armed.store(u32::from(on), Relaxed);

@@ -405,3 +405,8 @@ fn slabs_do_what_the_model_does() {
     );
     assert!(steps > 800_000, "{steps}");
 }
+#[test]
+fn sheaves_do_what_the_model_does() {
+    let (steps, never) = run_all(Allocator::Sheaves, 9000);
+    println!("{steps} {never:?}");
+}
