@@ -359,9 +359,9 @@ impl Model for Sheaves {
         true
     }
 
-    /// Sheaves arrive at their barns, type-stable pages go back.
+    /// Sheaves arrive at their barns, type-stable pages go back: also those that the sheaves empty, since a barrier on
+    /// one thread goes on until nothing waits.
     fn grace_period(&mut self) -> Vec<usize> {
-        let released = std::mem::take(&mut self.b.pending);
         for cpu in 0..self.b.p.nr_cpus {
             for (node, sheaf) in std::mem::take(&mut self.waiting[cpu]) {
                 let Some(node) = node else {
@@ -385,7 +385,7 @@ impl Model for Sheaves {
                 }
             }
         }
-        released
+        std::mem::take(&mut self.b.pending)
     }
 
     fn bulk_alloc(&mut self, cpu: usize, n: usize) -> Vec<Obj> {
