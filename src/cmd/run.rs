@@ -95,6 +95,9 @@ pub struct Args {
     /// Refuse allocations of objects on purpose (failslab), by chance: 0.001 or 1/1000, at most 0.5
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_slab: Option<u32>,
+    /// Charge accounted objects to a memory cgroup, as a kernel with CONFIG_MEMCG does
+    #[arg(long)]
+    memcg: bool,
     /// Refuse pages on purpose (fail_page_alloc), by chance
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_page: Option<u32>,
@@ -262,6 +265,7 @@ fn request(a: &Args) -> Result<Request, Failure> {
         .ok_or_else(|| Failure::Input(format!("--wait {}: accepted: futex, spin", a.wait)))?;
     let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy).wait(wait);
     let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, ..kernel };
+    kernel.slab.memcg = a.memcg;
     kernel.slab.failslab = a.fail_slab.map(FaultAttr::per_million);
     kernel.slab.fail_page_alloc = a.fail_page.map(FaultAttr::per_million);
     if a.fail_slab.is_some() || a.fail_page.is_some() {

@@ -395,6 +395,7 @@ fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, Str
         ("slab_freelist_hardened", c.slab.hardened.to_string()),
         ("slab_freelist_random", c.slab.randomized.to_string()),
         ("init_on_alloc", c.slab.init_on_alloc.to_string()),
+        ("memcg", c.slab.memcg.to_string()),
         ("failslab_per_million", chance(c.slab.failslab)),
         ("fail_page_alloc_per_million", chance(c.slab.fail_page_alloc)),
         ("max_map_count", c.max_map_count.to_string()),

@@ -17,11 +17,13 @@
 //! lock of this floor held.
 
 pub mod barn;
+pub mod debug;
 pub mod fault_inject;
 mod hooks;
 #[cfg(test)]
 mod invariants;
 pub mod kvfree_rcu;
+pub mod memcg;
 #[cfg(test)]
 mod kvfree_tests;
 #[cfg(test)]
@@ -46,6 +48,7 @@ pub mod stat;
 #[cfg(test)]
 mod tests;
 
+pub use debug::{BadFree, SlabReport, free_consistency_checks};
 pub use fault_inject::{FaultAttr, FaultInjection};
 pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, flush_rcu_sheaves, kvfree_call_rcu, kvfree_rcu_barrier};
 pub use page_alloc::{
@@ -100,6 +103,10 @@ pub struct SlabOptions {
     pub failslab: Option<FaultAttr>,
     /// `fail_page_alloc`: pages that are refused on purpose, those for slabs included.
     pub fail_page_alloc: Option<FaultAttr>,
+    /// SLAB_CONSISTENCY_CHECKS: each free is checked ([`debug`]).
+    pub debug: bool,
+    /// `SLAB_ACCOUNT` caches are charged to a cgroup ([`memcg`]).
+    pub memcg: bool,
     /// Bytes of a cache line, for `SLAB_HWCACHE_ALIGN`.
     pub cache_line: usize,
     /// Start of the secrets and permutations.
@@ -116,6 +123,8 @@ impl Default for SlabOptions {
             init_on_alloc: false,
             failslab: None,
             fail_page_alloc: None,
+            debug: false,
+            memcg: false,
             cache_line: 64,
             seed: 1,
         }
@@ -130,6 +139,10 @@ pub struct SlabState<A: Hardware> {
     pub rcu: KRef<RcuState<A>>,
     /// `kfree_rcu()`.
     pub kvfree: KRef<KvfreeRcu<A>>,
+    /// Which objects are allocated, in a debug kernel.
+    pub shadow: Option<KRef<debug::ShadowMap>>,
+    /// The cgroup charged, if any.
+    pub memcg: Option<KRef<memcg::Memcg<A>>>,
     /// What fails on purpose.
     pub faults: KRef<FaultInjection>,
     /// The modelled number of CPUs, from which slab orders follow.
@@ -164,6 +177,8 @@ pub fn kmem_cache_init<A: Hardware>(
             rcu,
             kvfree,
             faults,
+            shadow: options.debug.then(|| debug::ShadowMap::new(arena)),
+            memcg: options.memcg.then(|| memcg::Memcg::new(arena, &pages)),
             nr_cpus: nr_cpus.max(1),
             options,
             caches: Plain::new(null_mut()),

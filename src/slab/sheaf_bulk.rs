@@ -10,6 +10,7 @@
 //! stub: memory reserves (`pfmemalloc`).
 
 use super::barn::{MAX_FULL_SHEAVES, Refused};
+use super::hooks::slab_post_alloc_hook;
 use super::reuse::reuse_alloc;
 use super::sheaf::{
     __kmem_cache_free_bulk, PCS_BATCH_MAX, SlabSheaf, alloc_empty_sheaf, free_empty_sheaf, refill_sheaf,
@@ -328,9 +329,8 @@ pub unsafe fn kmem_cache_alloc_from_sheaf<A: Hardware>(
     let object = sheaf.pop() as *mut u8;
     s.stat(cpu, StatItem::SheafObjects);
     reuse_alloc(s.this_cpu(cpu), object as usize);
-    if s.init_on_alloc {
-        // SAFETY: a fresh object of ours.
-        unsafe { A::clear(object, s.object_size) };
+    if s.alloc_hooks {
+        slab_post_alloc_hook(cpu, s, object);
     }
     object
 }

@@ -8,6 +8,7 @@
 //! Only local objects go this way; for the others, and when no sheaf can be had, kfree_rcu() batches as it always did.
 
 use super::barn::{MAX_EMPTY_SHEAVES, MAX_FULL_SHEAVES};
+use super::hooks::{slab_free_hook, uncharge};
 use super::kvfree_rcu::kvfree_call_rcu;
 use super::reuse::reuse_free;
 use super::sheaf::{
@@ -58,6 +59,9 @@ pub fn __kfree_rcu_sheaf<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8
         return false;
     }
     reuse_free(s.this_cpu(cpu), p as usize);
+    if s.free_hooks {
+        slab_free_hook(s, p);
+    }
     // SAFETY: a sheaf in a CPU's block is nobody else's.
     let sheaf = unsafe { &*pcs.rcu_free.get() };
     sheaf.push(p as usize);
@@ -107,6 +111,7 @@ pub(crate) unsafe fn rcu_free_sheaf<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHea
         let sheaf = &*head.cast::<SlabSheaf<A>>();
         (sheaf, &*sheaf.cache.get())
     };
+    uncharge_sheaf(cpu, s, sheaf);
     let barn = &*s.barn[sheaf.node.get() as usize];
     // Limits without the lock: a few too many do no harm.
     if barn.nr_full.load(Relaxed) < MAX_FULL_SHEAVES {
@@ -121,6 +126,17 @@ pub(crate) unsafe fn rcu_free_sheaf<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHea
         return;
     }
     free_empty_sheaf(cpu, s, sheaf, s.sheaf_capacity);
+}
+
+/// Of `rcu_free_sheaf_prepare()`: the objects are nobody's from now on.
+pub(super) fn uncharge_sheaf<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, sheaf: &SlabSheaf<A>) {
+    if s.free_hooks {
+        for i in 0..sheaf.size() {
+            let object = sheaf.get(i);
+            // SAFETY: objects of this cache's slabs.
+            uncharge(cpu, s, unsafe { &*virt_to_slab::<A>(object as *const u8) }, object);
+        }
+    }
 }
 
 /// `flush_rcu_sheaf()`: this CPU's part-filled sheaf starts its grace period.

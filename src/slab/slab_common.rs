@@ -29,7 +29,7 @@ pub const SLAB_TYPESAFE_BY_RCU: u32 = 2;
 pub const SLAB_PANIC: u32 = 4;
 /// `SLAB_NO_SHEAVES`: 7.3, for caches that sheaves themselves come from.
 pub const SLAB_NO_SHEAVES: u32 = 1 << 8;
-/// `SLAB_ACCOUNT`: accepted; nothing is charged (slab.md 6.4).
+/// `SLAB_ACCOUNT`: objects are charged where [`SlabOptions::memcg`](super::SlabOptions::memcg) asks for it.
 pub const SLAB_ACCOUNT: u32 = 8;
 
 /// Smallest alignment of x86-64 and arm64.
@@ -229,6 +229,8 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
         A::label(n.as_ptr().cast(), size_of::<KmemCacheNode<A>>(), "kmem_cache_node");
         n
     });
+    let charged = s.options.memcg && a.flags & SLAB_ACCOUNT != 0;
+    let exts_cache = if charged { super::memcg::ensure_exts_cache(arena, s, g.objects) } else { None };
     let init_on_alloc = s.options.init_on_alloc && a.ctor.is_none() && !is_typesafe(a.flags);
     let cache = arena.boot_new(
         0,
@@ -240,7 +242,9 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
             cpu_sheaves,
             hardened: s.options.hardened,
             init_on_alloc,
-            alloc_hooks: init_on_alloc || s.options.failslab.is_some(),
+            alloc_hooks: init_on_alloc || s.options.failslab.is_some() || s.options.debug || exts_cache.is_some(),
+            free_hooks: s.options.debug || exts_cache.is_some(),
+            exts_cache,
             typesafe: is_typesafe(a.flags),
             size: g.size,
             object_size: a.size,
@@ -422,6 +426,11 @@ pub unsafe fn kmem_cache_destroy<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) ->
         // PORT: empty slabs of a kmalloc cache stay in the kernel; here they would look like a leak.
         // SAFETY: the caller's; no state of these caches is a CPU's.
         s.state.for_each_sheaf_cache(|c| _ = unsafe { kmem_cache_shrink(cpu, c) });
+    }
+    if let Some(c) = s.exts_cache {
+        // PORT: as for the sheaves' caches above. Arrays of a type-stable cache's slabs are back by now.
+        // SAFETY: the caller's.
+        unsafe { kmem_cache_shrink(cpu, &c) };
     }
     let mut at = &s.state.caches;
     while !at.get().is_null() && at.get().cast_const() != std::ptr::from_ref(s) {

@@ -26,7 +26,10 @@
 //! does not.
 
 use super::SLAB_TYPESAFE_BY_RCU;
-use super::hooks::{slab_alloc_hooked, slab_post_alloc_hook, slab_pre_alloc_hook};
+use super::hooks::{
+    slab_alloc_hooked, slab_free_hook, slab_free_hooked, slab_post_alloc_hook, slab_pre_alloc_hook, uncharge,
+};
+use super::memcg::free_slab_obj_exts;
 use super::page_alloc::{
     NUMA_NO_NODE, PG_NONE, PG_SLAB, Page, alloc_pages_node, destroy_compound_page, free_pages, prep_compound_page,
     virt_to_page,
@@ -430,6 +433,9 @@ pub(super) fn allocate_slab<'a, A: Hardware>(
     // SAFETY: the record of our block's first page, seen as a slab; nobody else knows it.
     let slab = unsafe { &*page.cast::<Slab<A>>() };
     slab.slab_cache.store(from_ref(s).cast_mut(), Relaxed);
+    if s.exts_cache.is_some() {
+        slab.obj_exts.store(0, Relaxed);
+    }
     slab.counters.store(SlabCounters::new(0, objects, false).0, Relaxed);
     // PORT: the position is the CPU's own random number, the kernel's one of its generator's.
     let pos = match &s.random_seq {
@@ -459,6 +465,9 @@ fn new_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, thisnode: bo
 pub unsafe fn kmem_cache_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) {
     // SAFETY: the caller's: an object is arena memory; a slab with an object in use stays one.
     unsafe {
+        if s.free_hooks {
+            return slab_free_hooked(cpu, s, p);
+        }
         let slab = &*virt_to_slab::<A>(p);
         if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
             wrong_slab(p as usize, s.name);
@@ -472,7 +481,7 @@ pub unsafe fn kmem_cache_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *m
 /// # Safety
 /// As [`kmem_cache_free`]; `object` lies in `slab` of `s`.
 #[inline(always)]
-unsafe fn slab_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, object: usize) {
+pub(super) unsafe fn slab_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, object: usize) {
     reuse_free(s.this_cpu(cpu), object);
     // SAFETY: the caller's.
     unsafe {
@@ -496,7 +505,11 @@ pub unsafe fn kfree<A: Hardware>(cpu: &Cpu<A>, p: *mut u8) {
     // SAFETY: the caller's, as above; the cache outlives its slabs.
     unsafe {
         let slab = &*virt_to_slab::<A>(p);
-        slab_free(cpu, &*slab.slab_cache.load(Relaxed), slab, p as usize);
+        let s = &*slab.slab_cache.load(Relaxed);
+        if s.free_hooks {
+            return slab_free_hooked(cpu, s, p);
+        }
+        slab_free(cpu, s, slab, p as usize);
     }
 }
 
@@ -740,6 +753,9 @@ fn __free_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>) {
     let order = if slab.counters().objects() == s.oo.1 { s.oo.0 } else { s.min.0 };
     let p = slab.address() as *mut u8;
     s.stat_add(cpu, StatItem::PagesGiven, 1 << order);
+    if s.exts_cache.is_some() {
+        free_slab_obj_exts(cpu, s, slab);
+    }
     slab.page_type.store(PG_NONE, Relaxed);
     // SAFETY: our block, of which nobody uses anything any more.
     unsafe {
@@ -838,6 +854,13 @@ fn alloc_bulk_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mu
 /// As [`kmem_cache_free`] for each.
 pub unsafe fn kmem_cache_free_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) {
     p.iter().for_each(|&o| reuse_free(s.this_cpu(cpu), o as usize));
+    if s.free_hooks {
+        for &o in p.iter() {
+            slab_free_hook(s, o);
+            // SAFETY: the caller's, or checked.
+            uncharge(cpu, s, unsafe { &*virt_to_slab::<A>(o) }, o as usize);
+        }
+    }
     if s.cpu_sheaves {
         // SAFETY: the caller's.
         return unsafe { free_to_pcs_bulk(cpu, s, p) };

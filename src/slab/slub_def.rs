@@ -81,7 +81,8 @@ pub struct Slab<A: Hardware> {
     pub(super) counters: Atomic<A, u64>,
     pub(super) page_type: Atomic<A, u32>,
     _refcount: Atomic<A, u32>,
-    _obj_exts: Atomic<A, u64>,
+    /// Array of a pointer an object, 0: none.
+    pub(super) obj_exts: Atomic<A, u64>,
 }
 
 const _: () = {
@@ -91,7 +92,7 @@ const _: () = {
     assert!(offset_of!(S, flags) == 0 && offset_of!(S, slab_cache) == 8);
     assert!(offset_of!(S, next) == 16 && size_of::<RcuHead<Native>>() == 16);
     assert!(offset_of!(S, freelist) == 32 && offset_of!(S, counters) == 40);
-    assert!(offset_of!(S, page_type) == 48 && offset_of!(S, _obj_exts) == 56);
+    assert!(offset_of!(S, page_type) == 48 && offset_of!(S, obj_exts) == 56);
     assert!(offset_of!(S, page_type) == offset_of!(Page<Native>, page_type));
     assert!(offset_of!(S, slab_cache) == offset_of!(Page<Native>, compound_head));
     type C = KmemCacheCpu<Native>;
@@ -269,6 +270,8 @@ pub struct KmemCache<A: Hardware> {
     pub(super) init_on_alloc: bool,
     /// Whether allocations take the way of `hooks.rs`.
     pub(super) alloc_hooks: bool,
+    /// Whether frees do.
+    pub(super) free_hooks: bool,
     pub(super) typesafe: bool,
     /// Bytes from one object to the next.
     pub(super) size: usize,
@@ -287,6 +290,8 @@ pub struct KmemCache<A: Hardware> {
     pub(super) node: KRef<[KRef<KmemCacheNode<A>>]>,
     /// Each node's barn; empty in a cache without sheaves.
     pub(super) barn: KRef<[KRef<NodeBarn<A>>]>,
+    /// Where the arrays of its objects' cgroups come from, if it is charged.
+    pub(super) exts_cache: Option<KRef<KmemCache<A>>>,
     pub(super) state: KRef<SlabState<A>>,
     /// Next in `slab_caches`.
     pub(super) list: Plain<Native, *mut KmemCache<A>>,

@@ -25,6 +25,8 @@ pub(super) const EXACT: SlabOptions = SlabOptions {
     init_on_alloc: false,
     failslab: None,
     fail_page_alloc: None,
+    debug: false,
+    memcg: false,
     cache_line: 64,
     seed: 7,
 };
