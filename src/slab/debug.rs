@@ -21,26 +21,33 @@ use std::fmt;
 /// Bytes that a bit of the map stands for.
 const GRAIN: usize = 8;
 
+/// One node's part of the map.
+struct NodeMap {
+    start: usize,
+    end: usize,
+    bits: KRef<[Atomic<Native, u64>]>,
+}
+
 /// Which objects are allocated.
 pub struct ShadowMap {
-    /// By node: first address, one behind the last, the map.
-    nodes: KRef<[(usize, usize, KRef<[Atomic<Native, u64>]>)]>,
+    nodes: KRef<[NodeMap]>,
 }
 
 impl ShadowMap {
     pub(super) fn new(arena: &Arena) -> KRef<Self> {
         let nodes = boot_slice(arena, 0, arena.nr_nodes() as usize, |nid| {
             let (start, end) = arena.node_range(nid as u32);
-            (start, end, boot_slice(arena, nid as u32, (end - start).div_ceil(GRAIN * 64), |_| Atomic::new(0)))
+            let bits = boot_slice(arena, nid as u32, (end - start).div_ceil(GRAIN * 64), |_| Atomic::new(0));
+            NodeMap { start, end, bits }
         });
         arena.boot_new(0, ShadowMap { nodes })
     }
 
     /// The word and bit of an address; `None` outside the arena.
     fn bit(&self, p: usize) -> Option<(&Atomic<Native, u64>, u64)> {
-        let (start, _, map) = self.nodes.iter().find(|n| (n.0..n.1).contains(&p))?;
-        let i = (p - start) / GRAIN;
-        Some((&map[i / 64], 1 << (i % 64)))
+        let n = self.nodes.iter().find(|n| (n.start..n.end).contains(&p))?;
+        let i = (p - n.start) / GRAIN;
+        Some((&n.bits[i / 64], 1 << (i % 64)))
     }
 
     /// Notes that `p` is handed out; whether it was not already.
@@ -133,6 +140,7 @@ impl fmt::Display for SlabReport {
 ///
 /// # Panics
 /// When the kernel was not booted with `debug`.
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "only the record of a page of the arena is read")]
 pub fn free_consistency_checks<A: Hardware>(s: &KmemCache<A>, p: *const u8) -> Result<(), SlabReport> {
     let map = s.state.shadow.as_ref().expect("booted with debug");
     let report = |what, slab| Err(SlabReport { what, cache: s.name, object: p as usize, slab });

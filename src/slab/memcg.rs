@@ -323,10 +323,8 @@ mod tests {
                     } else if !live.is_empty() {
                         let p = live.swap_remove((r >> 16) as usize % live.len());
                         // SAFETY: ours, freed once.
-                        if allocator != Allocator::Sheaves
-                            || r >> 40 & 3 != 0
-                            || unsafe { !kfree_rcu_sheaf(cpu, &s, p) }
-                        {
+                        let late = r >> 40 & 3 == 0 && unsafe { kfree_rcu_sheaf(cpu, &s, p) };
+                        if !late {
                             free(cpu, &s, p);
                         }
                     }
@@ -347,29 +345,6 @@ mod tests {
                     kmem_cache_destroy(&cpus[0], &free_of_charge).unwrap();
                 }
                 assert_eq!((m.usage(), k.outstanding()), (MemcgUsage::default(), 0));
-            }
-        }
-    }
-
-    #[test]
-    fn zz_measure() {
-        for memcg in [false, true, false, true, false, true] {
-            for allocator in [Allocator::Slub, Allocator::Sheaves] {
-                let k = boot(1, 1, 16, SlabOptions { allocator, memcg, ..SlabOptions::default() });
-                let cpu = crate::cpu::Cpu::for_test(0);
-                let s = k.cache(vma_args(0));
-                let p = get(&cpu, &s);
-                free(&cpu, &s, p);
-                let mut best = f64::MAX;
-                for _ in 0..30 {
-                    let t = std::time::Instant::now();
-                    for _ in 0..20_000 {
-                        let p = get(&cpu, &s);
-                        free(&cpu, &s, p);
-                    }
-                    best = best.min(t.elapsed().as_nanos() as f64 / 20_000.0);
-                }
-                println!("MEASURE {allocator:?} memcg {memcg} {best:.2} ns a pair");
             }
         }
     }

@@ -4,7 +4,8 @@
 //! [`page_alloc`] hands out pages by node; [`slub`] cuts them into objects the way Linux 6.12 does, from the structures
 //! of [`slub_def`] (per-CPU slabs, CPU partial stacks, node lists), or the way 7.3 does: [`sheaf`] and [`barn`] in front
 //! of [`slub_sheaves`]. [`Allocator`] chooses at boot. [`slab_common`] creates, shrinks and destroys caches; [`stat`]
-//! counts under the names of CONFIG_SLUB_STATS.
+//! counts under the names of CONFIG_SLUB_STATS. Options that a plain kernel does not pay for: [`fault_inject`], [`debug`],
+//! [`memcg`].
 //!
 //! Boot order: [`page_alloc_init`], [`kmem_cache_init`], any number of [`kmem_cache_create`] and other boot memory, then
 //! [`memblock_free_all`]. What is static in the kernel lives in [`SlabState`].
