@@ -4,6 +4,7 @@
 
 mod oracle;
 
+use super::pcp::{ALLOC_FACTOR, PCPF_PREV_FREE_HIGH_ORDER};
 use super::*;
 use crate::cpu::testing::for_test_set;
 
