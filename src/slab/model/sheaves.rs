@@ -470,8 +470,8 @@ impl Model for Sheaves {
             let empty = std::mem::take(&mut self.b.nodes[node].empty);
             self.b.add(cpu, C::sheaf_free, full.len() + empty);
             full.into_iter().rev().for_each(|s| self.flush_sheaf(cpu, s));
-            self.b.shrink_node(cpu, node);
         }
+        (0..self.b.p.nr_nodes).for_each(|n| self.b.shrink_node(cpu, n));
     }
 
     fn stack(&self, _cpu: usize) -> usize {
