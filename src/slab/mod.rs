@@ -24,9 +24,9 @@ mod hooks;
 #[cfg(test)]
 mod invariants;
 pub mod kvfree_rcu;
-pub mod memcg;
 #[cfg(test)]
 mod kvfree_tests;
+pub mod memcg;
 #[cfg(test)]
 mod model;
 pub mod page_alloc;
