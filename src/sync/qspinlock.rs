@@ -89,6 +89,7 @@ pub fn raw_spin_lock<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) {
 /// it was not.
 #[inline(always)]
 pub fn raw_spin_lock_timed<A: Arch>(cpu: &Cpu<A>, l: &RawSpinLock<A>) -> u64 {
+    cpu.preempt_disable();
     // ORDER: as in raw_spin_lock().
     match l.val.cmpxchg(0, Q_LOCKED_VAL, Acquire) {
         Ok(_) => 0,
