@@ -23,7 +23,9 @@ use faultline::init::{Kernel, KernelConfig, run_on_cpus, shutdown, start_kernel}
 use faultline::mm::kconfig::Config;
 use faultline::mm::vma_cache::kmem_cache_call_rcu::CallRcu;
 use faultline::mm::vma_lock::refcnt::Refcnt;
-use faultline::rcu::{RcuHead, call_rcu, rcu_barrier, rcu_read_lock, rcu_read_unlock, synchronize_rcu};
+use faultline::rcu::{
+    RcuHead, call_rcu, rcu_barrier, rcu_read_lock, rcu_read_unlock, synchronize_rcu, synchronize_rcu_expedited,
+};
 use faultline::slab::{Allocator, kfree, kmem_cache_alloc, kmem_cache_free, kvfree_call_rcu, kvfree_rcu_barrier};
 use mimalloc::MiMalloc;
 use peers::{Bench, Contender, Figure, ROW, Row, clobber, die};
@@ -559,9 +561,10 @@ fn latencies(b: &mut Bench, urcu: Option<&Liburcu>) {
     let machine = machine(&cpus, 64 << 20);
     let times = b.pick(2, 10, 100);
     let mut figures = Vec::new();
-    let waits: [(&str, u32, Wait); 2] = [
+    let waits: [(&str, u32, Wait); 3] = [
         ("synchronize_rcu, HZ 250", 250, |cpu, k| synchronize_rcu(cpu, &k.rcu)),
         ("synchronize_rcu, HZ 1000", 1000, |cpu, k| synchronize_rcu(cpu, &k.rcu)),
+        ("expedited, HZ 250", 250, |cpu, k| synchronize_rcu_expedited(cpu, &k.rcu)),
     ];
     for (name, hz, wait) in waits {
         let k = start_kernel::<K>(&machine, &KernelConfig::default().hz(hz));
