@@ -237,7 +237,9 @@ fn boundaries(b: &mut Bench, machine: &NativeMachine) {
         k.rcu.install_hooks(&live);
         let run = |cpu: &Cpu<Native>, n| {
             for _ in 0..n {
-                black_box(exit_to_user_mode(cpu));
+                if exit_to_user_mode(cpu).is_some() {
+                    rare();
+                }
                 clobber();
             }
         };

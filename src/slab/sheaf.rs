@@ -229,20 +229,20 @@ impl<A: Hardware> KmemCache<A> {
 
 /// The 7.3 half of `slab_alloc_node()`: 0 when out of memory.
 #[inline(always)]
-pub(super) fn slab_alloc_sheaves<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usize {
-    let object = alloc_from_pcs(cpu, s, node);
+pub(super) fn slab_alloc_sheaves<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheCpu<A>, node: u32) -> usize {
+    let object = alloc_from_pcs(cpu, s, c, node);
     if object != 0 { object } else { __slab_alloc(cpu, s, node) }
 }
 
 /// `alloc_from_pcs()`: 0 when the slabs have to be asked.
 #[inline(always)]
-fn alloc_from_pcs<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usize {
+fn alloc_from_pcs<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheCpu<A>, node: u32) -> usize {
     if node != NUMA_NO_NODE && node != cpu.node {
-        s.stat(cpu, StatItem::AllocNodeMismatch);
+        c.stat(StatItem::AllocNodeMismatch);
         return 0;
     }
     // SAFETY: only called for caches with percpu sheaves.
-    let pcs = unsafe { s.pcs(cpu) };
+    let pcs = unsafe { c.sheaves() };
     if !pcs.trylock() {
         return 0;
     }
@@ -258,12 +258,12 @@ fn alloc_from_pcs<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usi
     if node != NUMA_NO_NODE && object_nid::<A>(object) != node {
         // A refill took it from another node.
         pcs.unlock();
-        s.stat(cpu, StatItem::AllocNodeMismatch);
+        c.stat(StatItem::AllocNodeMismatch);
         return 0;
     }
     main.size.set(n);
     pcs.unlock();
-    s.stat(cpu, StatItem::AllocFastpath);
+    c.stat(StatItem::AllocFastpath);
     object
 }
 
@@ -330,8 +330,14 @@ fn __pcs_replace_empty_main<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, pcs: &S
 /// # Safety
 /// As [`kmem_cache_free`]; `object` lies in `slab` of `s`.
 #[inline(always)]
-pub(super) unsafe fn slab_free_sheaves<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, object: usize) {
-    if slab.nid() == cpu.node && free_to_pcs(cpu, s, object) {
+pub(super) unsafe fn slab_free_sheaves<A: Hardware>(
+    cpu: &Cpu<A>,
+    s: &KmemCache<A>,
+    c: &KmemCacheCpu<A>,
+    slab: &Slab<A>,
+    object: usize,
+) {
+    if slab.nid() == cpu.node && free_to_pcs(cpu, s, c, object) {
         return;
     }
     // SAFETY: the caller's.
@@ -342,9 +348,9 @@ pub(super) unsafe fn slab_free_sheaves<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<
 
 /// `free_to_pcs()`: whether a sheaf took the object, which is local.
 #[inline(always)]
-fn free_to_pcs<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, object: usize) -> bool {
+fn free_to_pcs<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheCpu<A>, object: usize) -> bool {
     // SAFETY: only called for caches with percpu sheaves.
-    let pcs = unsafe { s.pcs(cpu) };
+    let pcs = unsafe { c.sheaves() };
     if !pcs.trylock() {
         return false;
     }
@@ -357,7 +363,7 @@ fn free_to_pcs<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, object: usize) -> bo
     }
     main.push(object);
     pcs.unlock();
-    s.stat(cpu, StatItem::FreeFastpath);
+    c.stat(StatItem::FreeFastpath);
     true
 }
 

@@ -100,15 +100,16 @@ fn slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> *m
 /// the cache that both halves read anyway.
 #[inline(always)]
 pub(super) fn __slab_alloc_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usize {
-    let object = if s.cpu_sheaves { slab_alloc_sheaves(cpu, s, node) } else { slab_alloc_cpu_slab(cpu, s, node) };
-    reuse_alloc(s.this_cpu(cpu), object);
+    // Once: the kernel's is an offset to a segment register, here it is three loads and a comparison.
+    let c = s.this_cpu(cpu);
+    let object = if s.cpu_sheaves { slab_alloc_sheaves(cpu, s, c, node) } else { slab_alloc_cpu_slab(cpu, s, c, node) };
+    reuse_alloc(c, object);
     object
 }
 
 /// The 6.12 half of `slab_alloc_node()`.
 #[inline(always)]
-fn slab_alloc_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32) -> usize {
-    let c = s.this_cpu(cpu);
+fn slab_alloc_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheCpu<A>, node: u32) -> usize {
     loop {
         let tid = c.tid.load(Relaxed);
         // The number first: whatever is read below belongs to this transaction or makes the exchange fail.
@@ -482,13 +483,15 @@ pub unsafe fn kmem_cache_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *m
 /// As [`kmem_cache_free`]; `object` lies in `slab` of `s`.
 #[inline(always)]
 pub(super) unsafe fn slab_free<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, slab: &Slab<A>, object: usize) {
-    reuse_free(s.this_cpu(cpu), object);
+    // Once, as in __slab_alloc_node().
+    let c = s.this_cpu(cpu);
+    reuse_free(c, object);
     // SAFETY: the caller's.
     unsafe {
         if s.cpu_sheaves {
-            slab_free_sheaves(cpu, s, slab, object);
+            slab_free_sheaves(cpu, s, c, slab, object);
         } else {
-            do_slab_free(cpu, s, slab, object, object, 1);
+            do_slab_free(cpu, s, c, slab, object, object, 1);
         }
     }
 }
@@ -516,17 +519,17 @@ pub unsafe fn kfree<A: Hardware>(cpu: &Cpu<A>, p: *mut u8) {
 /// `do_slab_free()`: frees the chain `head..=tail` of `cnt` objects of one slab.
 ///
 /// # Safety
-/// The objects are allocated, of this slab of `s`, linked in order up to `tail`, and nobody else's.
+/// The objects are allocated, of this slab of `s`, linked in order up to `tail`, and nobody else's. `c` is this CPU's.
 #[inline(always)]
 unsafe fn do_slab_free<A: Hardware>(
     cpu: &Cpu<A>,
     s: &KmemCache<A>,
+    c: &KmemCacheCpu<A>,
     slab: &Slab<A>,
     head: usize,
     tail: usize,
     cnt: u32,
 ) {
-    let c = s.this_cpu(cpu);
     loop {
         let tid = c.tid.load(Relaxed);
         // As in slab_alloc_node().
@@ -870,7 +873,7 @@ pub unsafe fn kmem_cache_free_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, 
         // SAFETY: the caller's; then a chain of one slab, linked just now.
         unsafe {
             let df = build_detached_freelist(s, p, size);
-            do_slab_free(cpu, s, &*df.slab, df.freelist, df.tail, df.cnt);
+            do_slab_free(cpu, s, s.this_cpu(cpu), &*df.slab, df.freelist, df.tail, df.cnt);
             size = df.left;
         }
     }
