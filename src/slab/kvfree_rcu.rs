@@ -647,6 +647,16 @@ pub unsafe fn kvfree_call_rcu<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>, he
     }
 }
 
+/// `kfree_rcu()`: as [`kvfree_call_rcu`], for an object of `s`.
+///
+/// # Safety
+/// As [`kvfree_call_rcu`], with a head.
+#[inline]
+pub unsafe fn kfree_rcu<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, head: *mut RcuHead<A>, p: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe { kvfree_call_rcu(cpu, &s.state, head, p) }
+}
+
 /// When the monitor's timer of this CPU is due. A kernel thread looks after all that kernel threads armed.
 ///
 /// # Safety

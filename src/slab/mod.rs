@@ -51,7 +51,7 @@ mod tests;
 
 pub use debug::{BadFree, SlabReport, free_consistency_checks};
 pub use fault_inject::{FaultAttr, FaultInjection};
-pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, flush_rcu_sheaves, kvfree_call_rcu, kvfree_rcu_barrier};
+pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, flush_rcu_sheaves, kfree_rcu, kvfree_call_rcu, kvfree_rcu_barrier};
 pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
     drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
@@ -61,7 +61,6 @@ pub use sheaf::SlabSheaf;
 pub use sheaf_bulk::{
     kmem_cache_alloc_from_sheaf, kmem_cache_prefill_sheaf, kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
 };
-pub use sheaf_rcu::kfree_rcu;
 pub use slab_common::{
     KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_NO_SHEAVES, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU,
     kmalloc_cache_create, kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,

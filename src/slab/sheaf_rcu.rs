@@ -9,7 +9,6 @@
 
 use super::barn::{MAX_EMPTY_SHEAVES, MAX_FULL_SHEAVES};
 use super::hooks::{slab_free_hook, uncharge};
-use super::kvfree_rcu::kvfree_call_rcu;
 use super::reuse::reuse_free;
 use super::sheaf::{
     SlabSheaf, SlubPercpuSheaves, alloc_empty_sheaf, free_empty_sheaf, rcu_free_sheaf_nobarn, sheaf_flush_unused,
@@ -30,20 +29,6 @@ use std::ptr::null_mut;
 pub unsafe fn kfree_rcu_sheaf<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: *mut u8) -> bool {
     // SAFETY: the caller's.
     s.sheaf_capacity != 0 && unsafe { &*virt_to_slab::<A>(p) }.nid() == cpu.node && __kfree_rcu_sheaf(cpu, s, p)
-}
-
-/// `kfree_rcu()` of 7.3: to a sheaf, or to the batches; `head` lies in the object.
-///
-/// # Safety
-/// As [`kvfree_call_rcu`].
-#[inline]
-pub unsafe fn kfree_rcu<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, head: *mut RcuHead<A>, p: *mut u8) {
-    // SAFETY: the caller's.
-    unsafe {
-        if !kfree_rcu_sheaf(cpu, s, p) {
-            kvfree_call_rcu(cpu, &s.state, head, p);
-        }
-    }
 }
 
 /// `__kfree_rcu_sheaf()`: as [`kfree_rcu_sheaf`], for an object that is local, of a cache with sheaves.

@@ -141,7 +141,8 @@ fn mapping_over<K: Kconfig<A = Native>>(slab: Allocator) {
                 assert_eq!((l[..3].to_vec(), l.len()), (vec![(0, 2), (3, 4), (4, 85)], 6), "{l:?}");
             },
         );
-        assert!(refused >= 8 && failed >= 6, "{refused} {failed}");
+        // A sheaf of nodes is one allocation, chained nodes are one each.
+        assert!(refused >= 8 && failed >= 5, "{refused} {failed}");
     });
 }
 

@@ -13,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::mm::mm_types::{VmaRef, vm_rcu, vma_state};
 use crate::mm::vma_lock::VmaLock;
 use crate::mm::vmstat::warn_on_once;
-use crate::slab::{KmemCacheArgs, kvfree_call_rcu};
+use crate::slab::{KmemCacheArgs, kfree_rcu};
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ impl VmaCache for KfreeRcu {
         // SAFETY: the caller's: the VMA is out of the tree; its first two words are the head's.
         unsafe {
             let st = vma_state::<A, L>(vma);
-            kvfree_call_rcu(cpu, &st.slab, vm_rcu::<A, L>(vma), vma.as_ptr().cast());
+            kfree_rcu(cpu, &st.vm_area_cachep, vm_rcu::<A, L>(vma), vma.as_ptr().cast());
         }
     }
 }

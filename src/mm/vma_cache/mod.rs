@@ -32,8 +32,6 @@ pub struct VmaState<A: Hardware> {
     pub vma_lock_cachep: Option<KRef<KmemCache<A>>>,
     /// RCU.
     pub rcu: KRef<RcuState<A>>,
-    /// The allocator.
-    pub slab: KRef<SlabState<A>>,
 }
 
 /// A way to allocate and free VMAs.
@@ -69,7 +67,7 @@ pub fn vma_state_init<A: Hardware, L: VmaLock, C: VmaCache>(
         let args = C::vma_lock_args(size_of::<super::mm_types::VmaLockObject<A>>());
         kmem_cache_create(arena, slab, args)
     });
-    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu, slab })
+    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu })
 }
 
 /// `__vm_area_free()`: lock object first, then the VMA, to the allocator.
