@@ -81,6 +81,8 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         ),
         (v(&["run", "--variant", "v6.12", "--workload", "pft"]), &["--workload", "pft", "anon_fault"]),
         (v(&["run", "--workload", "brk1"]), &["--variant", "v6.12"]),
+        (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--rcu", "lazy"]), &["--rcu", "nocb,lazy"]),
+        (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--rcu", "boost"]), &["--rcu", "expedited"]),
         (with(&["--host", "no-such-host"]), &["--host", "no-such-host"]),
         (with(&["--host", &xml, "--world", "sim"]), &["--host", "not-hwloc.xml"]),
         (with(&["--threads", "100000"]), &["--threads", "100000"]),
@@ -146,6 +148,31 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
 }
 
 #[test]
+fn options_of_the_kernel_are_recorded_and_balances_hold_under_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("o.jsonl");
+    let out = path.to_string_lossy();
+    let base = ["run", "--variant", "main", "--workload", "brk1,mmap_churn", "--threads", "1", "--trials", "1"];
+    let rest = ["--seconds", "0.02", "--warm-up", "0.002", "--out", &out];
+    for (args, key, value) in [
+        (&["--rcu", "nocb"][..], "rcu_nocbs", "all"),
+        (&["--rcu", "nocb,lazy", "--qs-policy", "always"], "rcu_lazy", "true"),
+        (&["--rcu", "expedited,normal-wake-from-gp"], "rcu_expedited", "true"),
+        (&["--memcg", "--init-on-alloc", "--wait", "spin"], "init_on_alloc", "true"),
+        (&["--qs-policy", "timer", "--hz", "1000"], "hz", "1000"),
+    ] {
+        let _ = std::fs::remove_file(&path);
+        ok(&[&base[..], args, &rest].concat());
+        let rows = records(&path);
+        assert_eq!(rows.len(), 10, "{args:?}");
+        for r in &rows {
+            assert!(r.get("errors").is_none(), "{args:?}: {r}");
+            assert_eq!(r["kconfig"][key], value, "{args:?}");
+        }
+    }
+}
+
+#[test]
 fn every_world_gives_records_whose_balances_hold() {
     let dir = tempfile::tempdir().unwrap();
     for (world, args) in [
@@ -159,7 +186,8 @@ fn every_world_gives_records_whose_balances_hold() {
         all.extend(args);
         ok(&all);
         let rows = records(&path);
-        let samples = if world == "sim" { 8 } else { 2 * 4 * if world == "kernel" { 1 } else { 2 } };
+        let workloads = faultline::workload::LIST.len();
+        let samples = workloads * if world == "native" { 4 } else { 2 };
         assert_eq!(rows.len(), samples, "{world}");
         for r in &rows {
             assert_eq!(r["schema"], 1);

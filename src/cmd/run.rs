@@ -86,6 +86,16 @@ pub struct Args {
     /// When a tick is a quiescent state: user-only, preempt-zero, always; timer: as a timer signal finds it (native)
     #[arg(long, default_value = "preempt-zero")]
     qs_policy: String,
+    /// RCU's options: nocb (callbacks called by a thread), lazy (with nocb: up to 10 s later), expedited,
+    /// normal-wake-from-gp
+    #[arg(long, value_delimiter = ',')]
+    rcu: Vec<String>,
+    /// Charge accounted objects to a memory cgroup, as a kernel with CONFIG_MEMCG does
+    #[arg(long)]
+    memcg: bool,
+    /// Clear objects and pages when they are allocated (init_on_alloc=1)
+    #[arg(long)]
+    init_on_alloc: bool,
     /// How a worker that sleeps waits: futex (dearer than a kernel's sleep), spin (polls its word: cheaper)
     #[arg(long, default_value = "futex")]
     wait: String,
@@ -95,9 +105,6 @@ pub struct Args {
     /// Refuse allocations of objects on purpose (failslab), by chance: 0.001 or 1/1000, at most 0.5
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_slab: Option<u32>,
-    /// Charge accounted objects to a memory cgroup, as a kernel with CONFIG_MEMCG does
-    #[arg(long)]
-    memcg: bool,
     /// Refuse pages on purpose (fail_page_alloc), by chance
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_page: Option<u32>,
@@ -266,6 +273,21 @@ fn request(a: &Args) -> Result<Request, Failure> {
     let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy).wait(wait);
     let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, ..kernel };
     kernel.slab.memcg = a.memcg;
+    kernel.slab.init_on_alloc = a.init_on_alloc;
+    for option in once(&a.rcu) {
+        match option {
+            "nocb" => kernel.rcu.nocb = true,
+            "lazy" => kernel.rcu.lazy = true,
+            "expedited" => kernel.rcu.expedited = true,
+            "normal-wake-from-gp" => kernel.rcu.normal_wake_from_gp = true,
+            o => {
+                return Err(Failure::Input(format!("--rcu {o}: accepted: nocb, lazy, expedited, normal-wake-from-gp")));
+            }
+        }
+    }
+    if kernel.rcu.lazy && !kernel.rcu.nocb {
+        return Err(Failure::Input("--rcu lazy: only offloaded callbacks can be lazy; say --rcu nocb,lazy".into()));
+    }
     kernel.slab.failslab = a.fail_slab.map(FaultAttr::per_million);
     kernel.slab.fail_page_alloc = a.fail_page.map(FaultAttr::per_million);
     if a.fail_slab.is_some() || a.fail_page.is_some() {

@@ -471,7 +471,7 @@ fn synchronize_rcu_takes_the_way_it_is_told() {
 #[test]
 fn the_list_of_synchronize_rcu_takes_64() {
     let cfg = RcuConfig { normal_wake_from_gp: true, ..RcuConfig::default() };
-    let ran = run(70, cfg, 0, |cpu, rcu| synchronize_rcu(cpu, rcu));
+    let ran = run(70, cfg, 0, synchronize_rcu);
     assert_eq!((ran.sum(RcuExtCounter::SrsWakeups), ran.sum(RcuExtCounter::SrsFallbacks)), (64, 6));
 }
 

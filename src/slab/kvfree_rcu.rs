@@ -609,11 +609,12 @@ fn add_ptr_to_bulk<A: Hardware>(
 /// may be overwritten. With a null head the caller may sleep.
 #[inline]
 pub unsafe fn kvfree_call_rcu<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>, head: *mut RcuHead<A>, ptr: *mut u8) {
-    // SAFETY: the caller's: the object lies in a slab, whose cache outlives it.
-    if slab.options.allocator == Allocator::Sheaves
-        && unsafe { kfree_rcu_sheaf(cpu, &*(*virt_to_slab::<A>(ptr)).slab_cache.load(Relaxed), ptr) }
-    {
-        return;
+    if slab.options.allocator == Allocator::Sheaves {
+        // SAFETY: the caller's: the object lies in a slab, whose cache outlives it.
+        let taken = unsafe { kfree_rcu_sheaf(cpu, &*(*virt_to_slab::<A>(ptr)).slab_cache.load(Relaxed), ptr) };
+        if taken {
+            return;
+        }
     }
     let st = &*slab.kvfree;
     let krcp = st.krc.this(cpu);

@@ -177,7 +177,8 @@ fn mutex_can_spin_on_owner<A: Arch>(cpu: &Cpu<A>, lock: &Mutex<A>) -> bool {
 
 /// `mutex_optimistic_spin()`: whether it got the lock. The first waiter spins beside the queue of spinners.
 fn mutex_optimistic_spin<A: Arch>(cpu: &Cpu<A>, lock: &Mutex<A>, is_waiter: bool) -> bool {
-    if !is_waiter && !(mutex_can_spin_on_owner(cpu, lock) && osq_lock(cpu, &lock.osq)) {
+    let may_spin = is_waiter || mutex_can_spin_on_owner(cpu, lock) && osq_lock(cpu, &lock.osq);
+    if !may_spin {
         return false;
     }
     let taken = loop {

@@ -883,10 +883,10 @@ impl<A: Arch> RwSemaphore<A> {
     pub(crate) fn in_state(readers: i64, [writer, waiters, handoff]: [bool; 3]) -> Self {
         let s = Self::new();
         s.count.store(
-            readers * RWSEM_READER_BIAS
-                | i64::from(writer) * RWSEM_WRITER_LOCKED
-                | i64::from(waiters) * RWSEM_FLAG_WAITERS
-                | i64::from(handoff) * RWSEM_FLAG_HANDOFF,
+            (readers * RWSEM_READER_BIAS)
+                | (i64::from(writer) * RWSEM_WRITER_LOCKED)
+                | (i64::from(waiters) * RWSEM_FLAG_WAITERS)
+                | (i64::from(handoff) * RWSEM_FLAG_HANDOFF),
             Relaxed,
         );
         s

@@ -128,8 +128,8 @@ fn enough(start: Instant, slept: u64) -> bool {
 #[test]
 fn rcuwait_loses_no_wake_up() {
     for (_, wait) in Wait::ALL {
-        let waits = [const { () }; 2].map(|()| Rcuwait::<Delayed>::new());
-        let turns = [const { () }; 2].map(|()| Atomic::<Delayed, u64>::new(0));
+        let waits = [0; 2].map(|_| Rcuwait::<Delayed>::new());
+        let turns = [0; 2].map(|_| Atomic::<Delayed, u64>::new(0));
         let slept = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let start = Instant::now();
