@@ -18,11 +18,14 @@
 //! Cannot tell: what the kernel's scheduler makes of a kworker beside fully loaded CPUs; the port's runs where the host
 //! puts it, and on a machine without a spare CPU takes its time from some worker, as the kernel's does.
 
+use super::kvfree_def::{
+    BulkList, Counter, KVFREE_BULK_MAX_ENTR, KfreeRcuCpu, KfreeRcuCpuWork, KvfreeRcuBulkData, KvfreeStats, load_snap,
+    store_snap,
+};
 use super::page_alloc::{alloc_page, free_page};
 use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, kfree_rcu_sheaf};
 use super::slub::{kfree, kmem_cache_free_bulk};
 use super::slub_def::{KmemCache, virt_to_slab};
-use super::stat::Unpriced;
 use super::{Allocator, PageAllocator, SlabState};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Acquire, Arena, Atomic, Full, Hardware, Plain, Relaxed, Release};
@@ -38,152 +41,8 @@ use std::ptr::{null_mut, slice_from_raw_parts_mut};
 
 /// `KFREE_DRAIN_JIFFIES`, in seconds.
 const KFREE_DRAIN_S: u64 = 5;
-/// `KFREE_N_BATCHES`
-const KFREE_N_BATCHES: usize = 2;
 /// `rcu_min_cached_objs`
 const RCU_MIN_CACHED_OBJS: u32 = 5;
-/// `KVFREE_BULK_MAX_ENTR`: pointers of a block.
-pub const KVFREE_BULK_MAX_ENTR: usize = (PAGE_SIZE - 40) / size_of::<usize>();
-
-/// `struct kvfree_rcu_bulk_data`: a block, one page.
-#[repr(C)]
-struct KvfreeRcuBulkData<A: Hardware> {
-    next: Plain<A, *mut KvfreeRcuBulkData<A>>,
-    prev: Plain<A, *mut KvfreeRcuBulkData<A>>,
-    gp_snap: [Plain<A, u64>; 2],
-    nr_records: Plain<A, u64>,
-    records: [Plain<A, *mut u8>; KVFREE_BULK_MAX_ENTR],
-}
-
-const _: () = {
-    type B = KvfreeRcuBulkData<crate::arch::Native>;
-    assert!(KVFREE_BULK_MAX_ENTR == 507 && offset_of!(B, records) == 40 && size_of::<B>() == PAGE_SIZE);
-};
-
-/// A list of blocks, newest first.
-#[repr(C)]
-struct BulkList<A: Hardware> {
-    first: Atomic<A, *mut KvfreeRcuBulkData<A>>,
-    last: Plain<A, *mut KvfreeRcuBulkData<A>>,
-}
-
-impl<A: Hardware> BulkList<A> {
-    fn new() -> Self {
-        BulkList { first: Atomic::new(null_mut()), last: Plain::new(null_mut()) }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.first.load(Relaxed).is_null()
-    }
-
-    /// `list_add()`
-    ///
-    /// # Safety
-    /// `b` is a block on no list; the list's lock is held.
-    unsafe fn add(&self, b: *mut KvfreeRcuBulkData<A>) {
-        let first = self.first.load(Relaxed);
-        // SAFETY: the caller's; members of the list are blocks.
-        unsafe {
-            (*b).prev.set(null_mut());
-            (*b).next.set(first);
-            if first.is_null() {
-                self.last.set(b);
-            } else {
-                (*first).prev.set(b);
-            }
-        }
-        self.first.store(b, Relaxed);
-    }
-
-    /// Takes the oldest off.
-    ///
-    /// # Safety
-    /// The list's lock is held; the list is not empty.
-    unsafe fn del_last(&self) -> *mut KvfreeRcuBulkData<A> {
-        let b = self.last.get();
-        // SAFETY: the caller's.
-        let prev = unsafe { (*b).prev.get() };
-        self.last.set(prev);
-        if prev.is_null() {
-            self.first.store(null_mut(), Relaxed);
-        } else {
-            // SAFETY: a member.
-            unsafe { (*prev).next.set(null_mut()) };
-        }
-        b
-    }
-
-    /// `list_replace_init()`: all of it; the newest.
-    fn take(&self) -> *mut KvfreeRcuBulkData<A> {
-        let first = self.first.load(Relaxed);
-        self.first.store(null_mut(), Relaxed);
-        self.last.set(null_mut());
-        first
-    }
-}
-
-/// `struct kfree_rcu_cpu_work`: a batch, which waits for a grace period and then for the kworker.
-#[repr(C)]
-struct KfreeRcuCpuWork<A: Hardware> {
-    /// `rcu_work`: its work and its head.
-    work: Work<A>,
-    rcu: RcuHead<A>,
-    head_free: Atomic<A, *mut RcuHead<A>>,
-    head_free_gp_snap: [Plain<A, u64>; 2],
-    bulk_head_free: BulkList<A>,
-    krcp: Plain<A, *mut KfreeRcuCpu<A>>,
-}
-
-/// `struct kfree_rcu_cpu`
-#[repr(C, align(64))]
-pub(super) struct KfreeRcuCpu<A: Hardware> {
-    head: Atomic<A, *mut RcuHead<A>>,
-    head_gp_snap: Plain<A, u64>,
-    head_count: Atomic<A, u32>,
-    bulk_head: BulkList<A>,
-    bulk_count: Atomic<A, u32>,
-    krw_arr: [KfreeRcuCpuWork<A>; KFREE_N_BATCHES],
-    lock: RawSpinLock<A>,
-    monitor_work: Work<A>,
-    /// When the timer of the monitor fires, jiffies; 0: it is not armed.
-    monitor_expires: Atomic<A, u64>,
-    /// It was armed to fire at the next jiffy: nothing is sooner.
-    monitor_soon: Plain<A, u8>,
-    /// The CPU at whose tick it does.
-    monitor_cpu: Atomic<A, u32>,
-    page_cache_work: Work<A>,
-    work_in_progress: Atomic<A, u32>,
-    bkvcache: Plain<A, *mut KvfreeRcuBulkData<A>>,
-    nr_bkv_objs: Atomic<A, u32>,
-    /// Back to the state that owns it: a work is given nothing else.
-    state: Plain<A, *mut KvfreeRcu<A>>,
-    stat: KvfreeStats,
-}
-
-/// What is counted: by the CPU that queues, and by the one that frees.
-#[derive(Default)]
-struct KvfreeStats {
-    queued: Counter,
-    freed: Counter,
-    chained: Counter,
-    blocks: Counter,
-    monitors: Counter,
-    batches: Counter,
-    busy: Counter,
-}
-
-struct Counter(Unpriced);
-impl Default for Counter {
-    fn default() -> Self {
-        Counter(Plain::new(0))
-    }
-}
-impl Counter {
-    fn add(&self, n: u64) {
-        self.0.set(self.0.get().wrapping_add(n));
-    }
-}
-
 /// The engine of a kernel: `krc` and its queue.
 pub struct KvfreeRcu<A: Hardware> {
     krc: PerCpu<A, KfreeRcuCpu<A>>,
@@ -259,15 +118,6 @@ pub(super) fn kvfree_rcu_init<A: Hardware>(
         }
     }
     state
-}
-
-fn load_snap<A: Hardware>(s: &[Plain<A, u64>; 2]) -> RcuGpOldstate {
-    RcuGpOldstate { rgos_norm: s[0].get(), rgos_exp: s[1].get() }
-}
-
-fn store_snap<A: Hardware>(s: &[Plain<A, u64>; 2], v: RcuGpOldstate) {
-    s[0].set(v.rgos_norm);
-    s[1].set(v.rgos_exp);
 }
 
 /// `get_cached_bnode()`; the lock is held.

@@ -2,7 +2,7 @@
 //! `kfree_rcu()`: exact counts of small sequences, and objects that readers hold on simulated CPUs while others replace
 //! and free them: none changes under a reader, none is lost. An engine that does not wait must fail the same test.
 
-use super::kvfree_rcu::KVFREE_BULK_MAX_ENTR;
+use super::kvfree_def::KVFREE_BULK_MAX_ENTR;
 use super::tests::{EXACT, Kernel, boot, get, vma_args};
 use super::*;
 use crate::arch::sim::{Jitter, SimConfig, SimMachine};

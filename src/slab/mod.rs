@@ -23,6 +23,7 @@ pub mod fault_inject;
 mod hooks;
 #[cfg(test)]
 mod invariants;
+mod kvfree_def;
 pub mod kvfree_rcu;
 #[cfg(test)]
 mod kvfree_tests;
