@@ -13,7 +13,7 @@ use crate::sync::{
     Rcuwait, RwSemaphore, down_read, down_write, rcuwait_wait_event, rcuwait_wake_up, up_read, up_write,
 };
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 std::thread_local! {
@@ -131,7 +131,7 @@ fn rcuwait_loses_no_wake_up() {
         let waits = [0; 2].map(|_| Rcuwait::<Delayed>::new());
         let turns = [0; 2].map(|_| Atomic::<Delayed, u64>::new(0));
         let slept = AtomicU64::new(0);
-        let stop = AtomicBool::new(false);
+        let last = AtomicU64::new(u64::MAX);
         let start = Instant::now();
         on_cpus_of::<Delayed>(for_test_set_waiting(2, wait), 2, |cpu| {
             let (me, other) = (cpu.id as usize, 1 - cpu.id as usize);
@@ -139,9 +139,8 @@ fn rcuwait_loses_no_wake_up() {
             let mut seen = 0;
             loop {
                 turn += 1;
-                let last = me == 0 && enough(start, slept.load(Ordering::Relaxed));
-                if last {
-                    stop.store(true, Ordering::Relaxed);
+                if me == 0 && enough(start, slept.load(Ordering::Relaxed)) {
+                    last.store(turn, Ordering::Relaxed);
                 }
                 turns[me].store(turn, Release);
                 rcuwait_wake_up(&waits[other]);
@@ -149,8 +148,8 @@ fn rcuwait_loses_no_wake_up() {
                 let n = cpu.counters.get(SchedCounter::SchedSleeps);
                 slept.fetch_add(n - seen, Ordering::Relaxed);
                 seen = n;
-                // Stored before CPU 0's last turn, which the other has just seen.
-                if stop.load(Ordering::Relaxed) {
+                // Both take the same last turn: the other may learn of it while it is still in the one before.
+                if turn >= last.load(Ordering::Relaxed) {
                     break;
                 }
             }
