@@ -63,8 +63,8 @@ pub use sheaf_bulk::{
     kmem_cache_alloc_from_sheaf, kmem_cache_prefill_sheaf, kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
 };
 pub use slab_common::{
-    KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_NO_SHEAVES, SLAB_PANIC, SLAB_TYPESAFE_BY_RCU,
-    kmalloc_cache_create, kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
+    __kmem_cache_create_args, KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_NO_SHEAVES, SLAB_PANIC,
+    SLAB_TYPESAFE_BY_RCU, kmalloc_cache_create, kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
 };
 pub use slub::{
     flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_node,

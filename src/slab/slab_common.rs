@@ -190,15 +190,30 @@ pub fn calculate_sizes_for(
     })
 }
 
-/// `kmem_cache_create()`, at boot.
+/// `kmem_cache_create()` with `SLAB_PANIC`, at boot: a cache that the kernel cannot do without.
 ///
 /// # Panics
-/// When the arguments are refused (see [`calculate_sizes`]) or boot memory is out.
+/// When the arguments are refused (see [`__kmem_cache_create_args`]) or boot memory is out.
 pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: KmemCacheArgs) -> KRef<KmemCache<A>> {
-    let g = match calculate_sizes_for(&a, s.nr_cpus, s.options.cache_line, s.options.allocator) {
-        Ok(g) => g,
+    match __kmem_cache_create_args(arena, s, a) {
+        Ok(cache) => cache,
         Err(e) => panic!("cannot create slab cache {}: {e:?} ({a:?})", a.name),
-    };
+    }
+}
+
+/// `__kmem_cache_create_args()`, at boot: as [`kmem_cache_create`], for callers that can do without.
+///
+/// # Errors
+/// `EINVAL` for arguments that [`calculate_sizes`] refuses; nothing was created then.
+///
+/// # Panics
+/// When boot memory is out.
+pub fn __kmem_cache_create_args<A: Hardware>(
+    arena: &Arena,
+    s: KRef<SlabState<A>>,
+    a: KmemCacheArgs,
+) -> Result<KRef<KmemCache<A>>, Errno> {
+    let g = calculate_sizes_for(&a, s.nr_cpus, s.options.cache_line, s.options.allocator)?;
     let cpu_sheaves = s.options.allocator == Allocator::Sheaves;
     if g.sheaf_capacity != 0 {
         SlabState::ensure_sheaf_cache(s, arena, g.sheaf_capacity);
@@ -268,7 +283,7 @@ pub fn kmem_cache_create<A: Hardware>(arena: &Arena, s: KRef<SlabState<A>>, a: K
         own_percpu_sheaves(&cache);
     }
     s.caches.set(cache.as_ptr());
-    cache
+    Ok(cache)
 }
 
 /// `kmalloc_size_index()`: bytes of the class that serves `size`; `None` above 8 KiB, where pages are served directly.

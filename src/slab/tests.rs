@@ -167,6 +167,31 @@ fn free_pointer_and_alignment_are_the_kernels() {
     assert_eq!(kmalloc_class(8193), None);
 }
 
+#[test]
+fn a_cache_that_cannot_be_is_refused_and_leaves_nothing() {
+    for allocator in [Allocator::Slub, Allocator::Sheaves] {
+        let k = boot(2, 1, 8, SlabOptions { allocator, ..EXACT });
+        let count = || {
+            let mut n = 0;
+            k.slab.for_each_cache(|_| n += 1);
+            n
+        };
+        let before = count();
+        for bad in [
+            KmemCacheArgs { size: 4, ..vma_args(0) },
+            KmemCacheArgs { align: 24, ..vma_args(0) },
+            KmemCacheArgs { size: 64 << 20, ..vma_args(0) },
+            KmemCacheArgs { freeptr_offset: Some(188), ..vma_args(SLAB_TYPESAFE_BY_RCU) },
+            KmemCacheArgs { freeptr_offset: Some(0), ..vma_args(0) },
+        ] {
+            let got = __kmem_cache_create_args(&k.arena, k.slab, bad).map(|_| ());
+            assert_eq!(got, Err(Errno::EINVAL), "{bad:?}");
+            assert_eq!(count(), before);
+        }
+        assert!(__kmem_cache_create_args(&k.arena, k.slab, vma_args(0)).is_ok());
+    }
+}
+
 /// Both ways of storing links must give the same counts.
 fn exact(f: impl Fn(&Kernel, &Cpu<Native>, &KmemCache<Native>)) {
     for hardened in [false, true] {
