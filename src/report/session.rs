@@ -92,6 +92,8 @@ pub struct Session {
 /// Memory a worker may need at most: pages it touches, page tables, and what waits for a grace period (brk1 under
 /// call_rcu frees a few objects of 256 bytes every half microsecond for some tens of milliseconds).
 const BYTES_PER_WORKER: usize = 192 << 20;
+/// The same natively, where the host may keep the grace-period thread off its CPUs for some tenths of a second.
+const NATIVE_BYTES_PER_WORKER: usize = 512 << 20;
 
 impl Session {
     /// Checks the request against the host.
@@ -289,7 +291,9 @@ impl Session {
         let distance = |a: u32, b: u32| topo.distance.rows[row(a)][row(b)];
         let most = nodes.iter().map(|n| slots.iter().filter(|s| s.node == *n).count()).max().unwrap_or(1);
         let share = (ARENA_SIZE / 2) / nodes.len();
-        let bytes = (BYTES_PER_WORKER * most + (64 << 20)).min(share);
+        let native = self.request.world == World::Native;
+        let each = if native { NATIVE_BYTES_PER_WORKER } else { BYTES_PER_WORKER };
+        let bytes = (each * most + (64 << 20)).min(share);
         match self.request.world {
             World::Native => {
                 let bytes = bytes.min(available_memory() / 2 / nodes.len());

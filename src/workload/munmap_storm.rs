@@ -4,7 +4,7 @@
 //! Pages and holes alternate, so that no mapping merges with its neighbour. Every other mapping is written once. Each
 //! thread has a place of its own, bounded by mappings that stay, in tables of its own.
 //!
-//! A pass is cut into steps of [`CHUNK`] mappings, and a last step unmaps; a thread can so end its span between chunks,
+//! A pass is cut into steps of `CHUNK` mappings, and a last step unmaps; a thread can so end its span between chunks,
 //! at most a chunk or one munmap late. Operations count when they are mapped, so a span is fair to a pass more or less
 //! of unmapping: a percent in a second.
 
