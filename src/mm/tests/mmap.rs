@@ -7,6 +7,8 @@ use crate::cpu::Errno;
 use crate::mm::memory::get_mm_counter_sum;
 use crate::mm::mm_types::{MM_ANONPAGES, MMAP_BASE};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
+use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
+use crate::mm::vma_lock::StartRead;
 use crate::mm::{FaultError, do_mmap, madvise_dontneed, vm_mmap, vm_munmap};
 
 on_every_variant! {
@@ -19,6 +21,7 @@ on_every_variant! {
     fn the_map_count_limit_holds = limit;
     fn tables_go_when_nothing_overlaps_them = tables;
     fn each_unmap_downgrades_and_each_section_leaves_an_even_number = sections;
+    fn sequence_numbers_may_wrap_and_the_writers_hole_is_the_kernels = wrap;
 }
 
 fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
@@ -202,5 +205,37 @@ fn sections<K: Kconfig<A = Native>>(slab: Allocator) {
         write(cpu, k, mm, 1);
         assert_eq!(cpu.counters.get(VmEvent::VmaLockSuccess), 1, "the section's locks are gone");
         assert!(!mm.mmap_lock.is_locked());
+    });
+}
+
+/// L15 of the lock invariants. A wrap can only make a VMA look locked; but a writer whose section has the very number that
+/// the VMA was last marked with takes it for its own and does not wait for readers: 2^31 sections apart, in the kernel
+/// as here.
+fn wrap<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
+        let seq = mm.mm_lock_seq.word();
+        vm_mmap(cpu, k, mm, Some(BASE), 2 * P, RW).unwrap();
+        write(cpu, k, mm, 0);
+        seq.store(u32::MAX - 5, Relaxed);
+        for i in 1..=8 {
+            vm_mmap(cpu, k, mm, Some(BASE + 16 * i * P), 2 * P, RW).unwrap();
+            write(cpu, k, mm, 16 * i);
+            write(cpu, k, mm, 1);
+            vm_munmap(cpu, k, mm, BASE + 16 * i * P, 2 * P).unwrap();
+        }
+        assert!(seq.load(Relaxed) < 64, "wrapped");
+        assert_eq!(cpu.counters.get(VmEvent::VmaLockAbort), 0, "nobody looked locked");
+
+        let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
+        let vma = vma_next::<K>(cpu, &mut mas).expect("the first mapping");
+        assert_eq!(K::Lock::vma_start_read(cpu, mm, vma), StartRead::Locked);
+        let mark = vma.vm_lock_seq().load(Relaxed);
+        assert_eq!(mark % 2, 1, "marked in a section, or never");
+        seq.store(mark.wrapping_sub(1), Relaxed);
+        mmap_write_lock(cpu, &mm);
+        // With a reader inside this would wait for ever, if the mark were not taken for this section's.
+        K::Lock::vma_start_write(cpu, vma);
+        mmap_write_unlock(cpu, &mm);
+        K::Lock::vma_end_read(cpu, vma);
     });
 }

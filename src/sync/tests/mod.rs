@@ -19,7 +19,7 @@
 //! | L11 | seqcount | `sync/seqlock.rs`, `model/seqcount.rs` |
 //! | L12 | refcount | `sync/refcount.rs`, `model/refcount.rs` |
 //! | L13, L14 | `vm_refcnt`, reuse | `model/vma_lock.rs`, `mm/tests/stress.rs`; legal values after each step: no test yet |
-//! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; the writer's hole of 2^31 sections: no test yet |
+//! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; `mm/tests/mmap.rs` for faults across it and the hole of 2^31 sections |
 //! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, rwsem, mutex, spinlock, grace_period |
 //! | L17 | interpreter, thread sanitizer | none: both need a nightly toolchain, which the build must not depend on. In their place the models check every [`Plain`](crate::arch::Plain) word for races, and the full-word spinlock that an interpreter would need runs in `qspinlock` |
 //! | L18 | locked instructions of the fast paths | `tests/codegen.rs` |
