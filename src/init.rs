@@ -20,6 +20,7 @@ use crate::maple_tree::{MapleState, maple_tree_init};
 use crate::mm::kconfig::{Kconfig, Mm};
 use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
 use crate::mm::pgtable::alloc_zeroed_page;
+use crate::mm::rules::MmRules;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::vma_cache::{VmaState, vma_state_init};
 use crate::rcu::{
@@ -50,6 +51,8 @@ pub struct KernelConfig {
     pub geometry_cpus: u32,
     /// How workers wait once they sleep.
     pub wait: Wait,
+    /// Rules of the VMA operations.
+    pub rules: MmRules,
     /// `CONFIG_DETECT_HUNG_TASK_BLOCKER` of 7.3: each read unlock of an rwsem takes its task out of `owner` by one more
     /// locked exchange. 6.12 has it with lock debugging only.
     pub hung_task_blocker: bool,
@@ -65,6 +68,7 @@ impl Default for KernelConfig {
             slab: SlabOptions::default(),
             geometry_cpus: 0,
             wait: Wait::Futex,
+            rules: MmRules::V6_12,
             hung_task_blocker: false,
         }
     }
@@ -112,6 +116,8 @@ pub struct Kernel<K: Kconfig> {
     pub percpu_counters: PercpuCounters<K::A>,
     /// `vm.max_map_count`
     pub max_map_count: i32,
+    /// Rules of the VMA operations.
+    pub rules: MmRules,
     end: KRef<EndLine<K::A>>,
     tasks: PerCpu<K::A, Task<K::A>>,
     remotes: PerCpu<K::A, CpuRemote<K::A>>,
@@ -177,6 +183,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         zero_page: NonNull::dangling(),
         percpu_counters,
         max_map_count: config.max_map_count,
+        rules: config.rules,
         end,
         tasks,
         remotes,

@@ -8,14 +8,18 @@
 pub enum Errno {
     EPERM = 1,
     EINTR = 4,
+    EBADF = 9,
     EAGAIN = 11,
     ENOMEM = 12,
     EACCES = 13,
     EFAULT = 14,
     EBUSY = 16,
     EEXIST = 17,
+    ENODEV = 19,
     EINVAL = 22,
+    ENOSYS = 38,
     EOVERFLOW = 75,
+    EOPNOTSUPP = 95,
 }
 
 impl std::fmt::Display for Errno {

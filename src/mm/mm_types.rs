@@ -45,20 +45,42 @@ pub const VM_MAYSHARE: u64 = 0x80;
 pub const VM_GROWSDOWN: u64 = 0x100;
 /// Raw page frames.
 pub const VM_PFNMAP: u64 = 0x400;
+/// May hold guard regions (6.18 on).
+pub const VM_MAYBE_GUARD: u64 = 0x800;
 /// Pages stay resident.
 pub const VM_LOCKED: u64 = 0x2000;
 /// Device memory.
 pub const VM_IO: u64 = 0x4000;
+/// Read in sequence.
+pub const VM_SEQ_READ: u64 = 0x8000;
+/// Read at random.
+pub const VM_RAND_READ: u64 = 0x1_0000;
+/// Not copied by `fork`.
+pub const VM_DONTCOPY: u64 = 0x2_0000;
 /// Cannot grow by `mremap`.
 pub const VM_DONTEXPAND: u64 = 0x4_0000;
+/// Locked as pages come in.
+pub const VM_LOCKONFAULT: u64 = 0x8_0000;
 /// Counted against the commit limit.
 pub const VM_ACCOUNT: u64 = 0x10_0000;
 /// Not counted.
 pub const VM_NORESERVE: u64 = 0x20_0000;
+/// Zeroed in the child of a `fork`.
+pub const VM_WIPEONFORK: u64 = 0x200_0000;
+/// Not part of a core dump.
+pub const VM_DONTDUMP: u64 = 0x400_0000;
 /// Both pages and frames.
 pub const VM_MIXEDMAP: u64 = 0x1000_0000;
+/// Transparent huge pages wanted.
+pub const VM_HUGEPAGE: u64 = 0x2000_0000;
 /// No transparent huge pages.
 pub const VM_NOHUGEPAGE: u64 = 0x4000_0000;
+/// KSM may merge its pages.
+pub const VM_MERGEABLE: u64 = 0x8000_0000;
+/// Pages may be dropped under memory pressure.
+pub const VM_DROPPABLE: u64 = 1 << 40;
+/// Sealed: may neither move nor change.
+pub const VM_SEALED: u64 = 1 << 63;
 /// Flags of a VMA that never merges.
 pub const VM_SPECIAL: u64 = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP;
 /// The three access rights.
