@@ -20,8 +20,8 @@ use crate::maple_tree::{MapleState, maple_tree_init};
 use crate::mm::kconfig::{Kconfig, Mm};
 use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
 use crate::mm::pgtable::alloc_zeroed_page;
-use crate::mm::rules::MmRules;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
+use crate::mm::rules::MmRules;
 use crate::mm::vma_cache::{VmaState, vma_state_init};
 use crate::rcu::{
     QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread, rcu_nocb_cb_kthread, rcu_nocb_gp_kthread,
