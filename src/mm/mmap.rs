@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! System calls on an address space: mmap, munmap, brk, madvise(DONTNEED), and its end [mm/mmap.c, mm/madvise.c,
-//! kernel/fork.c, 6.12].
+//! System calls on an address space: mmap, munmap, brk, madvise(DONTNEED), and its end [mm/mmap.c, mm/madvise.c, 6.12].
 //!
 //! Private anonymous memory only. dup: the order of checks (it decides which errno wins), placement from the top down
 //! with the THP alignment of large sizes, the order of events. stub: files, shared memory, limits other than
-//! `max_map_count`, overcommit, randomisation, populate. Not here yet: mprotect, mremap, mlock, fork.
+//! `max_map_count`, overcommit, randomisation, populate. Not here yet: mprotect, mremap, mlock.
 
 use super::kconfig::{Kconfig, MmPtr};
 use super::memory::MmuGather;
 use super::mm_types::{
-    MMAP_MIN_ADDR, MmStruct, NR_MM_COUNTERS, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_MAYEXEC, VM_MAYREAD,
-    VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE, VmaFields,
+    MMAP_MIN_ADDR, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, VM_NOHUGEPAGE,
+    VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE, VmaFields,
 };
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_write_unlock};
-use super::pgtable::{free_pgd_range, pgd_alloc, pgd_free, unmap_single_vma};
+use super::pgtable::{free_pgd_range, unmap_single_vma};
 use super::rmap::unlink_anon_vmas;
 use super::vma::{
     VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, is_data_mapping, start_of, vma_find,
@@ -24,17 +23,13 @@ use super::vma::{
 use super::vma_init::{vm_area_alloc, vm_area_free, vm_area_free_unreachable};
 use super::vma_lock::VmaLock;
 use super::vmstat::warn_on_once;
-use crate::arch::arena::{KRef, PAGE_SHIFT, PAGE_SIZE};
+use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE};
 use crate::arch::{Hardware, Relaxed, Work};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
 use crate::maple_tree::{
-    MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MaState, MapleTree, mas_empty_area_rev,
-    mas_next_range, mas_preallocate, mas_set, mas_set_range, mt_clear_in_rcu, mt_destroy,
+    MaState, mas_empty_area_rev, mas_next_range, mas_preallocate, mas_set, mas_set_range, mt_clear_in_rcu, mt_destroy,
 };
-use crate::slab::{kmem_cache_alloc, kmem_cache_free};
-use crate::sync::{percpu_counter_destroy_many, percpu_counter_init_many};
-use std::ptr::NonNull;
 
 /// `PROT_READ`
 pub const PROT_READ: u32 = 1;
@@ -62,63 +57,8 @@ const STACK_GUARD_GAP: u64 = 256 << PAGE_SHIFT;
 /// Flags that private anonymous memory may always get later.
 const MAY: u64 = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 
-/// [`try_mm_alloc`] where a kernel starts or a benchmark sets up.
-///
-/// # Panics
-/// When out of memory or of slots for resident counters.
-pub fn mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> MmPtr<K> {
-    try_mm_alloc(cpu, k).expect("memory for an mm_struct")
-}
-
-/// `mm_alloc()` and `mm_init()`: an empty address space with one user; `None` when out of memory.
-///
-/// # Panics
-/// When out of slots for resident counters.
-pub fn try_mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<MmPtr<K>> {
-    let p = NonNull::new(kmem_cache_alloc(cpu, &k.mm_cachep).cast::<MmStruct<K::A, K::Lock>>())?;
-    // SAFETY: a fresh object of the mm cache, which nobody knows.
-    let mm = unsafe {
-        p.write(MmStruct::new());
-        let flags = MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU;
-        MmStruct::mm_mt_slot(p.as_ptr()).write(MapleTree::new(flags));
-        KRef::new(p)
-    };
-    let pgd = pgd_alloc(cpu, k);
-    if pgd.is_null() {
-        // SAFETY: nobody knows it.
-        unsafe { kmem_cache_free(cpu, &k.mm_cachep, p.as_ptr().cast()) };
-        return None;
-    }
-    mm.pgd.set(pgd);
-    percpu_counter_init_many(cpu, &k.percpu_counters, &mm.rss_stat, 0).expect("cells for the resident counters");
-    Some(mm)
-}
-
-/// `mmput()`: drops a user; the last one tears the address space down.
-pub fn mmput<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
-    if mm.mm_users.dec_and_test(cpu) {
-        exit_mmap(cpu, k, mm);
-        mmdrop(cpu, k, mm);
-    }
-}
-
-/// `mmdrop()`
-fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
-    if mm.mm_count.dec_and_test(cpu) {
-        for which in 0..NR_MM_COUNTERS {
-            warn_on_once(cpu, super::memory::get_mm_counter_sum(cpu, k, mm, which) != 0);
-        }
-        warn_on_once(cpu, mm.pgtables_bytes.load(Relaxed) != 0);
-        warn_on_once(cpu, mm.map_count.get() != 0);
-        pgd_free(cpu, k, mm);
-        percpu_counter_destroy_many(cpu, &k.percpu_counters, &mm.rss_stat);
-        // SAFETY: the last reference.
-        unsafe { kmem_cache_free(cpu, &k.mm_cachep, mm.as_ptr().cast()) };
-    }
-}
-
 /// `exit_mmap()`: zap under `mmap_lock` for read, then everything else under it for write.
-fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
+pub(super) fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
     mmap_read_lock(cpu, &*mm);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut tlb = MmuGather::new_fullmm();

@@ -12,6 +12,7 @@
 //! protocol side by side, [`vma`].
 
 pub mod fault;
+pub mod fork;
 pub mod kconfig;
 pub mod memory;
 pub mod mm_types;
@@ -32,8 +33,9 @@ pub mod vmstat;
 mod tests;
 
 pub use fault::{FaultError, do_user_addr_fault};
+pub use fork::{mm_alloc, mmput};
 pub use kconfig::{Config, Kconfig, Mm, MmPtr, VmaPtr};
-pub use mmap::{do_mmap, madvise_dontneed, mm_alloc, mmput, sys_brk, vm_mmap, vm_munmap};
+pub use mmap::{do_mmap, madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
 pub use rules::MmRules;
 pub use syscall::{Call, VmaInfo};
 pub use variant::Variant;

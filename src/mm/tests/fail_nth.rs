@@ -11,8 +11,8 @@ use crate::cpu::Errno;
 use crate::maple_tree::{
     MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MapleTree, mas_store_gfp, mt_destroy, mt_validate,
 };
+use crate::mm::fork::try_mm_alloc;
 use crate::mm::mm_types::START_BRK;
-use crate::mm::mmap::try_mm_alloc;
 use crate::mm::{madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
 use crate::rcu::rcu_barrier;
 use crate::slab::{Allocator, FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
