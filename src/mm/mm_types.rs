@@ -83,6 +83,14 @@ pub const VM_DROPPABLE: u64 = 1 << 40;
 pub const VM_SEALED: u64 = 1 << 63;
 /// Flags of a VMA that never merges.
 pub const VM_SPECIAL: u64 = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP;
+/// Flags whose difference does not keep two VMAs apart, and that the merged one keeps, in kernels with guard regions.
+pub const VM_STICKY: u64 = VM_MAYBE_GUARD;
+/// Flags of a stack.
+pub const VM_STACK: u64 = VM_GROWSDOWN;
+/// What mlock(2) sets.
+pub const VM_LOCKED_MASK: u64 = VM_LOCKED | VM_LOCKONFAULT;
+/// `VM_DATA_FLAGS_TSK_EXEC` of a process without the executable-stack quirk: the heap.
+pub const VM_DATA_DEFAULT_FLAGS: u64 = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 /// The three access rights.
 pub const VM_ACCESS_FLAGS: u64 = VM_READ | VM_WRITE | VM_EXEC;
 
@@ -96,6 +104,28 @@ pub const MMAP_MIN_ADDR: u64 = 0x1_0000;
 pub const DEFAULT_MAX_MAP_COUNT: i32 = 65530;
 /// Where the heap of a new mm begins.
 pub const START_BRK: u64 = 0x5555_5555_9000;
+
+/// In `vm_ops`: the mapping has operations, so it is not anonymous.
+pub const VM_OPS: u64 = 1;
+/// In `vm_ops`: a close hook, so the VMA cannot be one that disappears in a merge.
+pub const VM_OPS_CLOSE: u64 = 2;
+
+/// Bytes of data segments (`RLIMIT_DATA`), an index of [`MmStruct::rlim`].
+pub const RLIMIT_DATA: usize = 0;
+/// Bytes of the stack (`RLIMIT_STACK`).
+pub const RLIMIT_STACK: usize = 1;
+/// Bytes that may be locked (`RLIMIT_MEMLOCK`).
+pub const RLIMIT_MEMLOCK: usize = 2;
+/// Bytes of the address space (`RLIMIT_AS`).
+pub const RLIMIT_AS: usize = 3;
+/// No limit.
+pub const RLIM_INFINITY: u64 = u64::MAX;
+/// `CAP_IPC_LOCK`: no limit on locked memory. A bit of [`MmStruct::caps`].
+pub const CAP_IPC_LOCK: u32 = 1;
+/// `CAP_SYS_RAWIO`: mappings below `mmap_min_addr`.
+pub const CAP_SYS_RAWIO: u32 = 2;
+/// `CAP_SYS_ADMIN`: a little more memory before commits fail.
+pub const CAP_SYS_ADMIN: u32 = 4;
 
 /// The protocol's VMA.
 pub type VmaOf<A, L> = <L as VmaLock>::Vma<A>;
@@ -185,9 +215,22 @@ pub trait VmaFields<A: Arch, L: VmaLock>: Sized + Send + Sync + 'static {
     fn vm_pgoff(&self) -> &Atomic<A, u64>;
     /// PORT: the caches ([`VmaState`]) as a word.
     fn vm_private_data(&self) -> &Atomic<A, usize>;
+    /// Which hooks the mapping has: bits of [`VM_OPS`] and kin; 0 for anonymous memory.
+    fn vm_ops(&self) -> &Atomic<A, u64>;
+    /// The file as a word; 0 without one.
+    fn vm_file(&self) -> &Atomic<A, u64>;
+    /// The memory policy as a word; 0 is the default one.
+    fn vm_policy(&self) -> &Atomic<A, u64>;
+    /// The userfaultfd context as a word; 0 without one.
+    fn userfaultfd_ctx(&self) -> &Atomic<A, u64>;
+    /// PORT: where 7.3 has a field of its own, the virtual page number of the start at creation; kept for VMAs with a
+    /// file only, in the room of `swap_readahead_info`, which nothing here uses, so that no offset moves.
+    fn anon_pgoff(&self) -> &Atomic<A, u64>;
+    /// The four words of a file mapping's place among all mappings of that file (`shared.rb`, `rb_subtree_last`).
+    fn shared(&self) -> &[Atomic<A, u64>; 4];
     /// NUMA balancing state; always 0 here, loaded where the kernel frees it.
     fn numab_state(&self) -> &Atomic<A, u64>;
-    /// Anonymous name; always 0 here, loaded where the kernel frees it.
+    /// Anonymous name as a word; 0 without one.
     fn anon_name(&self) -> &Atomic<A, u64>;
     /// The separate lock object's slot, in layouts that have one.
     #[inline(always)]
@@ -250,6 +293,18 @@ macro_rules! vma_layout {
             #[inline(always)]
             fn vm_private_data(&self) -> &Atomic<A, usize> { &self.vm_private_data }
             #[inline(always)]
+            fn vm_ops(&self) -> &Atomic<A, u64> { &self.vm_ops }
+            #[inline(always)]
+            fn vm_file(&self) -> &Atomic<A, u64> { &self.vm_file }
+            #[inline(always)]
+            fn vm_policy(&self) -> &Atomic<A, u64> { &self.vm_policy }
+            #[inline(always)]
+            fn userfaultfd_ctx(&self) -> &Atomic<A, u64> { &self.userfaultfd_ctx }
+            #[inline(always)]
+            fn anon_pgoff(&self) -> &Atomic<A, u64> { &self.swap_readahead_info }
+            #[inline(always)]
+            fn shared(&self) -> &[Atomic<A, u64>; 4] { &self.shared }
+            #[inline(always)]
             fn numab_state(&self) -> &Atomic<A, u64> { &self.numab_state }
             #[inline(always)]
             fn anon_name(&self) -> &Atomic<A, u64> { &self.anon_name }
@@ -294,6 +349,7 @@ macro_rules! vma_layout {
                 self.vm_policy.store(0, Relaxed);
                 self.numab_state.store(0, Relaxed);
                 self.userfaultfd_ctx.store(0, Relaxed);
+                self.shared.iter().for_each(|w| w.store(0, Relaxed));
                 self.anon_vma_chain.init();
                 self.init_own();
             }
@@ -314,6 +370,7 @@ macro_rules! vma_layout {
                 self.vm_policy.store(orig.vm_policy.load(Relaxed), Relaxed);
                 self.numab_state.store(0, Relaxed);
                 self.userfaultfd_ctx.store(orig.userfaultfd_ctx.load(Relaxed), Relaxed);
+                self.shared.iter().zip(&orig.shared).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
                 self.anon_vma_chain.init();
                 self.init_own();
             }
@@ -337,7 +394,7 @@ vma_layout! {
         vm_lock_seq: Atomic<A, u32>,
         /// The lock object. Unstable readers may load it.
         pub vm_lock: Atomic<A, *mut VmaLockObject<A>>,
-        shared: [u64; 4],
+        shared: [Atomic<A, u64>; 4],
         anon_vma_chain: ListHead<A>,
         anon_vma: Atomic<A, *mut AnonVma<A>>,
         vm_ops: Atomic<A, u64>,
@@ -366,7 +423,7 @@ vma_layout! {
     new {
         detached: Atomic::new(0),
         vm_lock: Atomic::new(null_mut()),
-        shared: [0; 4],
+        shared: std::array::from_fn(|_| Atomic::new(0)),
     }
 }
 
@@ -392,7 +449,7 @@ vma_layout! {
         numab_state: Atomic<A, u64>,
         /// 0 detached, 1 attached, 1 + r with r readers; bit 30 while a writer keeps readers out.
         pub vm_refcnt: Refcount<A>,
-        shared: [u64; 4],
+        shared: [Atomic<A, u64>; 4],
         anon_name: Atomic<A, u64>,
         userfaultfd_ctx: Atomic<A, u64>,
     }
@@ -404,7 +461,7 @@ vma_layout! {
     }
     new {
         vm_refcnt: Refcount::new(0),
-        shared: [0; 4],
+        shared: std::array::from_fn(|_| Atomic::new(0)),
     }
 }
 
@@ -447,17 +504,41 @@ pub struct MmStruct<A: Arch, L: VmaLock> {
     _hiwater: [u64; 2],
     /// Pages mapped.
     pub total_vm: Atomic<A, u64>,
-    _locked_pinned: [u64; 2],
-    /// Pages of writable private mappings.
+    /// Pages of locked mappings.
+    pub locked_vm: Plain<A, u64>,
+    _pinned_vm: u64,
+    /// Pages of writable private mappings that are no stack.
     pub data_vm: Plain<A, u64>,
-    _exec_stack_flags: [u64; 8],
+    /// Pages of executable mappings that are neither writable nor stacks.
+    pub exec_vm: Plain<A, u64>,
+    /// Pages of stacks.
+    pub stack_vm: Plain<A, u64>,
+    /// Flags of every new mapping (`mlockall(MCL_FUTURE)`).
+    pub def_flags: Plain<A, u64>,
+    /// Odd while a fork copies page tables.
+    pub write_protect_seq: Atomic<A, u32>,
+    _arg_lock: u32,
+    /// Beginning of the program's code.
+    pub start_code: Plain<A, u64>,
+    /// End of the code.
+    pub end_code: Plain<A, u64>,
+    /// Beginning of the program's data; counts against `RLIMIT_DATA` in brk.
+    pub start_data: Plain<A, u64>,
+    /// End of the data.
+    pub end_data: Plain<A, u64>,
     /// Beginning of the heap.
     pub start_brk: Plain<A, u64>,
     /// End of the heap.
     pub brk: Plain<A, u64>,
-    _args: [u64; 7],
+    /// Where the first stack began.
+    pub start_stack: Plain<A, u64>,
+    _args: [u64; 6],
     /// Resident pages.
     pub rss_stat: [PercpuCounter<A>; NR_MM_COUNTERS],
+    /// PORT: the limits of the thread group in bytes, soft and hard, which the kernel keeps in `signal_struct`.
+    pub rlim: [(Plain<A, u64>, Plain<A, u64>); 4],
+    /// PORT: the capabilities of the calling task that this floor asks for, bits of [`CAP_IPC_LOCK`] and kin.
+    pub caps: Plain<A, u32>,
 }
 
 impl<A: Arch, L: VmaLock> MmStruct<A, L> {
@@ -483,14 +564,38 @@ impl<A: Arch, L: VmaLock> MmStruct<A, L> {
             mm_lock_seq: Seqcount::new(0),
             _hiwater: [0; 2],
             total_vm: Atomic::new(0),
-            _locked_pinned: [0; 2],
+            locked_vm: Plain::new(0),
+            _pinned_vm: 0,
             data_vm: Plain::new(0),
-            _exec_stack_flags: [0; 8],
+            exec_vm: Plain::new(0),
+            stack_vm: Plain::new(0),
+            def_flags: Plain::new(0),
+            write_protect_seq: Atomic::new(0),
+            _arg_lock: 0,
+            start_code: Plain::new(0),
+            end_code: Plain::new(0),
+            start_data: Plain::new(0),
+            end_data: Plain::new(0),
             start_brk: Plain::new(START_BRK),
             brk: Plain::new(START_BRK),
-            _args: [0; 7],
+            start_stack: Plain::new(0),
+            _args: [0; 6],
             rss_stat: std::array::from_fn(|_| PercpuCounter::new()),
+            rlim: [RLIM_INFINITY, 8 << 20, 8 << 20, RLIM_INFINITY]
+                .map(|soft| (Plain::new(soft), Plain::new(RLIM_INFINITY))),
+            caps: Plain::new(0),
         }
+    }
+
+    /// `rlimit()`: a soft limit in bytes.
+    #[inline(always)]
+    pub fn rlimit(&self, which: usize) -> u64 {
+        self.rlim[which].0.get()
+    }
+    /// `capable()`
+    #[inline(always)]
+    pub fn capable(&self, cap: u32) -> bool {
+        self.caps.get() & cap != 0
     }
 
     /// The tree of VMAs, indexed by address.
@@ -562,6 +667,7 @@ const _: () = {
     assert!(offset_of!(Mm612, pgtables_bytes) == 152 && offset_of!(Mm612, map_count) == 160);
     assert!(offset_of!(Mm612, page_table_lock) == 164 && offset_of!(Mm612, mmap_lock) == 168);
     assert!(offset_of!(Mm612, mm_lock_seq) == 224 && offset_of!(Mm612, total_vm) == 248);
+    assert!(offset_of!(Mm612, data_vm) == 272 && offset_of!(Mm612, def_flags) == 296);
     assert!(offset_of!(Mm612, start_brk) == 344 && offset_of!(Mm612, brk) == 352);
     assert!(offset_of!(Mm615, vma_writer_wait) == 224 && offset_of!(Mm615, mm_lock_seq) == 232);
     assert!(size_of::<Rcuwait<Native>>() == 8);

@@ -15,9 +15,9 @@ use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_w
 use super::pgtable::{free_pgd_range, unmap_single_vma};
 use super::rmap::unlink_anon_vmas;
 use super::vma::{
-    VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, is_data_mapping, start_of, vma_find,
+    VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, start_of, vm_stat_account, vma_find,
     vma_iter_config, vma_iter_next_rewind, vma_iter_store_gfp, vma_iter_store_new, vma_merge_new_range, vma_next,
-    vma_prev_limit, vma_set_range, vms_abort_munmap_vmas, vms_clear_ptes, vms_complete_munmap_vmas,
+    vma_prev_limit, vma_set_range, vms_abort_munmap_vmas, vms_clean_up_area, vms_complete_munmap_vmas,
     vms_gather_munmap_vmas,
 };
 use super::vma_init::{vm_area_alloc, vm_area_free, vm_area_free_unreachable};
@@ -228,8 +228,8 @@ fn mmap_region<K: Kconfig>(
         vm_flags |= VM_ACCOUNT;
     }
     // vms_clean_up_area(): while the old VMAs are still in the tree.
-    vms_clear_ptes(cpu, k, mm, &mut vms);
-    let merge = VmaMerge { prev, next, start: addr, end, flags: vm_flags, pgoff, just_expand: false };
+    vms_clean_up_area(cpu, k, mm, &mut vms);
+    let merge = VmaMerge::new_range(prev, next, addr, end, vm_flags, pgoff);
     // Without memory for a merge a VMA of its own is tried, as in the kernel.
     if !matches!(vma_merge_new_range(cpu, k, mm, &mut mas, &merge), Ok(Some(_))) {
         let Some(vma) = vm_area_alloc(cpu, k, mm) else {
@@ -251,10 +251,7 @@ fn mmap_region<K: Kconfig>(
         mm.map_count.set(mm.map_count.get() + 1);
     }
     vms_complete_munmap_vmas(cpu, k, mm, &mut vms, false);
-    mm.total_vm.store(mm.total_vm.load(Relaxed) + (len >> PAGE_SHIFT), Relaxed);
-    if is_data_mapping(vm_flags) {
-        mm.data_vm.set(mm.data_vm.get() + (len >> PAGE_SHIFT));
-    }
+    vm_stat_account::<K>(mm, vm_flags, (len >> PAGE_SHIFT) as i64);
     Ok(addr)
 }
 
@@ -356,7 +353,8 @@ fn do_brk_flags<K: Kconfig>(
     }
     let pgoff = addr >> PAGE_SHIFT;
     let expanded = prev.is_some_and(|p| end_of::<K>(p) == addr) && {
-        let merge = VmaMerge { prev, next: None, start: addr, end: addr + len, flags, pgoff, just_expand: true };
+        let mut merge = VmaMerge::new_range(prev, None, addr, addr + len, flags, pgoff);
+        merge.just_expand = true;
         vma_merge_new_range(cpu, k, mm, mas, &merge)?.is_some()
     };
     if !expanded {

@@ -22,6 +22,7 @@ pub mod pgtable;
 pub mod rmap;
 pub mod rules;
 pub mod syscall;
+pub mod util;
 pub mod variant;
 pub mod vma;
 pub mod vma_cache;
