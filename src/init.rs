@@ -17,6 +17,7 @@ use crate::cpu::tick::{TickDevice, idle_loop, start_tick_signal};
 use crate::cpu::workqueue::kworker;
 use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
 use crate::maple_tree::{MapleState, maple_tree_init};
+use crate::mm::file::{FileState, files_init};
 use crate::mm::kconfig::{Kconfig, Mm};
 use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
 use crate::mm::pgtable::alloc_zeroed_page;
@@ -110,6 +111,8 @@ pub struct Kernel<K: Kconfig> {
     pub anon_vma_cachep: KRef<KmemCache<K::A>>,
     /// Chain links.
     pub anon_vma_chain_cachep: KRef<KmemCache<K::A>>,
+    /// Files.
+    pub files: KRef<FileState<K::A>>,
     /// The shared page of zeros.
     pub zero_page: NonNull<u8>,
     /// Per-CPU counters: the resident pages of every mm.
@@ -171,6 +174,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         },
     );
     let vma_state = vma_state_init::<K::A, K::Lock, K::Cache>(arena, slab);
+    let files = files_init(arena, slab);
     let mut k = Kernel {
         pages,
         rcu,
@@ -180,6 +184,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         mm_cachep,
         anon_vma_cachep,
         anon_vma_chain_cachep,
+        files,
         zero_page: NonNull::dangling(),
         percpu_counters,
         max_map_count: config.max_map_count,
@@ -230,6 +235,9 @@ pub fn shutdown<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> LeakReport {
         ("anon_vma_chain", k.anon_vma_chain_cachep),
         ("vm_area_struct", k.vma_state.vm_area_cachep),
         ("maple_node", k.maple.node_cache),
+        ("filp", k.files.filp_cachep),
+        ("inode_cache", k.files.inode_cachep),
+        ("radix_tree_node", k.files.radix_tree_node_cachep),
     ];
     caches.extend(k.vma_state.vma_lock_cachep.map(|c| ("vma_lock", c)));
     let mut busy = Vec::new();

@@ -467,8 +467,12 @@ vma_layout! {
 
 /// Per-mm counts of resident pages.
 pub const NR_MM_COUNTERS: usize = 4;
+/// Index of pages of files.
+pub const MM_FILEPAGES: usize = 0;
 /// Index of anonymous pages.
 pub const MM_ANONPAGES: usize = 1;
+/// Index of pages of shared memory.
+pub const MM_SHMEMPAGES: usize = 3;
 
 /// `struct mm_struct`, as far as the port needs it, with the kernel's neighbourhood of the hot fields.
 #[repr(C, align(64))]

@@ -12,6 +12,8 @@
 //! protocol side by side, [`vma`].
 
 pub mod fault;
+pub mod file;
+pub mod folio;
 pub mod fork;
 pub mod kconfig;
 pub mod memory;
@@ -29,11 +31,13 @@ pub mod vma_cache;
 pub mod vma_init;
 pub mod vma_lock;
 pub mod vmstat;
+pub mod xarray;
 
 #[cfg(test)]
 mod tests;
 
 pub use fault::{FaultError, do_user_addr_fault};
+pub use file::{File, FileKind, FileSpec, file_open, fput, get_file};
 pub use fork::{mm_alloc, mmput};
 pub use kconfig::{Config, Kconfig, Mm, MmPtr, VmaPtr};
 pub use mmap::{do_mmap, madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
