@@ -11,7 +11,7 @@
 
 use super::folio::{PG_SWAPBACKED, PG_UPTODATE, folio_put, page_folio};
 use super::kconfig::{Kconfig, VmaPtr};
-use super::mm_types::{VM_MAYWRITE, VM_SHARED, VmaFields};
+use super::mm_types::{VM_MAYWRITE, VM_OPS, VM_SHARED, VmaFields};
 use super::vmstat::{VmEvent, warn_on_once};
 use super::xarray::{Xarray, radix_tree_node_args, xa_destroy, xa_insert, xa_load};
 use crate::arch::arena::{KRef, PAGE_SHIFT, PAGE_SIZE, record_page};
@@ -30,8 +30,6 @@ pub const FMODE_READ: u32 = 0x1;
 /// Open for writing.
 pub const FMODE_WRITE: u32 = 0x2;
 
-/// In `vm_ops`: there are functions, so the mapping is not anonymous.
-const VM_OPS_FILE: u64 = 1;
 /// In `vm_ops`: the file wants to hear of the first write to a page (`page_mkwrite`).
 pub const VM_OPS_MKWRITE: u64 = 4;
 /// In `vm_ops`: shared anonymous memory (`shmem_anon_vm_ops`).
@@ -86,7 +84,7 @@ pub struct AddressSpace<A: Hardware> {
     pub i_pages: Xarray<A>,
     /// Guards the set of mappings.
     pub i_mmap_rwsem: RwSemaphore<A>,
-    /// Mappings: VMAs linked by [`vma_link_file`].
+    /// Mappings: VMAs linked by [`mapping_link`].
     pub i_mmap: Plain<A, u64>,
     /// Shared mappings that may become writable.
     pub i_mmap_writable: Atomic<A, i32>,
@@ -262,9 +260,9 @@ pub fn vm_file_of<K: Kconfig>(vma: VmaPtr<K>) -> Option<KRef<File<K::A>>> {
 /// None here; a driver's may fail.
 pub fn call_mmap<K: Kconfig>(file: KRef<File<K::A>>, vma: VmaPtr<K>) -> Result<(), Errno> {
     let ops = match file.f_mapping().kind() {
-        FileKind::Regular => VM_OPS_FILE | VM_OPS_MKWRITE,
-        FileKind::Memfd => VM_OPS_FILE,
-        FileKind::AnonShmem => VM_OPS_FILE | VM_OPS_ANON_SHMEM,
+        FileKind::Regular => VM_OPS | VM_OPS_MKWRITE,
+        FileKind::Memfd => VM_OPS,
+        FileKind::AnonShmem => VM_OPS | VM_OPS_ANON_SHMEM,
     };
     vma.vm_ops().store(ops, Relaxed);
     Ok(())
@@ -382,25 +380,5 @@ fn fill<K: Kconfig>(mapping: &AddressSpace<K::A>, page: *mut u8, index: u64) {
         let inside = mapping.i_size.load(Relaxed).saturating_sub(index << PAGE_SHIFT).min(PAGE_SIZE as u64);
         // SAFETY: as above; no more than the page.
         unsafe { page.write_bytes(fill, inside as usize) };
-    }
-}
-
-/// `vma_link_file()`
-pub fn vma_link_file<K: Kconfig>(cpu: &Cpu<K::A>, vma: VmaPtr<K>) {
-    if let Some(file) = vm_file_of::<K>(vma) {
-        let mapping = file.f_mapping();
-        i_mmap_lock_write(cpu, &*mapping);
-        mapping_link(&*mapping, vma.vm_flags().load(Relaxed));
-        i_mmap_unlock_write(cpu, &*mapping);
-    }
-}
-
-/// `unlink_file_vma()`
-pub fn unlink_file_vma<K: Kconfig>(cpu: &Cpu<K::A>, vma: VmaPtr<K>) {
-    if let Some(file) = vm_file_of::<K>(vma) {
-        let mapping = file.f_mapping();
-        i_mmap_lock_write(cpu, &*mapping);
-        mapping_unlink(&*mapping, vma.vm_flags().load(Relaxed));
-        i_mmap_unlock_write(cpu, &*mapping);
     }
 }
