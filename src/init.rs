@@ -23,6 +23,7 @@ use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
 use crate::mm::pgtable::alloc_zeroed_page;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::rules::MmRules;
+use crate::mm::util::VmCommitted;
 use crate::mm::vma_cache::{VmaState, vma_state_init};
 use crate::rcu::{
     QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread, rcu_nocb_cb_kthread, rcu_nocb_gp_kthread,
@@ -117,6 +118,8 @@ pub struct Kernel<K: Kconfig> {
     pub zero_page: NonNull<u8>,
     /// Per-CPU counters: the resident pages of every mm.
     pub percpu_counters: PercpuCounters<K::A>,
+    /// What processes were promised.
+    pub vm_committed: KRef<VmCommitted<K::A>>,
     /// `vm.max_map_count`
     pub max_map_count: i32,
     /// Rules of the VMA operations.
@@ -173,6 +176,8 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
             ..KmemCacheArgs::default()
         },
     );
+    let vm_committed = arena.boot_new(0, VmCommitted::new());
+    K::A::label(vm_committed.as_ptr().cast(), size_of::<VmCommitted<K::A>>(), "vm_committed_as");
     let vma_state = vma_state_init::<K::A, K::Lock, K::Cache>(arena, slab);
     let files = files_init(arena, slab);
     let mut k = Kernel {
@@ -187,6 +192,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
         files,
         zero_page: NonNull::dangling(),
         percpu_counters,
+        vm_committed,
         max_map_count: config.max_map_count,
         rules: config.rules,
         end,
@@ -199,6 +205,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     };
     let boot = k.cpu(0);
     memblock_free_all(&boot, &k.pages);
+    k.vm_committed.init(&boot, &k.percpu_counters, nr_cpus);
     k.zero_page = NonNull::new(alloc_zeroed_page(&boot, &k, "zero page")).expect("memory for the zero page");
     k
 }
@@ -212,12 +219,14 @@ pub struct LeakReport {
     pub pages: u64,
     /// Groups of per-CPU counters in use: address spaces that nobody put.
     pub mms: u32,
+    /// Pages promised that nobody gave back.
+    pub committed: i64,
 }
 
 impl LeakReport {
     /// Whether nothing was left.
     pub fn is_clean(&self) -> bool {
-        self.busy.is_empty() && self.pages == 0 && self.mms == 0
+        self.busy.is_empty() && self.pages == 0 && self.mms == 0 && self.committed == 0
     }
 }
 
@@ -248,7 +257,8 @@ pub fn shutdown<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> LeakReport {
         }
     }
     rcu_barrier(cpu, &k.rcu);
-    LeakReport { busy, pages: k.pages.outstanding(), mms: k.percpu_counters.in_use() }
+    let committed = k.vm_committed.end(cpu, &k.percpu_counters);
+    LeakReport { busy, pages: k.pages.outstanding(), mms: k.percpu_counters.in_use(), committed }
 }
 
 /// Where the workers of [`run_on_cpus`] meet at the end.

@@ -98,6 +98,8 @@ pub const VM_ACCESS_FLAGS: u64 = VM_READ | VM_WRITE | VM_EXEC;
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// Where placement begins, going down: a process without randomisation and with the default stack limit.
 pub const MMAP_BASE: u64 = 0x7fff_f7ff_f000;
+/// Where placement begins, going up, when nothing fits below: a third of all.
+pub const TASK_UNMAPPED_BASE: u64 = (TASK_SIZE / 3 + 4095) & !4095;
 /// Lowest address that a mapping may have (`vm.mmap_min_addr` of distributions).
 pub const MMAP_MIN_ADDR: u64 = 0x1_0000;
 /// `vm.max_map_count`
@@ -483,7 +485,9 @@ pub struct MmStruct<A: Arch, L: VmaLock> {
     mm_mt: [Atomic<A, u64>; 2],
     /// Where placement begins, going down.
     pub mmap_base: Plain<A, u64>,
-    _bases: [u64; 3],
+    /// Where placement begins, going up.
+    pub mmap_legacy_base: Plain<A, u64>,
+    _compat_bases: [u64; 2],
     /// End of user addresses.
     pub task_size: Plain<A, u64>,
     /// The root page table.
@@ -553,7 +557,8 @@ impl<A: Arch, L: VmaLock> MmStruct<A, L> {
             _line: [0; 15],
             mm_mt: [Atomic::new(0), Atomic::new(0)],
             mmap_base: Plain::new(MMAP_BASE),
-            _bases: [0; 3],
+            mmap_legacy_base: Plain::new(TASK_UNMAPPED_BASE),
+            _compat_bases: [0; 2],
             task_size: Plain::new(TASK_SIZE),
             pgd: Plain::new(null_mut()),
             _membarrier_state: 0,

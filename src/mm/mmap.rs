@@ -1,35 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! System calls on an address space: mmap, munmap, brk, madvise(DONTNEED), and its end [mm/mmap.c, mm/madvise.c, 6.12].
+//! System calls that map, unmap and move the break, and the end of an address space [mm/mmap.c, kernel/fork.c,
+//! 6.12].
 //!
-//! Private anonymous memory only. dup: the order of checks (it decides which errno wins), placement from the top down
-//! with the THP alignment of large sizes, the order of events. stub: files, shared memory, limits other than
-//! `max_map_count`, overcommit, randomisation, populate. Not here yet: mprotect, mremap, mlock.
+//! dup: the order of checks (it decides which errno wins), limits, what is charged, the order of events, what is left
+//! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, the refusal of memory that is both
+//! writable and executable, `READ_IMPLIES_EXEC`, randomisation.
 
-use super::kconfig::{Kconfig, MmPtr};
+use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::memory::MmuGather;
 use super::mm_types::{
-    MMAP_MIN_ADDR, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, VM_NOHUGEPAGE,
-    VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE, VmaFields,
+    CAP_IPC_LOCK, MMAP_MIN_ADDR, RLIMIT_DATA, RLIMIT_MEMLOCK, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT,
+    VM_DATA_DEFAULT_FLAGS, VM_DONTDUMP, VM_DROPPABLE, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
+    VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_READ, VM_SHARED, VM_SPECIAL, VM_WIPEONFORK,
+    VM_WRITE, VmaFields, vma_pages,
 };
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_write_unlock};
 use super::pgtable::{free_pgd_range, unmap_single_vma};
 use super::rmap::unlink_anon_vmas;
+use super::unmapped_area::{STACK_GUARD_GAP, get_unmapped_area, vm_start_gap};
+use super::util::{OVERCOMMIT_NEVER, vm_enough_memory, vm_unacct_memory};
+use super::vma::file::{unlink_file_vma, vma_link_file};
+use super::vma::munmap::remove_vma_unreachable;
 use super::vma::{
-    VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, start_of, vm_stat_account, vma_find,
-    vma_iter_config, vma_iter_next_rewind, vma_iter_store_gfp, vma_iter_store_new, vma_merge_new_range, vma_next,
-    vma_prev_limit, vma_set_range, vms_abort_munmap_vmas, vms_clean_up_area, vms_complete_munmap_vmas,
-    vms_gather_munmap_vmas,
+    VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, may_expand_vm, mlock_future_ok, start_of,
+    vm_stat_account, vma_find, vma_iter_config, vma_iter_next_rewind, vma_iter_prealloc, vma_iter_store_gfp,
+    vma_iter_store_new, vma_merge_new_range, vma_next, vma_prev_limit, vma_set_range, vms_abort_munmap_vmas,
+    vms_clean_up_area, vms_complete_munmap_vmas, vms_gather_munmap_vmas,
 };
-use super::vma_init::{vm_area_alloc, vm_area_free, vm_area_free_unreachable};
+use super::vma_init::{vm_area_alloc, vm_area_free};
 use super::vma_lock::VmaLock;
 use super::vmstat::warn_on_once;
 use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE};
 use crate::arch::{Hardware, Relaxed, Work};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
-use crate::maple_tree::{
-    MaState, mas_empty_area_rev, mas_next_range, mas_preallocate, mas_set, mas_set_range, mt_clear_in_rcu, mt_destroy,
-};
+use crate::maple_tree::{MaState, mas_next_range, mas_set, mt_clear_in_rcu, mt_destroy};
 
 /// `PROT_READ`
 pub const PROT_READ: u32 = 1;
@@ -37,25 +42,61 @@ pub const PROT_READ: u32 = 1;
 pub const PROT_WRITE: u32 = 2;
 /// `PROT_EXEC`
 pub const PROT_EXEC: u32 = 4;
+/// `MAP_SHARED`
+pub const MAP_SHARED: u32 = 0x01;
 /// `MAP_PRIVATE`
 pub const MAP_PRIVATE: u32 = 0x02;
+/// `MAP_SHARED_VALIDATE`: as `MAP_SHARED`, but unknown flags are refused.
+pub const MAP_SHARED_VALIDATE: u32 = 0x03;
+/// `MAP_DROPPABLE`: private anonymous memory whose pages may be dropped.
+pub const MAP_DROPPABLE: u32 = 0x08;
+/// The bits of the four above.
+pub const MAP_TYPE: u32 = 0x0f;
 /// `MAP_FIXED`
 pub const MAP_FIXED: u32 = 0x10;
 /// `MAP_ANONYMOUS`
 pub const MAP_ANONYMOUS: u32 = 0x20;
+/// `MAP_32BIT`
+pub const MAP_32BIT: u32 = 0x40;
+/// `MAP_ABOVE4G`
+pub const MAP_ABOVE4G: u32 = 0x80;
+/// `MAP_GROWSDOWN`
+pub const MAP_GROWSDOWN: u32 = 0x100;
+/// `MAP_LOCKED`
+pub const MAP_LOCKED: u32 = 0x2000;
 /// `MAP_NORESERVE`
 pub const MAP_NORESERVE: u32 = 0x4000;
+/// `MAP_POPULATE`
+pub const MAP_POPULATE: u32 = 0x8000;
+/// `MAP_NONBLOCK`
+pub const MAP_NONBLOCK: u32 = 0x1_0000;
 /// `MAP_STACK`
 pub const MAP_STACK: u32 = 0x2_0000;
+/// `MAP_HUGETLB`
+pub const MAP_HUGETLB: u32 = 0x4_0000;
 /// `MAP_FIXED_NOREPLACE`
 pub const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
 
 const MASK: u64 = PAGE_SIZE as u64 - 1;
-const PMD_SIZE: u64 = 2 << 20;
-/// `stack_guard_gap`, bytes.
-const STACK_GUARD_GAP: u64 = 256 << PAGE_SHIFT;
-/// Flags that private anonymous memory may always get later.
+/// Flags that memory may always get later.
 const MAY: u64 = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
+
+/// Arguments of mmap(2).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MmapArgs {
+    /// Hint, or the address with `MAP_FIXED`.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+    /// `PROT_*`
+    pub prot: u32,
+    /// `MAP_*`
+    pub flags: u32,
+    /// File, without which `flags` say `MAP_ANONYMOUS`.
+    pub file: Option<u64>,
+    /// Bytes into the file.
+    pub offset: u64,
+}
 
 /// `exit_mmap()`: zap under `mmap_lock` for read, then everything else under it for write.
 pub(super) fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
@@ -76,11 +117,12 @@ pub(super) fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>
     while let Some(v) = vma {
         K::Lock::vma_start_write(cpu, v);
         unlink_anon_vmas(cpu, k, v);
+        unlink_file_vma::<K>(cpu, v);
         vma = vma_next::<K>(cpu, &mut mas);
     }
     free_pgd_range(cpu, k, mm, &mut tlb, 0, TASK_SIZE, 0, u64::MAX);
     tlb.finish(cpu, k);
-    let mut count = 0;
+    let (mut count, mut nr_accounted) = (0, 0);
     mas_set(&mut mas, 0);
     vma = vma_next::<K>(cpu, &mut mas);
     while let Some(v) = vma {
@@ -88,129 +130,145 @@ pub(super) fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>
         if K::Lock::DETACH_AT_EXIT {
             K::Lock::vma_mark_detached(cpu, v);
         }
-        vm_area_free_unreachable::<K>(cpu, v);
+        if v.vm_flags().load(Relaxed) & VM_ACCOUNT != 0 {
+            nr_accounted += vma_pages::<K::A, K::Lock>(&v);
+        }
+        remove_vma_unreachable(cpu, k, v);
         count += 1;
     }
     warn_on_once(cpu, count != mm.map_count.get());
     mm.map_count.set(mm.map_count.get() - count);
     mm.total_vm.store(0, Relaxed);
+    vm_unacct_memory(cpu, k, nr_accounted);
     mt_destroy(cpu, k.maple, mm.mm_mt());
     mmap_write_unlock(cpu, &*mm);
 }
 
-/// Where a mapping of `len` may go (`__get_unmapped_area()`, `thp_get_unmapped_area()`).
-fn get_unmapped_area<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    hint: u64,
-    len: u64,
-    fixed: bool,
-) -> Result<u64, Errno> {
-    if len > TASK_SIZE {
-        return Err(Errno::ENOMEM);
-    }
-    if fixed {
-        if hint > TASK_SIZE - len {
-            return Err(Errno::ENOMEM);
-        }
-        return if hint & MASK != 0 {
-            Err(Errno::EINVAL)
-        } else if hint < MMAP_MIN_ADDR {
-            Err(Errno::EPERM)
-        } else {
-            Ok(hint)
-        };
-    }
-    let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
-    if hint != 0 {
-        let addr = hint & !MASK;
-        // find_vma_prev()
-        mas_set(&mut mas, addr);
-        if addr <= TASK_SIZE - len && vma_next::<K>(cpu, &mut mas).is_none_or(|v| start_of::<K>(v) >= addr + len) {
-            return Ok(addr);
-        }
-    }
-    let mut search = |len: u64| -> Option<u64> {
-        mas_set_range(&mut mas, 0, 0);
-        mas_empty_area_rev(&mut mas, MMAP_MIN_ADDR, mm.mmap_base.get() - 1, len).ok()?;
-        Some(mas.last + 1 - len)
-    };
-    if hint == 0
-        && len.is_multiple_of(PMD_SIZE)
-        && let Some(r) = search(len + PMD_SIZE)
-    {
-        return Ok(if r.is_multiple_of(PMD_SIZE) { r + PMD_SIZE } else { r.next_multiple_of(PMD_SIZE) });
-    }
-    search(len).ok_or(Errno::ENOMEM)
-}
-
-/// mmap(2) of private anonymous memory: takes and drops `mmap_lock`. `prot` and `flags` are Linux's.
+/// mmap(2): takes and drops `mmap_lock`; faults the pages in where that is asked for [`ksys_mmap_pgoff()`,
+/// `vm_mmap_pgoff()`].
 ///
 /// # Errors
-/// `EINVAL` (no length, not private and anonymous, unaligned), `ENOMEM`, `EEXIST`, `EPERM`.
-pub fn do_mmap<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    addr: u64,
-    len: u64,
-    prot: u32,
-    flags: u32,
-) -> Result<u64, Errno> {
+/// `EINVAL` (no length, an unknown kind of mapping, unaligned, `MAP_HUGETLB`), `EBADF`, `ENOMEM`, `EOVERFLOW`,
+/// `EEXIST`, `EPERM`, `EAGAIN` (more locked memory than allowed), `ENODEV`, `EACCES`, `EOPNOTSUPP`.
+pub fn do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &MmapArgs) -> Result<u64, Errno> {
     K::A::charge(Work::KernelEntry);
-    mmap_write_lock(cpu, &*mm);
-    let r = __do_mmap(cpu, k, mm, addr, len, prot, flags);
-    mmap_write_unlock(cpu, &*mm);
-    r
-}
-
-fn __do_mmap<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    addr: u64,
-    len: u64,
-    prot: u32,
-    flags: u32,
-) -> Result<u64, Errno> {
-    if len == 0 || flags & MAP_ANONYMOUS == 0 || flags & MAP_PRIVATE == 0 {
+    if args.offset & MASK != 0 || args.flags & MAP_HUGETLB != 0 {
         return Err(Errno::EINVAL);
     }
-    let fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0;
-    let addr = if fixed || addr == 0 { addr } else { (addr & !MASK).max(MMAP_MIN_ADDR) };
-    let len = len.checked_add(MASK).ok_or(Errno::ENOMEM)? & !MASK;
+    if args.flags & MAP_ANONYMOUS == 0 && args.file.is_none() {
+        return Err(Errno::EBADF);
+    }
+    mmap_write_lock(cpu, &*mm);
+    let r = __do_mmap(cpu, k, mm, args);
+    mmap_write_unlock(cpu, &*mm);
+    let (addr, populate) = r?;
+    if populate != 0 {
+        populate_range(cpu, k, mm, addr, populate);
+    }
+    Ok(addr)
+}
+
+/// `mm_populate()`, of which mmap and brk ignore the failures.
+#[cold]
+#[inline(never)]
+fn populate_range<K: Kconfig>(_cpu: &Cpu<K::A>, _k: &Kernel<K>, _mm: MmPtr<K>, _addr: u64, _len: u64) {}
+
+/// `round_hint_to_min()`
+fn round_hint_to_min(hint: u64) -> u64 {
+    let hint = hint & !MASK;
+    if hint != 0 { hint.max(MMAP_MIN_ADDR) } else { 0 }
+}
+
+/// `do_mmap()`: the address, and how many bytes are to be faulted in.
+fn __do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &MmapArgs) -> Result<(u64, u64), Errno> {
+    let MmapArgs { addr, len, prot, mut flags, .. } = *args;
+    let file = args.file.filter(|_| flags & MAP_ANONYMOUS == 0);
+    let mut pgoff = args.offset >> PAGE_SHIFT;
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & MAP_FIXED_NOREPLACE != 0 {
+        flags |= MAP_FIXED;
+    }
+    let addr = if flags & MAP_FIXED != 0 { addr } else { round_hint_to_min(addr) };
+    let len = len.wrapping_add(MASK) & !MASK;
+    if len == 0 {
+        return Err(Errno::ENOMEM);
+    }
+    if pgoff.checked_add(len >> PAGE_SHIFT).is_none() {
+        return Err(Errno::EOVERFLOW);
+    }
     if mm.map_count.get() > k.max_map_count {
         return Err(Errno::ENOMEM);
     }
-    let mut vm_flags = u64::from(prot) & VM_ACCESS_FLAGS | MAY;
-    if flags & MAP_STACK != 0 {
-        vm_flags |= VM_NOHUGEPAGE;
+    // calc_vm_prot_bits(), calc_vm_flag_bits()
+    let mut vm_flags = u64::from(prot) & VM_ACCESS_FLAGS | mm.def_flags.get() | MAY;
+    for (map, vm) in [(MAP_GROWSDOWN, VM_GROWSDOWN), (MAP_LOCKED, VM_LOCKED), (MAP_STACK, VM_NOHUGEPAGE)] {
+        if flags & map != 0 {
+            vm_flags |= vm;
+        }
     }
-    let addr = get_unmapped_area(cpu, k, mm, addr, len, fixed)?;
+    let addr = get_unmapped_area(cpu, k, mm, addr, len, file.map(|_| pgoff), false, flags)?;
     if flags & MAP_FIXED_NOREPLACE != 0 {
+        // find_vma_intersection()
         let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
         if vma_find::<K>(cpu, &mut mas, addr + len).is_some() {
             return Err(Errno::EEXIST);
         }
     }
-    if flags & MAP_NORESERVE != 0 {
+    // can_do_mlock()
+    if flags & MAP_LOCKED != 0 && mm.rlimit(RLIMIT_MEMLOCK) == 0 && !mm.capable(CAP_IPC_LOCK) {
+        return Err(Errno::EPERM);
+    }
+    if !mlock_future_ok::<K>(mm, vm_flags, len) {
+        return Err(Errno::EAGAIN);
+    }
+    match flags & MAP_TYPE {
+        MAP_SHARED => {
+            if vm_flags & VM_GROWSDOWN != 0 {
+                return Err(Errno::EINVAL);
+            }
+            pgoff = 0;
+            vm_flags |= VM_SHARED | VM_MAYSHARE;
+        }
+        MAP_PRIVATE => pgoff = addr >> PAGE_SHIFT,
+        MAP_DROPPABLE => {
+            // Neither locked memory nor a stack may vanish.
+            if flags & MAP_LOCKED != 0 || vm_flags & VM_GROWSDOWN != 0 {
+                return Err(Errno::EINVAL);
+            }
+            vm_flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP;
+            pgoff = addr >> PAGE_SHIFT;
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    if flags & MAP_NORESERVE != 0 && k.vm_committed.overcommit_memory.load(Relaxed) != OVERCOMMIT_NEVER {
         vm_flags |= VM_NORESERVE;
     }
-    mmap_region(cpu, k, mm, addr, len, vm_flags)
+    let addr = mmap_region(cpu, k, mm, file, addr, len, vm_flags, pgoff)?;
+    let populate = vm_flags & VM_LOCKED != 0 || flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
+    Ok((addr, if populate { len } else { 0 }))
+}
+
+/// `accountable_mapping()`: writable private memory counts against the commit limit.
+fn accountable_mapping(vm_flags: u64) -> bool {
+    vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 }
 
 /// `mmap_region()`
+#[expect(clippy::too_many_arguments, reason = "the kernel's, with the mm, the kernel and the CPU before them")]
 fn mmap_region<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
+    file: Option<u64>,
     addr: u64,
     len: u64,
     mut vm_flags: u64,
+    pgoff: u64,
 ) -> Result<u64, Errno> {
     let end = addr + len;
-    let pgoff = addr >> PAGE_SHIFT;
+    let pglen = len >> PAGE_SHIFT;
     let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
     let mut vms = VmaMunmap::new(addr, end);
     let (prev, next) = match vma_find::<K>(cpu, &mut mas, end) {
@@ -223,40 +281,92 @@ fn mmap_region<K: Kconfig>(
             (prev, next)
         }
     };
-    // accountable_mapping(): writable private memory counts against the commit limit.
-    if vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE {
-        vm_flags |= VM_ACCOUNT;
-    }
-    // vms_clean_up_area(): while the old VMAs are still in the tree.
-    vms_clean_up_area(cpu, k, mm, &mut vms);
-    let merge = VmaMerge::new_range(prev, next, addr, end, vm_flags, pgoff);
-    // Without memory for a merge a VMA of its own is tried, as in the kernel.
-    if !matches!(vma_merge_new_range(cpu, k, mm, &mut mas, &merge), Ok(Some(_))) {
-        let Some(vma) = vm_area_alloc(cpu, k, mm) else {
-            vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
-            return Err(Errno::ENOMEM);
-        };
-        vma_set_range::<K>(vma, addr, end, pgoff);
-        vma.vm_flags().store(vm_flags, Relaxed);
-        vma.vm_page_prot().store(vm_flags & VM_ACCESS_FLAGS, Relaxed);
-        vma_iter_config::<K>(&mut mas, addr, end);
-        if let Err(e) = mas_preallocate(cpu, &mut mas, vma.as_ptr().cast()) {
-            vm_area_free::<K>(cpu, vma);
-            vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
-            return Err(e);
+    let mut charged = 0;
+    let mut r = Ok(());
+    if !may_expand_vm::<K>(mm, vm_flags, pglen - vms.nr_pages) {
+        r = Err(Errno::ENOMEM);
+    } else if accountable_mapping(vm_flags) {
+        charged = pglen - vms.nr_accounted;
+        if charged != 0 {
+            r = vm_enough_memory(cpu, k, mm, charged);
         }
-        // The VMA changes after it went into the tree (vm_page_prot, statistics): readers stay out until the end.
-        K::Lock::vma_start_write(cpu, vma);
-        vma_iter_store_new::<K>(cpu, &mut mas, vma);
-        mm.map_count.set(mm.map_count.get() + 1);
+        if r.is_ok() {
+            vms.nr_accounted = 0;
+            vm_flags |= VM_ACCOUNT;
+        }
     }
+    if let Err(e) = r {
+        vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
+        return Err(e);
+    }
+    // While the old VMAs are still in the tree.
+    vms_clean_up_area(cpu, k, mm, &mut vms);
+    let mut merge = VmaMerge::new_range(prev, next, addr, end, vm_flags, pgoff);
+    merge.file = file.unwrap_or(0);
+    // Without memory for a merge a VMA of its own is tried, as in the kernel.
+    let vma = match vma_merge_new_range(cpu, k, mm, &mut mas, &merge) {
+        Ok(Some(vma)) => vma,
+        _ => match mmap_new_vma(cpu, k, mm, &mut mas, &merge) {
+            Ok(vma) => vma,
+            Err(e) => {
+                if charged != 0 {
+                    vm_unacct_memory(cpu, k, charged);
+                }
+                vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
+                return Err(e);
+            }
+        },
+    };
     vms_complete_munmap_vmas(cpu, k, mm, &mut vms, false);
-    vm_stat_account::<K>(mm, vm_flags, (len >> PAGE_SHIFT) as i64);
+    vm_stat_account::<K>(mm, vm_flags, pglen as i64);
+    if vm_flags & VM_LOCKED != 0 {
+        locked_vma::<K>(mm, vma, pglen);
+    }
+    // vma_set_page_prot(): again, whether new or extended.
+    vma.vm_page_prot().store(vma.vm_flags().load(Relaxed) & VM_ACCESS_FLAGS, Relaxed);
     Ok(addr)
 }
 
-/// mmap(2) in the form that workloads want: `addr` fixed or anywhere, `vm_flags` of [`VM_READ`], [`VM_WRITE`],
-/// [`VM_EXEC`] and [`VM_NORESERVE`].
+/// A VMA of its own for a new mapping, in the tree.
+fn mmap_new_vma<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    mas: &mut MaState<'_, K::A>,
+    m: &VmaMerge<K>,
+) -> Result<VmaPtr<K>, Errno> {
+    let vma = vm_area_alloc(cpu, k, mm).ok_or(Errno::ENOMEM)?;
+    vma_iter_config::<K>(mas, m.start, m.end);
+    vma_set_range::<K>(vma, m.start, m.end, m.pgoff);
+    vma.vm_flags().store(m.flags, Relaxed);
+    vma.vm_page_prot().store(m.flags & VM_ACCESS_FLAGS, Relaxed);
+    if let Err(e) = vma_iter_prealloc::<K>(cpu, mas, vma) {
+        vm_area_free::<K>(cpu, vma);
+        return Err(e);
+    }
+    // The VMA changes after it went into the tree (vm_page_prot, statistics): readers stay out until the end.
+    K::Lock::vma_start_write(cpu, vma);
+    vma_iter_store_new::<K>(cpu, mas, vma);
+    mm.map_count.set(mm.map_count.get() + 1);
+    vma_link_file::<K>(cpu, vma);
+    Ok(vma)
+}
+
+/// New pages of a locked mapping; special ones are not locked.
+#[cold]
+#[inline(never)]
+fn locked_vma<K: Kconfig>(mm: MmPtr<K>, vma: VmaPtr<K>, pages: u64) {
+    let flags = vma.vm_flags().load(Relaxed);
+    // vma_supports_mlock()
+    if flags & VM_SPECIAL != 0 {
+        vma.vm_flags().store(flags & !VM_LOCKED_MASK, Relaxed);
+    } else {
+        mm.locked_vm.set(mm.locked_vm.get() + pages);
+    }
+}
+
+/// mmap(2) in the form that workloads want: private anonymous memory, `addr` fixed or anywhere, `vm_flags` of
+/// [`VM_READ`], [`VM_WRITE`], [`VM_EXEC`] and [`VM_NORESERVE`].
 ///
 /// # Errors
 /// As [`do_mmap`].
@@ -276,13 +386,14 @@ pub fn vm_mmap<K: Kconfig>(
     if vm_flags & VM_NORESERVE != 0 {
         flags |= MAP_NORESERVE;
     }
-    do_mmap(cpu, k, mm, addr.unwrap_or(0), len, (vm_flags & VM_ACCESS_FLAGS) as u32, flags)
+    let prot = (vm_flags & VM_ACCESS_FLAGS) as u32;
+    do_mmap(cpu, k, mm, &MmapArgs { addr: addr.unwrap_or(0), len, prot, flags, file: None, offset: 0 })
 }
 
 /// munmap(2): takes `mmap_lock` for write, downgrades it before zapping, drops it.
 ///
 /// # Errors
-/// `EINVAL`, `ENOMEM`
+/// `EINVAL`, `ENOMEM`, `EPERM`
 pub fn vm_munmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, addr: u64, len: u64) -> Result<(), Errno> {
     K::A::charge(Work::KernelEntry);
     mmap_write_lock(cpu, &*mm);
@@ -298,43 +409,83 @@ pub fn sys_brk<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, brk: u6
     K::A::charge(Work::KernelEntry);
     mmap_write_lock(cpu, &*mm);
     let origbrk = mm.brk.get();
-    if brk < mm.start_brk.get() || brk > TASK_SIZE {
-        mmap_write_unlock(cpu, &*mm);
-        return origbrk;
+    match do_brk(cpu, k, mm, brk) {
+        Some(Brk::Unlocked) => brk,
+        Some(Brk::Moved { populate }) => {
+            mmap_write_unlock(cpu, &*mm);
+            if let Some((from, len)) = populate {
+                populate_range(cpu, k, mm, from, len);
+            }
+            brk
+        }
+        None => {
+            mm.brk.set(origbrk);
+            mmap_write_unlock(cpu, &*mm);
+            origbrk
+        }
     }
-    let newbrk = (brk + MASK) & !MASK;
-    let oldbrk = (origbrk + MASK) & !MASK;
+}
+
+/// How a break moved.
+enum Brk {
+    /// `mmap_lock` is still held; what to fault in.
+    Moved { populate: Option<(u64, u64)> },
+    /// `mmap_lock` was dropped by the removal.
+    Unlocked,
+}
+
+/// brk(2) under `mmap_lock`; `None`: it stays where it was.
+fn do_brk<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, brk: u64) -> Option<Brk> {
+    let start_brk = mm.start_brk.get();
+    if brk < start_brk {
+        return None;
+    }
+    // check_data_rlimit()
+    let limit = mm.rlimit(RLIMIT_DATA);
+    let data = (brk - start_brk).wrapping_add(mm.end_data.get() - mm.start_data.get());
+    if limit < super::mm_types::RLIM_INFINITY && data > limit {
+        return None;
+    }
+    let newbrk = brk.wrapping_add(MASK) & !MASK;
+    let oldbrk = (mm.brk.get() + MASK) & !MASK;
     if oldbrk == newbrk {
         mm.brk.set(brk);
-        mmap_write_unlock(cpu, &*mm);
-        return brk;
+        return Some(Brk::Moved { populate: None });
     }
     let mut mas = MaState::new(mm.mm_mt(), k.maple, newbrk, newbrk);
-    if brk <= origbrk {
-        if let Some(v) = vma_find::<K>(cpu, &mut mas, oldbrk) {
-            // Before the lock is dropped, which the removal does.
-            mm.brk.set(brk);
-            if do_vmi_align_munmap(cpu, k, mm, &mut mas, v, newbrk, oldbrk, true).is_ok() {
-                return brk;
-            }
-            mm.brk.set(origbrk);
+    if brk <= mm.brk.get() {
+        let vma = vma_find::<K>(cpu, &mut mas, oldbrk)?;
+        if start_of::<K>(vma) >= oldbrk {
+            return None;
         }
-        mmap_write_unlock(cpu, &*mm);
-        return origbrk;
+        // Before the lock is dropped, which the removal does.
+        mm.brk.set(brk);
+        return do_vmi_align_munmap(cpu, k, mm, &mut mas, vma, newbrk, oldbrk, true).ok().map(|()| Brk::Unlocked);
     }
+    let len = newbrk.checked_sub(oldbrk)?;
+    check_brk_limits(cpu, k, mm, oldbrk, len).ok()?;
     mas_set(&mut mas, oldbrk);
     // A page must stay free below whatever comes next, and the gap below it if it is a stack.
     let next = vma_find::<K>(cpu, &mut mas, newbrk + PAGE_SIZE as u64 + STACK_GUARD_GAP);
-    if next.is_some_and(|n| newbrk + PAGE_SIZE as u64 > start_of::<K>(n)) {
-        mmap_write_unlock(cpu, &*mm);
-        return origbrk;
+    if next.is_some_and(|n| newbrk + PAGE_SIZE as u64 > vm_start_gap::<K>(n)) {
+        return None;
     }
-    let prev = vma_prev_limit::<K>(cpu, &mut mas, mm.start_brk.get());
-    let r = do_brk_flags(cpu, k, mm, &mut mas, prev, oldbrk, newbrk - oldbrk);
-    let now = if r.is_ok() { brk } else { origbrk };
-    mm.brk.set(now);
-    mmap_write_unlock(cpu, &*mm);
-    now
+    let prev = vma_prev_limit::<K>(cpu, &mut mas, start_brk);
+    do_brk_flags(cpu, k, mm, &mut mas, prev, oldbrk, len).ok()?;
+    mm.brk.set(brk);
+    Some(Brk::Moved { populate: (mm.def_flags.get() & VM_LOCKED != 0).then_some((oldbrk, len)) })
+}
+
+/// `check_brk_limits()`
+fn check_brk_limits<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    addr: u64,
+    len: u64,
+) -> Result<(), Errno> {
+    get_unmapped_area(cpu, k, mm, addr, len, None, false, MAP_FIXED)?;
+    if mlock_future_ok::<K>(mm, mm.def_flags.get(), len) { Ok(()) } else { Err(Errno::EAGAIN) }
 }
 
 /// `do_brk_flags()`: extends `prev` if it ends there and fits, else maps a new VMA.
@@ -343,40 +494,61 @@ fn do_brk_flags<K: Kconfig>(
     k: &Kernel<K>,
     mm: MmPtr<K>,
     mas: &mut MaState<'_, K::A>,
-    prev: Option<super::kconfig::VmaPtr<K>>,
+    prev: Option<VmaPtr<K>>,
     addr: u64,
     len: u64,
 ) -> Result<(), Errno> {
-    let flags = VM_READ | VM_WRITE | MAY | VM_ACCOUNT;
-    if mm.map_count.get() > k.max_map_count {
+    let flags = VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags.get();
+    let pages = len >> PAGE_SHIFT;
+    if !may_expand_vm::<K>(mm, flags, pages) || mm.map_count.get() > k.max_map_count {
         return Err(Errno::ENOMEM);
     }
+    vm_enough_memory(cpu, k, mm, pages)?;
+    brk_vma(cpu, k, mm, mas, prev, addr, len, flags).inspect_err(|_| vm_unacct_memory(cpu, k, pages))?;
+    mm.total_vm.store(mm.total_vm.load(Relaxed) + pages, Relaxed);
+    mm.data_vm.set(mm.data_vm.get() + pages);
+    if flags & VM_LOCKED != 0 {
+        mm.locked_vm.set(mm.locked_vm.get() + pages);
+    }
+    Ok(())
+}
+
+/// The VMA of a heap that grows.
+#[expect(clippy::too_many_arguments, reason = "the kernel's, with the mm, the kernel and the CPU before them")]
+fn brk_vma<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    mas: &mut MaState<'_, K::A>,
+    prev: Option<VmaPtr<K>>,
+    addr: u64,
+    len: u64,
+    flags: u64,
+) -> Result<(), Errno> {
     let pgoff = addr >> PAGE_SHIFT;
-    let expanded = prev.is_some_and(|p| end_of::<K>(p) == addr) && {
+    if prev.is_some_and(|p| end_of::<K>(p) == addr) {
         let mut merge = VmaMerge::new_range(prev, None, addr, addr + len, flags, pgoff);
         merge.just_expand = true;
-        vma_merge_new_range(cpu, k, mm, mas, &merge)?.is_some()
-    };
-    if !expanded {
-        if prev.is_some() {
-            mas_next_range(cpu, mas, u64::MAX);
+        if vma_merge_new_range(cpu, k, mm, mas, &merge)?.is_some() {
+            return Ok(());
         }
-        let vma = vm_area_alloc(cpu, k, mm).ok_or(Errno::ENOMEM)?;
-        vma_set_range::<K>(vma, addr, addr + len, pgoff);
-        vma.vm_flags().store(flags, Relaxed);
-        vma.vm_page_prot().store(flags & VM_ACCESS_FLAGS, Relaxed);
-        K::Lock::vma_start_write(cpu, vma);
-        // This store can fail, so the VMA is attached after it. A reader that finds it before is
-        // stopped by vm_lock_seq, or at worst finds it detached and looks again.
-        if let Err(e) = vma_iter_store_gfp::<K>(cpu, mas, vma) {
-            vm_area_free::<K>(cpu, vma);
-            return Err(e);
-        }
-        K::Lock::vma_mark_attached(cpu, vma);
-        mm.map_count.set(mm.map_count.get() + 1);
     }
-    mm.total_vm.store(mm.total_vm.load(Relaxed) + (len >> PAGE_SHIFT), Relaxed);
-    mm.data_vm.set(mm.data_vm.get() + (len >> PAGE_SHIFT));
+    if prev.is_some() {
+        mas_next_range(cpu, mas, u64::MAX);
+    }
+    let vma = vm_area_alloc(cpu, k, mm).ok_or(Errno::ENOMEM)?;
+    vma_set_range::<K>(vma, addr, addr + len, pgoff);
+    vma.vm_flags().store(flags, Relaxed);
+    vma.vm_page_prot().store(flags & VM_ACCESS_FLAGS, Relaxed);
+    K::Lock::vma_start_write(cpu, vma);
+    // This store can fail, so the VMA is attached after it. A reader that finds it before is stopped by vm_lock_seq,
+    // or at worst finds it detached and looks again.
+    if let Err(e) = vma_iter_store_gfp::<K>(cpu, mas, vma) {
+        vm_area_free::<K>(cpu, vma);
+        return Err(e);
+    }
+    K::Lock::vma_mark_attached(cpu, vma);
+    mm.map_count.set(mm.map_count.get() + 1);
     Ok(())
 }
 

@@ -5,6 +5,15 @@
 //! custom: a kernel has a table of numbers; here one `match` leads from a [`Call`] to the function that the kernel's
 //! table names. Arguments are the system call's own, as the C library's wrappers of x86-64 pass them.
 
+use super::fault::do_user_addr_fault;
+use super::kconfig::{Kconfig, MmPtr};
+use super::mmap::{MmapArgs, do_mmap, sys_brk, vm_munmap};
+use super::pgtable::{PAGE_PRESENT, PAGE_RW, PTE_PFN_MASK, pte_lookup};
+use crate::arch::arena::PAGE_SIZE;
+use crate::arch::{Atomic, Relaxed};
+use crate::cpu::{Cpu, Errno};
+use crate::init::Kernel;
+
 /// One system call, or one access from user mode.
 ///
 /// Addresses and lengths are bytes and may be anything, as in user mode.
@@ -130,4 +139,62 @@ pub struct VmaInfo {
     pub file: Option<u32>,
     /// Bytes into the file at `start`; 0 without a file.
     pub offset: u64,
+}
+
+/// What a thread of the port's user mode has: the running process, its parents that wait for its end, and open files.
+pub struct Process<K: Kconfig> {
+    /// The running process's address space.
+    pub mm: MmPtr<K>,
+    /// Address spaces of the processes that forked it and wait, the direct parent last.
+    pub parents: Vec<MmPtr<K>>,
+}
+
+impl<K: Kconfig> Process<K> {
+    /// One process without files.
+    pub fn new(mm: MmPtr<K>) -> Self {
+        Process { mm, parents: Vec::new() }
+    }
+}
+
+/// Carries `call` out: what the system call returns, or the byte that was read.
+///
+/// # Errors
+/// The call's; of an access, `EFAULT` for what would have been SIGSEGV or SIGBUS; `ENOSYS`.
+pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, call: &Call) -> Result<u64, Errno> {
+    let mm = p.mm;
+    match *call {
+        Call::Mmap { addr, len, prot, flags, fd: _, offset } => {
+            do_mmap(cpu, k, mm, &MmapArgs { addr, len, prot, flags, file: None, offset })
+        }
+        Call::Munmap { addr, len } => vm_munmap(cpu, k, mm, addr, len).map(|()| 0),
+        Call::Brk { to } => Ok(sys_brk(cpu, k, mm, to)),
+        Call::Read { addr } => user_byte(cpu, k, mm, addr, false).map(|b| u64::from(b.load(Relaxed))),
+        Call::Write { addr, value } => {
+            user_byte(cpu, k, mm, addr, true)?.store(value, Relaxed);
+            Ok(0)
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// The byte at `addr`, faulted in as the processor would: again until the entry allows the access.
+fn user_byte<'a, K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &'a Kernel<K>,
+    mm: MmPtr<K>,
+    addr: u64,
+    write: bool,
+) -> Result<&'a Atomic<K::A, u8>, Errno> {
+    let wanted = if write { PAGE_PRESENT | PAGE_RW } else { PAGE_PRESENT };
+    loop {
+        let pte = pte_lookup::<K>(mm, addr);
+        if pte & wanted == wanted {
+            let at = (pte & PTE_PFN_MASK) + addr % PAGE_SIZE as u64;
+            // SAFETY: a byte of a page that this process maps and, being the caller, does not unmap meanwhile; arena
+            // memory lives as long as the kernel; user memory is reached through atomics only.
+            let _ = k;
+            return Ok(unsafe { &*(at as *const Atomic<K::A, u8>) });
+        }
+        do_user_addr_fault(cpu, k, mm, addr, write)?;
+    }
 }

@@ -6,10 +6,23 @@ use super::*;
 use crate::cpu::Errno;
 use crate::mm::memory::get_mm_counter_sum;
 use crate::mm::mm_types::{MM_ANONPAGES, MMAP_BASE};
+use crate::mm::mmap::MmapArgs;
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_lock::StartRead;
-use crate::mm::{FaultError, do_mmap, madvise_dontneed, vm_mmap, vm_munmap};
+use crate::mm::{FaultError, madvise_dontneed, vm_mmap, vm_munmap};
+
+fn do_mmap<K: Kconfig<A = Native>>(
+    cpu: &Cpu<Native>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    addr: u64,
+    len: u64,
+    prot: u32,
+    flags: u32,
+) -> Result<u64, Errno> {
+    crate::mm::do_mmap(cpu, k, mm, &MmapArgs { addr, len, prot, flags, file: None, offset: 0 })
+}
 
 on_every_variant! {
     fn allocations_and_frees_of_each_operation = golden_rows;
@@ -121,7 +134,7 @@ fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
         assert_eq!(vm_mmap(cpu, k, mm, Some(P), P, RW), Err(Errno::EPERM));
         assert_eq!(vm_mmap(cpu, k, mm, Some(0x7fff_ffff_f000), P, RW), Err(Errno::ENOMEM));
         assert_eq!(vm_mmap(cpu, k, mm, None, u64::MAX, RW), Err(Errno::ENOMEM));
-        assert_eq!(do_mmap(cpu, k, mm, 0, P, PROT_READ, MAP_PRIVATE), Err(Errno::EINVAL));
+        assert_eq!(do_mmap(cpu, k, mm, 0, P, PROT_READ, MAP_PRIVATE), Err(Errno::EBADF));
         assert_eq!(vm_munmap(cpu, k, mm, BASE + 1, P), Err(Errno::EINVAL));
         assert_eq!(vm_munmap(cpu, k, mm, BASE, 0), Err(Errno::EINVAL));
         assert_eq!(vm_munmap(cpu, k, mm, BASE, 1 << 50), Err(Errno::EINVAL));

@@ -26,7 +26,7 @@ use crate::mm::mmap_lock::{mmap_read_unlock, mmap_write_downgrade, mmap_write_un
 use crate::mm::pgtable::{free_pgd_range, unmap_single_vma};
 use crate::mm::rmap::unlink_anon_vmas;
 use crate::mm::util::vm_unacct_memory;
-use crate::mm::vma_init::vm_area_free;
+use crate::mm::vma_init::{vm_area_free, vm_area_free_unreachable};
 use crate::mm::vma_lock::VmaLock;
 
 /// `struct vma_munmap_struct`: a removal on its way.
@@ -114,6 +114,15 @@ pub(in crate::mm) fn remove_vma<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma:
         vma_fput(cpu, k, vma);
     }
     vm_area_free::<K>(cpu, vma);
+}
+
+/// `remove_vma()` at exit: nobody can look at the VMA any more.
+pub(in crate::mm) fn remove_vma_unreachable<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<K>) {
+    vma_close(cpu, k, vma);
+    if has_file::<K>(vma) {
+        vma_fput(cpu, k, vma);
+    }
+    vm_area_free_unreachable::<K>(cpu, vma);
 }
 
 /// `reattach_vmas()`: a removal that failed puts its VMAs back.
