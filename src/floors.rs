@@ -17,6 +17,7 @@ pub const FLOORS: &[(&str, Option<u32>)] = &[
     ("mm", Some(6)),
     ("init", Some(6)),
     ("workload", Some(7)),
+    ("trace", Some(7)),
     ("measure", Some(8)),
     ("report", Some(9)),
     ("plot", Some(9)),

@@ -13,7 +13,7 @@
 //! | 4 | `slab` | pages, SLUB |
 //! | 5 | `maple_tree` | the range tree |
 //! | 6 | `mm`, `init` | VMAs, their locks and caches, page tables, faults; boot |
-//! | 7 | `workload` | what the threads do |
+//! | 7 | `workload`, `trace` | what the threads do; what real programs did |
 //! | 8 | `measure` | the timed loop, plans, counters, statistics |
 //! | 9 | `report`, `plot` | records, tables, letters, figures |
 //! | 10 | `cmd` | one verb of the command line a file |
@@ -39,5 +39,6 @@ pub mod rcu;
 pub mod report;
 pub mod slab;
 pub mod sync;
+pub mod trace;
 #[deny(unsafe_code)]
 pub mod workload;

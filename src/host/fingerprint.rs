@@ -97,6 +97,13 @@ fn fingerprint(cpu_model: &str, topology: &Topology) -> String {
     format!("{:016x}", hash.0)
 }
 
+/// FNV-1a of `bytes`, 64 bits.
+pub fn fnv_1a(bytes: &[u8]) -> u64 {
+    let mut hash = Fnv::new();
+    hash.add(bytes);
+    hash.0
+}
+
 /// FNV-1a, 64 bits.
 struct Fnv(u64);
 

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Names and numbers in a log: what strace prints for the arguments of the memory calls, with `-X raw` (numbers),
+//! `abbrev` (names) and `verbose` (a number and its names as a comment).
+//!
+//! A name that no table holds is an error that says so: a flag dropped without a word would be a different call.
+
+/// A table of names.
+pub type Names = &'static [(&'static str, u64)];
+
+/// `PROT_*`
+pub const PROT: Names = &[
+    ("PROT_NONE", 0),
+    ("PROT_READ", 1),
+    ("PROT_WRITE", 2),
+    ("PROT_EXEC", 4),
+    ("PROT_SEM", 8),
+    ("PROT_GROWSDOWN", 0x0100_0000),
+    ("PROT_GROWSUP", 0x0200_0000),
+];
+
+/// `MAP_*` of x86-64.
+pub const MAP: Names = &[
+    ("MAP_FILE", 0),
+    ("MAP_SHARED", 1),
+    ("MAP_PRIVATE", 2),
+    ("MAP_SHARED_VALIDATE", 3),
+    ("MAP_DROPPABLE", 8),
+    ("MAP_FIXED", 0x10),
+    ("MAP_ANONYMOUS", 0x20),
+    ("MAP_ANON", 0x20),
+    ("MAP_32BIT", 0x40),
+    ("MAP_ABOVE4G", 0x80),
+    ("MAP_GROWSDOWN", 0x100),
+    ("MAP_DENYWRITE", 0x800),
+    ("MAP_EXECUTABLE", 0x1000),
+    ("MAP_LOCKED", 0x2000),
+    ("MAP_NORESERVE", 0x4000),
+    ("MAP_POPULATE", 0x8000),
+    ("MAP_NONBLOCK", 0x1_0000),
+    ("MAP_STACK", 0x2_0000),
+    ("MAP_HUGETLB", 0x4_0000),
+    ("MAP_SYNC", 0x8_0000),
+    ("MAP_FIXED_NOREPLACE", 0x10_0000),
+    ("MAP_UNINITIALIZED", 0x400_0000),
+    ("MAP_HUGE_2MB", 21 << 26),
+    ("MAP_HUGE_1GB", 30 << 26),
+];
+
+/// `MADV_*`
+pub const MADV: Names = &[
+    ("MADV_NORMAL", 0),
+    ("MADV_RANDOM", 1),
+    ("MADV_SEQUENTIAL", 2),
+    ("MADV_WILLNEED", 3),
+    ("MADV_DONTNEED", 4),
+    ("MADV_FREE", 8),
+    ("MADV_REMOVE", 9),
+    ("MADV_DONTFORK", 10),
+    ("MADV_DOFORK", 11),
+    ("MADV_MERGEABLE", 12),
+    ("MADV_UNMERGEABLE", 13),
+    ("MADV_HUGEPAGE", 14),
+    ("MADV_NOHUGEPAGE", 15),
+    ("MADV_DONTDUMP", 16),
+    ("MADV_DODUMP", 17),
+    ("MADV_WIPEONFORK", 18),
+    ("MADV_KEEPONFORK", 19),
+    ("MADV_COLD", 20),
+    ("MADV_PAGEOUT", 21),
+    ("MADV_POPULATE_READ", 22),
+    ("MADV_POPULATE_WRITE", 23),
+    ("MADV_DONTNEED_LOCKED", 24),
+    ("MADV_COLLAPSE", 25),
+    ("MADV_HWPOISON", 100),
+    ("MADV_SOFT_OFFLINE", 101),
+    ("MADV_GUARD_INSTALL", 102),
+    ("MADV_GUARD_REMOVE", 103),
+];
+
+/// `MREMAP_*`
+pub const MREMAP: Names = &[("MREMAP_MAYMOVE", 1), ("MREMAP_FIXED", 2), ("MREMAP_DONTUNMAP", 4)];
+
+/// `MLOCK_*`
+pub const MLOCK: Names = &[("MLOCK_ONFAULT", 1)];
+
+/// `MCL_*`
+pub const MCL: Names = &[("MCL_CURRENT", 1), ("MCL_FUTURE", 2), ("MCL_ONFAULT", 4)];
+
+/// `CLONE_*`
+pub const CLONE: Names = &[
+    ("CLONE_NEWTIME", 0x80),
+    ("CLONE_VM", 0x100),
+    ("CLONE_FS", 0x200),
+    ("CLONE_FILES", 0x400),
+    ("CLONE_SIGHAND", 0x800),
+    ("CLONE_PIDFD", 0x1000),
+    ("CLONE_PTRACE", 0x2000),
+    ("CLONE_VFORK", 0x4000),
+    ("CLONE_PARENT", 0x8000),
+    ("CLONE_THREAD", 0x1_0000),
+    ("CLONE_NEWNS", 0x2_0000),
+    ("CLONE_SYSVSEM", 0x4_0000),
+    ("CLONE_SETTLS", 0x8_0000),
+    ("CLONE_PARENT_SETTID", 0x10_0000),
+    ("CLONE_CHILD_CLEARTID", 0x20_0000),
+    ("CLONE_DETACHED", 0x40_0000),
+    ("CLONE_UNTRACED", 0x80_0000),
+    ("CLONE_CHILD_SETTID", 0x100_0000),
+    ("CLONE_NEWCGROUP", 0x200_0000),
+    ("CLONE_NEWUTS", 0x400_0000),
+    ("CLONE_NEWIPC", 0x800_0000),
+    ("CLONE_NEWUSER", 0x1000_0000),
+    ("CLONE_NEWPID", 0x2000_0000),
+    ("CLONE_NEWNET", 0x4000_0000),
+    ("CLONE_IO", 0x8000_0000),
+    ("CLONE_CLEAR_SIGHAND", 0x1_0000_0000),
+    ("CLONE_INTO_CGROUP", 0x2_0000_0000),
+];
+
+/// `PR_*` that have to do with memory.
+pub const PRCTL: Names =
+    &[("PR_SET_NAME", 15), ("PR_SET_MM", 35), ("PR_SET_THP_DISABLE", 41), ("PR_SET_VMA", PR_SET_VMA)];
+
+/// `PR_SET_VMA`: names anonymous memory.
+pub const PR_SET_VMA: u64 = 0x5356_4d41;
+
+/// `CLONE_VM`
+pub const CLONE_VM: u64 = 0x100;
+/// `CLONE_THREAD`
+pub const CLONE_THREAD: u64 = 0x1_0000;
+
+const ERRNO: &[(&str, i32)] = &[
+    ("EPERM", libc::EPERM),
+    ("ENOENT", libc::ENOENT),
+    ("EINTR", libc::EINTR),
+    ("EIO", libc::EIO),
+    ("EBADF", libc::EBADF),
+    ("EAGAIN", libc::EAGAIN),
+    ("ENOMEM", libc::ENOMEM),
+    ("EACCES", libc::EACCES),
+    ("EFAULT", libc::EFAULT),
+    ("EBUSY", libc::EBUSY),
+    ("EEXIST", libc::EEXIST),
+    ("ENODEV", libc::ENODEV),
+    ("EINVAL", libc::EINVAL),
+    ("ENFILE", libc::ENFILE),
+    ("ETXTBSY", libc::ETXTBSY),
+    ("ENOSYS", libc::ENOSYS),
+    ("EOVERFLOW", libc::EOVERFLOW),
+    ("EOPNOTSUPP", libc::EOPNOTSUPP),
+];
+
+/// Name of an error number.
+pub fn errno_name(e: i32) -> String {
+    ERRNO.iter().find(|(_, n)| *n == e).map_or_else(|| format!("errno {e}"), |(name, _)| (*name).to_string())
+}
+
+/// A number: decimal (with a sign), hex, octal, or NULL. What stands behind it in a comment does not count.
+pub fn number(text: &str) -> Option<u64> {
+    let t = without_comment(text);
+    if t == "NULL" {
+        return Some(0);
+    }
+    if let Some(h) = t.strip_prefix("0x") {
+        return u64::from_str_radix(h, 16).ok();
+    }
+    if let Some(d) = t.strip_prefix('-') {
+        return d.parse::<u64>().ok().map(u64::wrapping_neg);
+    }
+    if t.len() > 1 && t.starts_with('0') {
+        return u64::from_str_radix(&t[1..], 8).ok();
+    }
+    t.parse().ok()
+}
+
+/// Text before `/*`, or the text without a leading comment.
+fn without_comment(text: &str) -> &str {
+    text.split_once("/*").map_or(text, |(before, _)| before).trim()
+}
+
+/// Flags or-ed together, as numbers, names, or both.
+///
+/// # Errors
+/// The part that is neither.
+pub fn flags(text: &str, names: Names) -> Result<u64, String> {
+    let mut all = 0;
+    for part in without_comment(text).split('|') {
+        let part = part.trim();
+        all |= match names.iter().find(|(n, _)| *n == part) {
+            Some((_, v)) => *v,
+            None => match part.split_once("<<") {
+                Some((n, _)) => {
+                    // MAP_HUGE_SHIFT is the only shift in these arguments.
+                    number(n).map(|n| n << 26).ok_or_else(|| format!("'{part}' is no number"))?
+                }
+                None => number(part).ok_or_else(|| format!("no flag is named '{part}'"))?,
+            },
+        };
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_in_every_form_that_strace_prints() {
+        assert_eq!(number("NULL"), Some(0));
+        assert_eq!(number("0x7f00"), Some(0x7f00));
+        assert_eq!(number("4096"), Some(4096));
+        assert_eq!(number("-1"), Some(u64::MAX));
+        assert_eq!(number("0644"), Some(0o644));
+        assert_eq!(number("0x3 /* PROT_READ|PROT_WRITE */"), Some(3));
+        assert_eq!(number("four"), None);
+        assert_eq!(flags("PROT_NONE", PROT), Ok(0));
+        assert_eq!(flags("PROT_READ|PROT_WRITE", PROT), Ok(3));
+        assert_eq!(flags("0x22", MAP), Ok(0x22));
+        assert_eq!(flags("0x22 /* MAP_PRIVATE|MAP_ANONYMOUS */", MAP), Ok(0x22));
+        assert_eq!(flags("MAP_PRIVATE|MAP_ANONYMOUS|0x1000000", MAP), Ok(0x100_0022));
+        assert_eq!(flags("MAP_PRIVATE|MAP_HUGETLB|21<<MAP_HUGE_SHIFT", MAP), Ok(0x4_0002 | 21 << 26));
+        assert_eq!(flags("0x1200000|17", CLONE), Ok(0x120_0011));
+        assert!(flags("MAP_PRIVATE|MAP_SIDEWAYS", MAP).unwrap_err().contains("MAP_SIDEWAYS"));
+        assert_eq!(errno_name(12), "ENOMEM");
+        assert_eq!(errno_name(4242), "errno 4242");
+    }
+}
