@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! anon_vmas and their chains, as far as merging and the first write fault need them [mm/rmap.c, 6.12].
+//! anon_vmas and their chains [mm/rmap.c, 6.12].
 //!
-//! dup: which objects are allocated when, which locks are taken, the order of publication, find_mergeable_anon_vma().
-//! stub: the interval tree of an anon_vma is the number of links to it (nobody walks the reverse map here); no forks,
-//! so every anon_vma is its own root.
+//! dup: which objects are allocated when, which locks are taken, the order of publication, find_mergeable_anon_vma(),
+//! the tree that forks build (parents, children, the root whose semaphore all share) and what of it a child takes over.
+//! stub: the interval tree of an anon_vma is the number of links to it (nobody walks the reverse map here).
 //!
-//! Lock order: `mmap_lock` (read is enough to prepare), the anon_vma's semaphore, `page_table_lock`.
+//! INVARIANT: a VMA's chain holds its own anon_vma first and the oldest ancestor's last; all of them have one root. A root
+//! lives as long as anything below it: each descendant holds a reference.
+//! Lock order: `mmap_lock` (read is enough to prepare), the root's semaphore, `page_table_lock`.
 
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::mm_types::{ListHead, VM_ACCESS_FLAGS, VmaFields, vma_pages};
 use super::mmap_lock::vma_of_entry;
-use super::vmstat::VmEvent;
+use super::vma::sticky_flags;
+use super::vmstat::{VmEvent, warn_on_once};
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Hardware, Native, Plain, Relaxed, Release};
 use crate::cpu::{Cpu, Errno};
@@ -106,11 +109,31 @@ fn anon_vma_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<KRef<Ano
     Some(av)
 }
 
+/// `anon_vma_free()`
+fn anon_vma_free<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, av: KRef<AnonVma<K::A>>) {
+    // Whoever found the anon_vma by a page may still be about to take the lock (6.12's reverse map; nobody here).
+    // SAFETY: the root lives as long as any anon_vma under it.
+    if unsafe { &(*av.root.get()).rwsem }.is_locked() {
+        anon_vma_lock_write(cpu, &av);
+        anon_vma_unlock_write(cpu, &av);
+    }
+    cpu.count(VmEvent::AnonVmaFree);
+    // SAFETY: nobody refers to it.
+    unsafe { kmem_cache_free(cpu, &k.anon_vma_cachep, av.as_ptr().cast()) };
+}
+
+/// `put_anon_vma()`: with its last reference an anon_vma gives up its root's.
 fn put_anon_vma<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, av: KRef<AnonVma<K::A>>) {
     if av.refcount.dec_and_test(cpu) {
-        cpu.count(VmEvent::AnonVmaFree);
-        // SAFETY: the last reference.
-        unsafe { kmem_cache_free(cpu, &k.anon_vma_cachep, av.as_ptr().cast()) };
+        let root = av.root.get();
+        anon_vma_free(cpu, k, av);
+        if root != av.as_ptr() {
+            // SAFETY: ours until this reference goes.
+            let root: KRef<AnonVma<K::A>> = unsafe { KRef::new(NonNull::new_unchecked(root)) };
+            if root.refcount.dec_and_test(cpu) {
+                anon_vma_free(cpu, k, root);
+            }
+        }
     }
 }
 
@@ -150,6 +173,12 @@ pub fn vma_anon_vma<K: Kconfig>(vma: VmaPtr<K>) -> Option<KRef<AnonVma<K::A>>> {
 }
 
 /// `anon_vma_chain_assign()` and `anon_vma_interval_tree_insert()`, under the anon_vma's lock.
+fn anon_vma_link<K: Kconfig>(vma: VmaPtr<K>, avc: KRef<AnonVmaChain<K::A>>, av: KRef<AnonVma<K::A>>) {
+    anon_vma_chain_assign::<K>(vma, avc, av);
+    av.rb_root.set(av.rb_root.get() + 1);
+}
+
+/// `anon_vma_chain_assign()`
 fn anon_vma_chain_assign<K: Kconfig>(vma: VmaPtr<K>, avc: KRef<AnonVmaChain<K::A>>, av: KRef<AnonVma<K::A>>) {
     avc.vma.set(vma.as_ptr() as usize);
     avc.anon_vma.set(av.as_ptr());
@@ -161,7 +190,6 @@ fn anon_vma_chain_assign<K: Kconfig>(vma: VmaPtr<K>, avc: KRef<AnonVmaChain<K::A
     // SAFETY: list entries are alive while linked.
     unsafe { (*first).set_prev(np) };
     head.next.store(np, Relaxed);
-    av.rb_root.set(av.rb_root.get() + 1);
 }
 
 fn list_del<A: Arch>(e: &ListHead<A>) {
@@ -180,16 +208,24 @@ fn avc_of<A: Arch>(e: *mut ListHead<A>) -> KRef<AnonVmaChain<A>> {
 }
 
 /// `anon_vma_compatible()`: whether `b`, right behind `a`, could share its anon_vma.
-fn anon_vma_compatible<K: Kconfig>(a: VmaPtr<K>, b: VmaPtr<K>) -> bool {
+fn anon_vma_compatible<K: Kconfig>(k: &Kernel<K>, a: VmaPtr<K>, b: VmaPtr<K>) -> bool {
+    let may_differ = VM_ACCESS_FLAGS | sticky_flags(&k.rules);
     a.vm_end().load(Relaxed) == b.vm_start().load(Relaxed)
-        && (a.vm_flags().load(Relaxed) ^ b.vm_flags().load(Relaxed)) & !VM_ACCESS_FLAGS == 0
+        && a.vm_policy().load(Relaxed) == b.vm_policy().load(Relaxed)
+        && a.vm_file().load(Relaxed) == b.vm_file().load(Relaxed)
+        && (a.vm_flags().load(Relaxed) ^ b.vm_flags().load(Relaxed)) & !may_differ == 0
         && b.vm_pgoff().load(Relaxed) == a.vm_pgoff().load(Relaxed) + vma_pages::<K::A, K::Lock>(&a)
 }
 
 /// `reusable_anon_vma()`
-fn reusable_anon_vma<K: Kconfig>(old: VmaPtr<K>, a: VmaPtr<K>, b: VmaPtr<K>) -> Option<KRef<AnonVma<K::A>>> {
+fn reusable_anon_vma<K: Kconfig>(
+    k: &Kernel<K>,
+    old: VmaPtr<K>,
+    a: VmaPtr<K>,
+    b: VmaPtr<K>,
+) -> Option<KRef<AnonVma<K::A>>> {
     // Another thread may be linking it right now: then it is becoming a singleton, which is what is asked.
-    if anon_vma_compatible::<K>(a, b)
+    if anon_vma_compatible(k, a, b)
         && let Some(av) = vma_anon_vma::<K>(old)
         && old.anon_vma_chain().is_singular()
     {
@@ -211,13 +247,13 @@ fn find_mergeable_anon_vma<K: Kconfig>(
     // SAFETY: under mmap_lock.
     unsafe {
         if let Some(next) = vma_of_entry::<K>(mas_walk(cpu, &mut mas))
-            && let Some(av) = reusable_anon_vma::<K>(next, vma, next)
+            && let Some(av) = reusable_anon_vma(k, next, vma, next)
         {
             return Some(av);
         }
         // Back over vma itself to what lies before it.
         mas_prev(cpu, &mut mas, 0);
-        vma_of_entry::<K>(mas_prev(cpu, &mut mas, 0)).and_then(|prev| reusable_anon_vma::<K>(prev, prev, vma))
+        vma_of_entry::<K>(mas_prev(cpu, &mut mas, 0)).and_then(|prev| reusable_anon_vma(k, prev, prev, vma))
     }
 }
 
@@ -254,7 +290,7 @@ pub fn __anon_vma_prepare<K: Kconfig>(
     if set {
         // ORDER: release, meets vma_anon_vma(): the anon_vma's fields come before the pointer.
         vma.anon_vma().store(av.as_ptr(), Release);
-        anon_vma_chain_assign::<K>(vma, avc, av);
+        anon_vma_link::<K>(vma, avc, av);
         av.num_active_vmas.set(av.num_active_vmas.get() + 1);
     }
     raw_spin_unlock(cpu, &mm.page_table_lock);
@@ -269,7 +305,8 @@ pub fn __anon_vma_prepare<K: Kconfig>(
     Ok(())
 }
 
-/// `anon_vma_clone()`: links `dst` to all that `src` is linked to.
+/// `anon_vma_clone()`: links `dst` to all that `src` is linked to. `dst` has the same anon_vma already, or (fork) none:
+/// then it may get one of the chain's.
 ///
 /// # Errors
 /// `ENOMEM`, with `dst` unlinked.
@@ -288,13 +325,59 @@ pub fn anon_vma_clone<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, dst: VmaPtr<K>
         // SAFETY: alive while linked.
         let av = unsafe { KRef::new(NonNull::new_unchecked(pavc.anon_vma.get())) };
         root = lock_anon_vma_root(cpu, root, av);
-        anon_vma_chain_assign::<K>(dst, avc, av);
+        anon_vma_link::<K>(dst, avc, av);
+        // A fork takes over an ancestor that no VMA uses any more and that has no more than one child, so that a process
+        // that forks and ends in a long line does not make the chain longer and longer. A root has itself for a child.
+        if dst.anon_vma().load(Relaxed).is_null()
+            && !src.anon_vma().load(Relaxed).is_null()
+            && av.num_children.get() < 2
+            && av.num_active_vmas.get() == 0
+        {
+            dst.anon_vma().store(av.as_ptr(), Relaxed);
+        }
         e = pavc.same_vma.prev();
     }
     if let Some(av) = vma_anon_vma::<K>(dst) {
         av.num_active_vmas.set(av.num_active_vmas.get() + 1);
     }
     unlock_anon_vma_root(cpu, root);
+    Ok(())
+}
+
+/// `anon_vma_fork()`: links the child's `vma` to all that its parent's `pvma` is linked to, and to an anon_vma of its
+/// own, where its new pages go.
+///
+/// # Errors
+/// `ENOMEM`, with `vma` unlinked.
+pub fn anon_vma_fork<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<K>, pvma: VmaPtr<K>) -> Result<(), Errno> {
+    // Nothing of its own in the parent: nothing to find here.
+    let Some(parent) = vma_anon_vma::<K>(pvma) else { return Ok(()) };
+    vma.anon_vma().store(null_mut(), Relaxed);
+    anon_vma_clone(cpu, k, vma, pvma)?;
+    if !vma.anon_vma().load(Relaxed).is_null() {
+        return Ok(());
+    }
+    let Some(av) = anon_vma_alloc(cpu, k) else {
+        unlink_anon_vmas(cpu, k, vma);
+        return Err(Errno::ENOMEM);
+    };
+    av.num_active_vmas.set(1);
+    let Some(avc) = anon_vma_chain_alloc(cpu, k) else {
+        put_anon_vma(cpu, k, av);
+        unlink_anon_vmas(cpu, k, vma);
+        return Err(Errno::ENOMEM);
+    };
+    let root = parent.root.get();
+    av.root.set(root);
+    av.parent.set(parent.as_ptr());
+    // SAFETY: alive through the parent's chain.
+    unsafe { (*root).refcount.inc(cpu) };
+    vma.anon_vma().store(av.as_ptr(), Relaxed);
+    anon_vma_chain_assign::<K>(vma, avc, av);
+    anon_vma_lock_write(cpu, &av);
+    av.rb_root.set(av.rb_root.get() + 1);
+    parent.num_children.set(parent.num_children.get() + 1);
+    anon_vma_unlock_write(cpu, &av);
     Ok(())
 }
 
@@ -336,8 +419,12 @@ pub fn unlink_anon_vmas<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<
         let av = unsafe { KRef::new(NonNull::new_unchecked(avc.anon_vma.get())) };
         root = lock_anon_vma_root(cpu, root, av);
         av.rb_root.set(av.rb_root.get() - 1);
-        // An anon_vma that nobody is linked to stays on the list: it is freed without the lock, which is in it.
-        if av.rb_root.get() != 0 {
+        // An anon_vma that nobody is linked to stays on the list: it is freed without the lock, which may be in it.
+        if av.rb_root.get() == 0 {
+            // SAFETY: a parent lives as long as its children: they are older in the same chains.
+            let parent = unsafe { &*av.parent.get() };
+            parent.num_children.set(parent.num_children.get() - 1);
+        } else {
             list_del(&avc.same_vma);
             anon_vma_chain_free(cpu, k, avc);
         }
@@ -351,7 +438,9 @@ pub fn unlink_anon_vmas<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<
     while !head.is_empty() {
         let avc = avc_of(head.next.load(Relaxed));
         // SAFETY: its last link is this one.
-        put_anon_vma(cpu, k, unsafe { KRef::new(NonNull::new_unchecked(avc.anon_vma.get())) });
+        let av = unsafe { KRef::new(NonNull::new_unchecked(avc.anon_vma.get())) };
+        warn_on_once(cpu, av.num_children.get() != 0 || av.num_active_vmas.get() != 0);
+        put_anon_vma(cpu, k, av);
         list_del(&avc.same_vma);
         anon_vma_chain_free(cpu, k, avc);
     }

@@ -24,8 +24,8 @@ pub(super) use iter::{
     vma_prev_limit,
 };
 pub use merge::{
-    VmaMerge, vma_merge_existing_range, vma_merge_extend, vma_merge_new_range, vma_modified_flags, vma_modify_flags,
-    vma_modify_flags_name,
+    VmaMerge, sticky_flags, vma_merge_existing_range, vma_merge_extend, vma_merge_new_range, vma_modified_flags,
+    vma_modify_flags, vma_modify_flags_name,
 };
 pub use munmap::{
     VmaMunmap, can_modify_vma, do_vmi_align_munmap, do_vmi_munmap, vms_abort_munmap_vmas, vms_clean_up_area,
