@@ -4,22 +4,21 @@
 //! The steps are numbered as in vma-locks.md 3. The caller is user mode: it has no page at `addr` (or may not write
 //! it), and after the fault it passes the operation boundary, `cpu::tick::exit_to_user_mode()`.
 //!
-//! stub: signals (no killable waits), stack growth, instruction fetches, protection keys, kernel-mode faults.
+//! stub: signals (no killable waits), instruction fetches, protection keys, kernel-mode faults.
 //! BIAS: exception entry and exit are charged in simulated time only.
 
-use super::kconfig::{Kconfig, MmPtr, VmaPtr};
+use super::kconfig::{Kconfig, MmPtr};
 use super::memory::{
-    FAULT_FLAG_VMA_LOCK, FAULT_FLAG_WRITE, VM_FAULT_COMPLETED, VM_FAULT_RETRY, access_ok, fault_errno, handle_mm_fault,
+    FAULT_FLAG_ALLOW_RETRY, FAULT_FLAG_TRIED, FAULT_FLAG_VMA_LOCK, FAULT_FLAG_WRITE, VM_FAULT_COMPLETED,
+    VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, access_ok, handle_mm_fault,
 };
 use super::mm_types::VmaFields;
-use super::mmap_lock::{
-    lock_vma_under_rcu, mmap_read_lock, mmap_read_trylock, mmap_read_unlock, vma_end_read, vma_of_entry,
-};
+use super::mmap_lock::{lock_vma_under_rcu, mmap_read_unlock, vma_end_read};
+use super::stack::lock_mm_and_find_vma;
 use super::vmstat::VmEvent;
 use crate::arch::{Hardware, Relaxed, Work};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
-use crate::maple_tree::{MaState, mas_find};
 
 /// The signal a fault would have ended in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +66,7 @@ pub fn do_user_addr_fault<K: Kconfig>(
     K::A::charge(Work::KernelEntry);
     cpu.count(VmEvent::Pgfault);
     // 1.
-    let flags = if write { FAULT_FLAG_WRITE } else { 0 };
+    let flags = FAULT_FLAG_ALLOW_RETRY | if write { FAULT_FLAG_WRITE } else { 0 };
     // 3.
     if let Some(vma) = lock_vma_under_rcu(cpu, k, mm, addr) {
         // 4. ORDER: relaxed: the VMA is read-locked.
@@ -89,6 +88,9 @@ pub fn do_user_addr_fault<K: Kconfig>(
         }
         // 8.
         cpu.count(VmEvent::VmaLockRetry);
+        // If the page was read in meanwhile, the next try must not give the lock up again.
+        let tried = if fault & VM_FAULT_MAJOR != 0 { FAULT_FLAG_TRIED } else { 0 };
+        return under_mmap_lock(cpu, k, mm, addr, write, flags | tried);
     }
     under_mmap_lock(cpu, k, mm, addr, write, flags)
 }
@@ -102,7 +104,7 @@ fn under_mmap_lock<K: Kconfig>(
     mm: MmPtr<K>,
     addr: u64,
     write: bool,
-    flags: u32,
+    mut flags: u32,
 ) -> Result<(), FaultError> {
     loop {
         // 9.
@@ -119,6 +121,7 @@ fn under_mmap_lock<K: Kconfig>(
             return Ok(());
         }
         if fault & VM_FAULT_RETRY != 0 {
+            flags |= FAULT_FLAG_TRIED;
             continue;
         }
         mmap_read_unlock(cpu, &*mm);
@@ -127,27 +130,15 @@ fn under_mmap_lock<K: Kconfig>(
     }
 }
 
-/// `lock_mm_and_find_vma()`: the VMA at `addr` with `mmap_lock` held for read; `None` with it dropped.
-fn lock_mm_and_find_vma<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, addr: u64) -> Option<VmaPtr<K>> {
-    if !mmap_read_trylock(cpu, &*mm) {
-        mmap_read_lock(cpu, &*mm);
-    }
-    let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
-    // SAFETY: under mmap_lock.
-    let vma = unsafe { vma_of_entry::<K>(mas_find(cpu, &mut mas, u64::MAX)) };
-    match vma {
-        Some(vma) if vma.vm_start().load(Relaxed) <= addr => Some(vma),
-        _ => {
-            mmap_read_unlock(cpu, &*mm);
-            None
-        }
-    }
-}
-
 fn done(fault: u32) -> Result<(), FaultError> {
-    match fault_errno(fault) {
-        None => Ok(()),
-        Some(Errno::ENOMEM) => Err(FaultError::Oom),
-        Some(_) => Err(FaultError::Sigbus),
+    // mm_fault_error()
+    if fault & VM_FAULT_ERROR == 0 {
+        Ok(())
+    } else if fault & VM_FAULT_OOM != 0 {
+        Err(FaultError::Oom)
+    } else if fault & VM_FAULT_SIGBUS != 0 {
+        Err(FaultError::Sigbus)
+    } else {
+        Err(FaultError::Maperr)
     }
 }

@@ -1,35 +1,59 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The fault handler of anonymous memory, zapping, and freeing page tables [mm/memory.c, mm/mmu_gather.c, 6.12].
+//! The fault handler [mm/memory.c, 6.12]: which kind of fault it is, and anonymous memory's.
+//!
+//! `zap.rs` clears ranges, `copy.rs` copies page tables for a child, `wp.rs` is writes to write-protected pages;
+//! mappings of files are in `filemap.rs`.
 //!
 //! dup: the order of events in do_anonymous_page(); anon_vma preparation under the VMA lock (a read trylock of
-//! `mmap_lock`, else RETRY); the shared zero page for read faults; gathering pages and freeing them in batches.
-//! custom: the gather has 8 entries on the stack and one page of 510, not up to 19 pages. stub: LRU, memory cgroups,
-//! swap, files, huge pages, TLB flushes.
+//! `mmap_lock`, else RETRY); the shared zero page for read faults; what of a page's record is written, and which of it
+//! with a locked instruction. stub: LRU, memory cgroups, swap, huge pages, userfaultfd, accessed bits, TLB flushes.
 
+mod copy;
+mod wp;
+mod zap;
+
+pub use copy::{copy_page_range, is_cow_mapping};
+pub use zap::{unmap_single_vma, zap_page_range_single};
+
+use super::filemap::do_fault;
+use super::folio::{PG_UPTODATE, folio_add_new_anon_rmap, folio_put, page_folio};
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
-use super::mm_types::{MM_ANONPAGES, VM_ACCESS_FLAGS, VM_WRITE, VmaFields};
+use super::mm_types::{MM_ANONPAGES, NR_MM_COUNTERS, VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE, VmaFields};
 use super::mmap_lock::{mmap_read_trylock, mmap_read_unlock, vma_end_read};
 use super::pgtable::{
-    PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, PageTable, alloc_zeroed_page, pmd_alloc, pte_alloc,
-    pte_lock, pte_table,
+    PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_USER, PageTable, alloc_zeroed_page, pmd_alloc, pte_alloc, pte_lock,
+    pte_table,
 };
 use super::rmap::__anon_vma_prepare;
+use super::vma::vma_is_anonymous;
 use super::vmstat::VmEvent;
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Relaxed, smp_wmb};
-use crate::cpu::{Cpu, Errno};
+use crate::cpu::Cpu;
 use crate::init::Kernel;
-use crate::slab::{free_pages, free_unref_folios};
 use crate::sync::{percpu_counter_add, percpu_counter_sum, raw_spin_unlock};
+use wp::do_wp_page;
 
 /// The fault is a write.
 pub const FAULT_FLAG_WRITE: u32 = 0x1;
+/// The handler may drop the lock and ask for another try.
+pub const FAULT_FLAG_ALLOW_RETRY: u32 = 0x4;
+/// This is another try.
+pub const FAULT_FLAG_TRIED: u32 = 0x20;
 /// The fault is handled under the VMA's lock, not under `mmap_lock`.
 pub const FAULT_FLAG_VMA_LOCK: u32 = 0x1000;
 /// Out of memory.
 pub const VM_FAULT_OOM: u32 = 0x1;
 /// No page behind the address.
 pub const VM_FAULT_SIGBUS: u32 = 0x2;
+/// The page had to be read in.
+pub const VM_FAULT_MAJOR: u32 = 0x4;
+/// No access there, whatever the mapping's rights say.
+pub const VM_FAULT_SIGSEGV: u32 = 0x40;
+/// Nothing is left to map.
+pub const VM_FAULT_NOPAGE: u32 = 0x100;
+/// Any error.
+pub const VM_FAULT_ERROR: u32 = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV;
 /// The lock was dropped: try again under `mmap_lock`.
 pub const VM_FAULT_RETRY: u32 = 0x400;
 /// The lock was dropped and the fault is done.
@@ -68,26 +92,40 @@ fn handle_pte_fault<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K>
     let table = pte_table(pmd, vmf.address);
     // ORDER: relaxed: a look without the lock; what matters is looked at again under it.
     let orig = table.map_or(0, |t| t.entry(0, vmf.address).load(Relaxed));
+    let (Some(table), true) = (table, orig != 0) else {
+        // do_pte_missing()
+        return if vma_is_anonymous::<K>(vmf.vma) {
+            do_anonymous_page(cpu, k, vmf, pmd)
+        } else {
+            do_fault(cpu, k, vmf, pmd)
+        };
+    };
     if orig & PAGE_PRESENT == 0 {
-        return do_anonymous_page(cpu, k, vmf, pmd);
+        // do_swap_page(), handle_pte_marker(): a guard region.
+        return VM_FAULT_SIGSEGV;
     }
-    if vmf.flags & FAULT_FLAG_WRITE != 0 && orig & PAGE_RW == 0 {
-        return do_wp_page(cpu, k, vmf, pmd, orig);
+    let ptl = pte_lock(cpu, table);
+    let pte = table.entry(0, vmf.address);
+    if pte.load(Relaxed) == orig {
+        if vmf.flags & FAULT_FLAG_WRITE != 0 {
+            if orig & PAGE_RW == 0 {
+                return do_wp_page(cpu, k, vmf, table, ptl, orig);
+            }
+            // ptep_set_access_flags()
+            if orig & PAGE_DIRTY == 0 {
+                pte.store(orig | PAGE_DIRTY, Relaxed);
+            }
+        }
     }
-    // Another thread set the entry between the access and here. There is nothing to change in it (accessed and dirty
-    // bits have no reader here), but the kernel looks under the lock.
-    if let Some(t) = table {
-        let ptl = pte_lock(cpu, t);
-        let _pte = t.entry(0, vmf.address).load(Relaxed);
-        raw_spin_unlock(cpu, &ptl);
-    }
+    // Another thread set the entry between the access and here.
+    raw_spin_unlock(cpu, &ptl);
     cpu.count(VmEvent::PgfaultRaced);
     0
 }
 
 /// `__vmf_anon_prepare()`: 0, `VM_FAULT_RETRY` with the VMA lock dropped, or `VM_FAULT_OOM`.
 #[inline(always)]
-fn vmf_anon_prepare<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K>) -> u32 {
+pub(super) fn vmf_anon_prepare<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K>) -> u32 {
     // ORDER: relaxed: only compared with null; set once while the VMA is attached.
     if !vmf.vma.anon_vma().load(Relaxed).is_null() {
         return 0;
@@ -117,6 +155,11 @@ fn vmf_anon_prepare_slow<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFau
 /// `do_anonymous_page()`
 #[inline(never)]
 fn do_anonymous_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K>, pmd: KRef<PageTable<K::A>>) -> u32 {
+    let vm_flags = vmf.vma.vm_flags().load(Relaxed);
+    // A shared mapping without functions.
+    if vm_flags & VM_SHARED != 0 {
+        return VM_FAULT_SIGBUS;
+    }
     let table = match pte_table(pmd, vmf.address) {
         Some(t) => t,
         None => {
@@ -148,67 +191,43 @@ fn do_anonymous_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K
     if page.is_null() {
         return VM_FAULT_OOM;
     }
-    set_anon_pte(cpu, k, vmf, table, page, 0)
-}
-
-/// The write fault on the zero page (`do_wp_page()`, `wp_page_copy()`): a fresh page takes its place.
-#[cold]
-#[inline(never)]
-fn do_wp_page<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    vmf: &VmFault<K>,
-    pmd: KRef<PageTable<K::A>>,
-    orig: u64,
-) -> u32 {
-    // Private anonymous memory without forks: a read-only entry is the zero page.
-    debug_assert_eq!((orig & PTE_PFN_MASK) as *mut u8, k.zero_page.as_ptr());
-    let ret = vmf_anon_prepare(cpu, k, vmf);
-    if ret != 0 {
-        return ret;
-    }
-    let page = alloc_zeroed_page(cpu, k, "anonymous page");
-    let Some(table) = pte_table(pmd, vmf.address).filter(|_| !page.is_null()) else { return VM_FAULT_OOM };
-    set_anon_pte(cpu, k, vmf, table, page, orig)
-}
-
-/// Puts `page` where the entry still is `expected`, under the table's lock.
-#[inline(always)]
-fn set_anon_pte<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    vmf: &VmFault<K>,
-    table: KRef<PageTable<K::A>>,
-    page: *mut u8,
-    expected: u64,
-) -> u32 {
-    let mut new = page as u64 | PAGE_PRESENT | PAGE_USER;
-    if vmf.vma.vm_flags().load(Relaxed) & VM_WRITE != 0 {
-        new |= PAGE_RW | PAGE_DIRTY;
-    }
+    let folio = page_folio::<K::A>(page);
+    // __folio_mark_uptodate()
     // ORDER: write barrier: the page's zeros before its entry; meets the hardware's walk (in the port, whoever reads
     // the page back).
     smp_wmb::<K::A>();
+    folio.__set(PG_UPTODATE);
+    let mut entry = page as u64 | PAGE_PRESENT | PAGE_USER;
+    if vm_flags & VM_WRITE != 0 {
+        entry |= PAGE_RW | PAGE_DIRTY;
+    }
     let ptl = pte_lock(cpu, table);
     let pte = table.entry(0, vmf.address);
-    if pte.load(Relaxed) != expected {
+    if pte.load(Relaxed) != 0 {
         // Another thread was first: not an error, and not a retry.
         raw_spin_unlock(cpu, &ptl);
-        free_page(cpu, k, page);
+        folio_put(cpu, k, page);
         cpu.count(VmEvent::PgfaultRaced);
         return 0;
     }
     add_mm_counter(cpu, k, vmf.mm, MM_ANONPAGES, 1);
-    pte.store(new, Relaxed);
+    folio_add_new_anon_rmap::<K>(&folio, vmf.vma, vmf.address);
+    pte.store(entry, Relaxed);
     raw_spin_unlock(cpu, &ptl);
     0
 }
 
+/// Changes of the resident counts that one table's turn makes.
+pub(super) type Rss = [i64; NR_MM_COUNTERS];
+
+/// `add_mm_rss_vec()`
 #[inline]
-fn free_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) {
-    cpu.count(VmEvent::Pgfree);
-    // SAFETY: a page of ours that no entry maps.
-    unsafe { free_pages(cpu, &k.pages, page, 0) };
+pub(super) fn add_mm_rss_vec<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, rss: &Rss) {
+    for (which, &n) in rss.iter().enumerate() {
+        if n != 0 {
+            add_mm_counter(cpu, k, mm, which, n);
+        }
+    }
 }
 
 /// `add_mm_counter()`: a CPU-local add until the batch is full.
@@ -222,112 +241,8 @@ pub fn get_mm_counter_sum<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<
     percpu_counter_sum(cpu, &k.percpu_counters, &mm.rss_stat[which])
 }
 
-/// `struct mmu_gather`: pages on their way out. They are freed only after the (absent) TLB flush.
-pub struct MmuGather {
-    local: [*mut u8; 8],
-    nr: usize,
-    /// The whole mm goes: nobody walks its tables any more.
-    pub(super) fullmm: bool,
-    /// A page used as an array of page addresses, once `local` is full.
-    batch: *mut *mut u8,
-    batch_nr: usize,
-}
-
-/// Pages of a folio batch.
-const PAGEVEC_SIZE: usize = 31;
-/// Entries of a page of the gather queue: the kernel's page has a header of two words.
-const BATCH: usize = PAGE_SIZE / 8 - 2;
-
-impl MmuGather {
-    /// `tlb_gather_mmu()`
-    pub fn new() -> Self {
-        let local = [std::ptr::null_mut(); 8];
-        MmuGather { local, nr: 0, fullmm: false, batch: std::ptr::null_mut(), batch_nr: 0 }
-    }
-
-    /// `tlb_gather_mmu_fullmm()`
-    pub fn new_fullmm() -> Self {
-        MmuGather { fullmm: true, ..Self::new() }
-    }
-
-    /// `__tlb_remove_page()`: queues; returns whether the queue is full.
-    #[inline]
-    pub(super) fn queue<K: Kconfig>(&mut self, cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) -> bool {
-        if self.nr < self.local.len() {
-            self.local[self.nr] = page;
-            self.nr += 1;
-            return false;
-        }
-        if self.batch.is_null() {
-            // The last local entry stays in use; without memory for a page the queue is full right now.
-            self.batch = crate::slab::alloc_pages(cpu, &k.pages, 0).cast();
-            if self.batch.is_null() {
-                // `page` must go somewhere: free the local ones now, as tlb_next_batch() failing forces a flush.
-                self.flush(cpu, k);
-                self.local[0] = page;
-                self.nr = 1;
-                return true;
-            }
-        }
-        // SAFETY: batch_nr < BATCH, inside our page.
-        unsafe { self.batch.add(self.batch_nr).write(page) };
-        self.batch_nr += 1;
-        self.batch_nr == BATCH
-    }
-
-    /// `tlb_flush_mmu()` when the queue was full.
-    pub fn flush_if_full<K: Kconfig>(&mut self, cpu: &Cpu<K::A>, k: &Kernel<K>) {
-        if self.batch_nr == BATCH {
-            self.flush(cpu, k);
-        }
-    }
-
-    fn flush<K: Kconfig>(&mut self, cpu: &Cpu<K::A>, k: &Kernel<K>) {
-        let free = |pages: &[*mut u8]| {
-            cpu.counters.add(VmEvent::Pgfree, pages.len() as u64);
-            // free_pages_and_swap_cache() hands them on by folio batches.
-            for batch in pages.chunks(PAGEVEC_SIZE) {
-                // SAFETY: pages of ours that no entry maps.
-                unsafe { free_unref_folios(cpu, &k.pages, batch) };
-            }
-        };
-        free(&self.local[..self.nr]);
-        self.nr = 0;
-        if self.batch_nr != 0 {
-            // SAFETY: written by queue(), and nobody else knows the page they are in.
-            free(unsafe { std::slice::from_raw_parts(self.batch, self.batch_nr) });
-        }
-        self.batch_nr = 0;
-    }
-
-    /// `tlb_finish_mmu()`
-    pub fn finish<K: Kconfig>(mut self, cpu: &Cpu<K::A>, k: &Kernel<K>) {
-        self.flush(cpu, k);
-        if !self.batch.is_null() {
-            // SAFETY: our own page.
-            unsafe { free_pages(cpu, &k.pages, self.batch.cast(), 0) };
-        }
-    }
-}
-impl Default for MmuGather {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// Whether the flags allow the access.
 #[inline(always)]
 pub fn access_ok(vm_flags: u64, write: bool) -> bool {
     if write { vm_flags & VM_WRITE != 0 } else { vm_flags & VM_ACCESS_FLAGS != 0 }
-}
-
-/// The result of the handler as an error.
-pub(super) fn fault_errno(fault: u32) -> Option<Errno> {
-    if fault & VM_FAULT_OOM != 0 {
-        Some(Errno::ENOMEM)
-    } else if fault & VM_FAULT_SIGBUS != 0 {
-        Some(Errno::EFAULT)
-    } else {
-        None
-    }
 }

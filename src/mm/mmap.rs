@@ -6,8 +6,9 @@
 //! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, the refusal of memory that is both
 //! writable and executable, `READ_IMPLIES_EXEC`, randomisation.
 
+use super::fork::xa_is_zero;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
-use super::memory::MmuGather;
+use super::memory::{unmap_single_vma, zap_page_range_single};
 use super::mm_types::{
     CAP_IPC_LOCK, MMAP_MIN_ADDR, RLIMIT_DATA, RLIMIT_MEMLOCK, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT,
     VM_DATA_DEFAULT_FLAGS, VM_DONTDUMP, VM_DROPPABLE, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
@@ -15,7 +16,8 @@ use super::mm_types::{
     VM_WRITE, VmaFields, vma_pages,
 };
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_write_unlock};
-use super::pgtable::{free_pgd_range, unmap_single_vma};
+use super::mmu_gather::MmuGather;
+use super::pgtable::free_pgd_range;
 use super::rmap::unlink_anon_vmas;
 use super::unmapped_area::{STACK_GUARD_GAP, get_unmapped_area, vm_start_gap};
 use super::util::{OVERCOMMIT_NEVER, vm_enough_memory, vm_unacct_memory};
@@ -103,30 +105,32 @@ pub(super) fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>
     mmap_read_lock(cpu, &*mm);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut tlb = MmuGather::new_fullmm();
-    let mut vma = vma_next::<K>(cpu, &mut mas);
+    // Behind the marker of a fork that failed stand the parent's VMAs.
+    let next = |mas: &mut MaState<'_, K::A>| vma_next::<K>(cpu, mas).filter(|v| !xa_is_zero::<K>(*v));
+    let mut vma = next(&mut mas);
     while let Some(v) = vma {
-        unmap_single_vma(cpu, k, mm, &mut tlb, start_of::<K>(v), end_of::<K>(v));
-        vma = vma_next::<K>(cpu, &mut mas);
+        unmap_single_vma(cpu, k, mm, &mut tlb, v, start_of::<K>(v), end_of::<K>(v));
+        vma = next(&mut mas);
     }
     mmap_read_unlock(cpu, &*mm);
     mmap_write_lock(cpu, &*mm);
     mt_clear_in_rcu(mm.mm_mt());
     // free_pgtables()
     mas_set(&mut mas, 0);
-    vma = vma_next::<K>(cpu, &mut mas);
+    vma = next(&mut mas);
     while let Some(v) = vma {
         K::Lock::vma_start_write(cpu, v);
         unlink_anon_vmas(cpu, k, v);
         unlink_file_vma::<K>(cpu, v);
-        vma = vma_next::<K>(cpu, &mut mas);
+        vma = next(&mut mas);
     }
     free_pgd_range(cpu, k, mm, &mut tlb, 0, TASK_SIZE, 0, u64::MAX);
     tlb.finish(cpu, k);
     let (mut count, mut nr_accounted) = (0, 0);
     mas_set(&mut mas, 0);
-    vma = vma_next::<K>(cpu, &mut mas);
+    vma = next(&mut mas);
     while let Some(v) = vma {
-        vma = vma_next::<K>(cpu, &mut mas);
+        vma = next(&mut mas);
         if K::Lock::DETACH_AT_EXIT {
             K::Lock::vma_mark_detached(cpu, v);
         }
@@ -578,18 +582,16 @@ pub fn madvise_dontneed<K: Kconfig>(
     let mut vma = vma_next::<K>(cpu, &mut mas);
     let mut at = addr;
     let mut holes = false;
-    let mut tlb = MmuGather::new();
     while let Some(v) = vma.filter(|v| start_of::<K>(*v) < end) {
         holes |= start_of::<K>(v) > at;
         let (s, e) = (start_of::<K>(v).max(addr), end_of::<K>(v).min(end));
-        unmap_single_vma(cpu, k, mm, &mut tlb, s, e);
+        zap_page_range_single(cpu, k, mm, v, s, e - s);
         at = e;
         if at >= end {
             break;
         }
         vma = vma_next::<K>(cpu, &mut mas);
     }
-    tlb.finish(cpu, k);
     mmap_read_unlock(cpu, &*mm);
     if holes || at < end { Err(Errno::ENOMEM) } else { Ok(()) }
 }

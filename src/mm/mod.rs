@@ -13,16 +13,20 @@
 
 pub mod fault;
 pub mod file;
+pub mod filemap;
 pub mod folio;
 pub mod fork;
+pub mod gup;
 pub mod kconfig;
 pub mod memory;
 pub mod mm_types;
 pub mod mmap;
 pub mod mmap_lock;
+pub mod mmu_gather;
 pub mod pgtable;
 pub mod rmap;
 pub mod rules;
+pub mod stack;
 pub mod syscall;
 pub mod task_mmu;
 pub mod unmapped_area;
@@ -40,7 +44,7 @@ mod tests;
 
 pub use fault::{FaultError, do_user_addr_fault};
 pub use file::{File, FileKind, FileSpec, file_open, fput, get_file};
-pub use fork::{mm_alloc, mmput};
+pub use fork::{dup_mm, mm_alloc, mmput, sys_fork};
 pub use kconfig::{Config, Kconfig, Mm, MmPtr, VmaPtr};
 pub use mmap::{MmapArgs, do_mmap, madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
 pub use rules::MmRules;

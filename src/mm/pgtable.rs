@@ -10,15 +10,15 @@
 //! when its whole span lies between the end of the VMA before and the start of the VMA behind.
 //! Lock order: `page_table_lock`; the lock of a PMD table; the lock of a PTE table. Never two of them at once.
 
+use super::folio::{folio_put, page_folio};
 use super::kconfig::{Kconfig, MmPtr};
-use super::memory::{MmuGather, add_mm_counter};
-use super::mm_types::MM_ANONPAGES;
+use super::mmu_gather::MmuGather;
 use super::vmstat::VmEvent;
 use crate::arch::arena::{KRef, PAGE_SIZE, page_record};
-use crate::arch::{Acquire, Arch, Atomic, Full, Hardware, Relaxed, smp_wmb};
+use crate::arch::{Acquire, Arch, Atomic, Hardware, Relaxed, smp_wmb};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
-use crate::slab::{alloc_pages, clear_page, free_pages};
+use crate::slab::{alloc_pages, clear_page};
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use std::ptr::NonNull;
 
@@ -36,9 +36,9 @@ const TABLE: u64 = PAGE_PRESENT | PAGE_RW | PAGE_USER | 0x20 | PAGE_DIRTY;
 pub const PTE_PFN_MASK: u64 = 0x000f_ffff_ffff_f000;
 const PTRS: usize = 512;
 /// log2 of the span of an entry, by level: 0 = PTE, 3 = PGD.
-const SHIFT: [u32; 4] = [12, 21, 30, 39];
+pub(super) const SHIFT: [u32; 4] = [12, 21, 30, 39];
 /// Levels above the PTE table.
-const TOP: usize = 3;
+pub(super) const TOP: usize = 3;
 
 /// A table: 512 entries in a page.
 #[repr(C, align(4096))]
@@ -77,18 +77,28 @@ fn table_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<KRef<PageTa
 }
 
 fn table_free<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, t: KRef<PageTable<K::A>>) {
-    cpu.count(VmEvent::Pgfree);
-    // SAFETY: a table page nobody can reach any more.
-    unsafe { free_pages(cpu, &k.pages, t.as_ptr().cast(), 0) };
+    // pagetable_free(): the allocation's reference is the only one.
+    folio_put(cpu, k, t.as_ptr().cast());
 }
 
-/// A page of zeros, `label` to the simulator; null when out of memory.
+/// A page with one reference, `label` to the simulator; null when out of memory. The bytes are arbitrary.
 #[inline]
-pub fn alloc_zeroed_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'static str) -> *mut u8 {
+pub fn alloc_user_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'static str) -> *mut u8 {
     let p = alloc_pages(cpu, &k.pages, 0);
     if !p.is_null() {
         K::A::label(p, PAGE_SIZE, label);
         cpu.count(VmEvent::Pgalloc);
+        // post_alloc_hook()
+        page_folio::<K::A>(p).set_page_refcounted();
+    }
+    p
+}
+
+/// As [`alloc_user_page`], all zero.
+#[inline]
+pub fn alloc_zeroed_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'static str) -> *mut u8 {
+    let p = alloc_user_page(cpu, k, label);
+    if !p.is_null() {
         // SAFETY: a page nobody else knows.
         unsafe { clear_page::<K::A>(p) };
     }
@@ -96,7 +106,7 @@ pub fn alloc_zeroed_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'st
 }
 
 #[inline(always)]
-fn table_of<A: Arch>(entry: u64) -> KRef<PageTable<A>> {
+pub(super) fn table_of<A: Arch>(entry: u64) -> KRef<PageTable<A>> {
     // SAFETY: a present entry of an upper level points to a table, which lives while a VMA overlaps it; callers hold
     // that VMA's lock or mmap_lock.
     unsafe { KRef::new(NonNull::new_unchecked((entry & PTE_PFN_MASK) as *mut PageTable<A>)) }
@@ -142,7 +152,7 @@ pub fn pmd_alloc<K: Kconfig>(
 /// `__pud_alloc()`, `__pmd_alloc()`: under `page_table_lock`.
 #[cold]
 #[inline(never)]
-fn upper_alloc<K: Kconfig>(
+pub(super) fn upper_alloc<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
@@ -227,77 +237,6 @@ pub fn pte_lookup<K: Kconfig>(mm: MmPtr<K>, addr: u64) -> u64 {
     t.entry(0, addr).load(Relaxed)
 }
 
-/// `unmap_single_vma()` down to `zap_pte_range()`: clears the entries of `[start, end)`, queues their pages, and takes
-/// them off the resident count, one table at a time. Under the VMA's or the mm's lock.
-pub fn unmap_single_vma<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    tlb: &mut MmuGather,
-    start: u64,
-    end: u64,
-) {
-    let mut addr = start;
-    while addr < end {
-        let (mut t, mut level) = (pgd::<K>(mm), TOP);
-        // Down to the PTE table, or over the span of the first entry that is none.
-        let missing = loop {
-            if level == 0 {
-                break None;
-            }
-            // ORDER: acquire stands for the address dependency; meets table_install().
-            let e = t.entry(level, addr).load(Acquire);
-            if e & PAGE_PRESENT == 0 {
-                break Some(level);
-            }
-            t = table_of(e);
-            level -= 1;
-        };
-        let span = 1u64 << SHIFT[missing.unwrap_or(1)];
-        let stop = ((addr & !(span - 1)) + span).min(end);
-        if missing.is_none() {
-            let mut from = addr;
-            while from < stop {
-                let ptl = pte_lock(cpu, t);
-                let mut zapped = 0;
-                while from < stop {
-                    let pte = t.entry(0, from);
-                    if pte.load(Relaxed) & PAGE_PRESENT == 0 {
-                        from += PAGE_SIZE as u64;
-                        continue;
-                    }
-                    // ptep_get_and_clear_full()
-                    let e = if tlb.fullmm {
-                        let e = pte.load(Relaxed);
-                        pte.store(0, Relaxed);
-                        e
-                    } else {
-                        // ORDER: full, as the kernel's xchg(): the processor that walks the table sets bits in the
-                        // entry until it is gone. Here nobody does; the price is the kernel's.
-                        pte.swap(0, Full)
-                    };
-                    from += PAGE_SIZE as u64;
-                    let page = (e & PTE_PFN_MASK) as *mut u8;
-                    if page != k.zero_page.as_ptr() {
-                        zapped += 1;
-                        if tlb.queue(cpu, k, page) {
-                            break;
-                        }
-                    }
-                }
-                // add_mm_rss_vec()
-                if zapped != 0 {
-                    add_mm_counter(cpu, k, mm, MM_ANONPAGES, -zapped);
-                }
-                raw_spin_unlock(cpu, &ptl);
-                // The queue is full: the kernel flushes the TLB under the lock and frees outside it.
-                tlb.flush_if_full(cpu, k);
-            }
-        }
-        addr = stop;
-    }
-}
-
 /// `free_pgd_range()`: queues the tables under `[start, end)` whose whole span lies in `[floor, ceiling)`.
 #[expect(clippy::too_many_arguments, reason = "the kernel's, with the kernel and the CPU before them")]
 pub fn free_pgd_range<K: Kconfig>(
@@ -350,8 +289,9 @@ fn free_level<K: Kconfig>(
                 // No VMA overlaps the span: nobody walks here. The table's page goes with the queued ones, after the
                 // (absent) flush.
                 entry.store(0, Relaxed);
-                tlb.queue(cpu, k, child.as_ptr().cast());
-                tlb.flush_if_full(cpu, k);
+                if tlb.remove_page(cpu, k, child.as_ptr().cast()) {
+                    tlb.flush(cpu, k);
+                }
                 mm.pgtables_bytes.fetch_sub(PAGE_SIZE as i64, Relaxed);
             }
         }

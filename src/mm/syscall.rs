@@ -6,9 +6,10 @@
 //! table names. Arguments are the system call's own, as the C library's wrappers of x86-64 pass them.
 
 use super::fault::do_user_addr_fault;
+use super::fork::{mmput, sys_fork};
 use super::kconfig::{Kconfig, MmPtr};
 use super::mmap::{MmapArgs, do_mmap, sys_brk, vm_munmap};
-use super::pgtable::{PAGE_PRESENT, PAGE_RW, PTE_PFN_MASK, pte_lookup};
+use super::pgtable::{PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lookup};
 use crate::arch::arena::PAGE_SIZE;
 use crate::arch::{Atomic, Relaxed};
 use crate::cpu::{Cpu, Errno};
@@ -173,6 +174,17 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
             user_byte(cpu, k, mm, addr, true)?.store(value, Relaxed);
             Ok(0)
         }
+        Call::Fork => {
+            let child = sys_fork(cpu, k, mm)?;
+            p.parents.push(std::mem::replace(&mut p.mm, child));
+            Ok(0)
+        }
+        Call::Exit => {
+            // The first process ends where its address space is put.
+            let parent = p.parents.pop().ok_or(Errno::EINVAL)?;
+            mmput(cpu, k, std::mem::replace(&mut p.mm, parent));
+            Ok(0)
+        }
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -185,7 +197,7 @@ fn user_byte<'a, K: Kconfig>(
     addr: u64,
     write: bool,
 ) -> Result<&'a Atomic<K::A, u8>, Errno> {
-    let wanted = if write { PAGE_PRESENT | PAGE_RW } else { PAGE_PRESENT };
+    let wanted = PAGE_PRESENT | PAGE_USER | if write { PAGE_RW } else { 0 };
     loop {
         let pte = pte_lookup::<K>(mm, addr);
         if pte & wanted == wanted {

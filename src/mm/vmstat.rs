@@ -53,6 +53,10 @@ crate::counters! {
         Pgfree = "pgfree",
         /// Faults that found the entry set meanwhile.
         PgfaultRaced = "pgfault_raced",
+        /// Faults whose page had to be read in.
+        Pgmajfault = "pgmajfault",
+        /// Write faults that took a page over as it was.
+        Pgreuse = "pgreuse",
         /// anon_vmas allocated.
         AnonVmaAlloc = "anon_vma_alloc",
         /// anon_vmas freed.

@@ -4,8 +4,10 @@
 
 mod brk;
 mod fail_nth;
+mod fork;
 mod merge;
 mod mmap;
+mod stack;
 mod stress;
 
 use super::kconfig::{Kconfig, MmPtr};

@@ -20,10 +20,11 @@ use crate::maple_tree::{
     mt_destroy,
 };
 use crate::mm::kconfig::{Kconfig, MmPtr, VmaPtr};
-use crate::mm::memory::MmuGather;
+use crate::mm::memory::unmap_single_vma;
 use crate::mm::mm_types::{TASK_SIZE, VM_ACCOUNT, VM_LOCKED, VM_SEALED, VmaFields, vma_pages};
 use crate::mm::mmap_lock::{mmap_read_unlock, mmap_write_downgrade, mmap_write_unlock, vma_of_entry};
-use crate::mm::pgtable::{free_pgd_range, unmap_single_vma};
+use crate::mm::mmu_gather::MmuGather;
+use crate::mm::pgtable::free_pgd_range;
 use crate::mm::rmap::unlink_anon_vmas;
 use crate::mm::util::vm_unacct_memory;
 use crate::mm::vma_init::{vm_area_free, vm_area_free_unreachable};
@@ -220,7 +221,9 @@ pub fn vms_clear_ptes<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, 
         return;
     }
     let mut tlb = MmuGather::new();
-    vms.for_each(cpu, k, vms.vma, |vma| unmap_single_vma(cpu, k, mm, &mut tlb, start_of::<K>(vma), end_of::<K>(vma)));
+    vms.for_each(cpu, k, vms.vma, |vma| {
+        unmap_single_vma(cpu, k, mm, &mut tlb, vma, start_of::<K>(vma), end_of::<K>(vma));
+    });
     // free_pgtables()
     vms.for_each(cpu, k, vms.vma, |vma| {
         unlink_anon_vmas(cpu, k, vma);
