@@ -4,8 +4,12 @@
 //!
 //! dup: the order of checks (it decides which errno wins), limits, what is charged, the order of events, what is left
 //! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, the refusal of memory that is both
-//! writable and executable, `READ_IMPLIES_EXEC`, randomisation.
+//! writable and executable, `READ_IMPLIES_EXEC`, randomisation, drivers that change a mapping's flags (6.12 tries to
+//! merge a second time after that), sealed and append-only files, swap files.
 
+use super::file::{
+    FMODE_READ, FMODE_WRITE, File, FileKind, call_mmap, file_word, get_file, is_shared_maywrite, shmem_zero_setup,
+};
 use super::fork::xa_is_zero;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::memory::{unmap_single_vma, zap_page_range_single};
@@ -19,9 +23,9 @@ use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_w
 use super::mmu_gather::MmuGather;
 use super::pgtable::free_pgd_range;
 use super::rmap::unlink_anon_vmas;
-use super::unmapped_area::{STACK_GUARD_GAP, get_unmapped_area, vm_start_gap};
+use super::unmapped_area::{AreaMethod, STACK_GUARD_GAP, get_unmapped_area, vm_start_gap};
 use super::util::{OVERCOMMIT_NEVER, vm_enough_memory, vm_unacct_memory};
-use super::vma::file::{unlink_file_vma, vma_link_file};
+use super::vma::file::{unlink_file_vma, vma_fput, vma_link_file};
 use super::vma::munmap::remove_vma_unreachable;
 use super::vma::{
     VmaMerge, VmaMunmap, do_vmi_align_munmap, do_vmi_munmap, end_of, may_expand_vm, mlock_future_ok, start_of,
@@ -32,11 +36,11 @@ use super::vma::{
 use super::vma_init::{vm_area_alloc, vm_area_free};
 use super::vma_lock::VmaLock;
 use super::vmstat::warn_on_once;
-use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE};
+use crate::arch::arena::{KRef, PAGE_SHIFT, PAGE_SIZE};
 use crate::arch::{Hardware, Relaxed, Work};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
-use crate::maple_tree::{MaState, mas_next_range, mas_set, mt_clear_in_rcu, mt_destroy};
+use crate::maple_tree::{MaState, mas_destroy, mas_next_range, mas_set, mt_clear_in_rcu, mt_destroy};
 
 /// `PROT_READ`
 pub const PROT_READ: u32 = 1;
@@ -78,14 +82,16 @@ pub const MAP_STACK: u32 = 0x2_0000;
 pub const MAP_HUGETLB: u32 = 0x4_0000;
 /// `MAP_FIXED_NOREPLACE`
 pub const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
+/// `LEGACY_MAP_MASK`: what every file's mapping takes for granted; `MAP_SHARED_VALIDATE` refuses the rest.
+const LEGACY_MAP_MASK: u32 = 0x7c07_f9f3;
 
 const MASK: u64 = PAGE_SIZE as u64 - 1;
 /// Flags that memory may always get later.
 const MAY: u64 = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 
 /// Arguments of mmap(2).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MmapArgs {
+#[derive(Clone, Copy)]
+pub struct MmapArgs<A: Hardware> {
     /// Hint, or the address with `MAP_FIXED`.
     pub addr: u64,
     /// Bytes.
@@ -95,7 +101,7 @@ pub struct MmapArgs {
     /// `MAP_*`
     pub flags: u32,
     /// File, without which `flags` say `MAP_ANONYMOUS`.
-    pub file: Option<u64>,
+    pub file: Option<KRef<File<A>>>,
     /// Bytes into the file.
     pub offset: u64,
 }
@@ -154,13 +160,16 @@ pub(super) fn exit_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>
 /// # Errors
 /// `EINVAL` (no length, an unknown kind of mapping, unaligned, `MAP_HUGETLB`), `EBADF`, `ENOMEM`, `EOVERFLOW`,
 /// `EEXIST`, `EPERM`, `EAGAIN` (more locked memory than allowed), `ENODEV`, `EACCES`, `EOPNOTSUPP`.
-pub fn do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &MmapArgs) -> Result<u64, Errno> {
+pub fn do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &MmapArgs<K::A>) -> Result<u64, Errno> {
     K::A::charge(Work::KernelEntry);
-    if args.offset & MASK != 0 || args.flags & MAP_HUGETLB != 0 {
+    if args.offset & MASK != 0 {
         return Err(Errno::EINVAL);
     }
     if args.flags & MAP_ANONYMOUS == 0 && args.file.is_none() {
         return Err(Errno::EBADF);
+    }
+    if args.flags & MAP_HUGETLB != 0 {
+        return Err(Errno::EINVAL);
     }
     mmap_write_lock(cpu, &*mm);
     let r = __do_mmap(cpu, k, mm, args);
@@ -184,7 +193,12 @@ fn round_hint_to_min(hint: u64) -> u64 {
 }
 
 /// `do_mmap()`: the address, and how many bytes are to be faulted in.
-fn __do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &MmapArgs) -> Result<(u64, u64), Errno> {
+fn __do_mmap<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    args: &MmapArgs<K::A>,
+) -> Result<(u64, u64), Errno> {
     let MmapArgs { addr, len, prot, mut flags, .. } = *args;
     let file = args.file.filter(|_| flags & MAP_ANONYMOUS == 0);
     let mut pgoff = args.offset >> PAGE_SHIFT;
@@ -212,7 +226,13 @@ fn __do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &Mm
             vm_flags |= vm;
         }
     }
-    let addr = get_unmapped_area(cpu, k, mm, addr, len, file.map(|_| pgoff), false, flags)?;
+    let (method, off) = match file {
+        Some(f) if f.f_mapping().kind() == FileKind::Regular => (AreaMethod::Thp, pgoff << PAGE_SHIFT),
+        Some(_) => (AreaMethod::Shmem, pgoff << PAGE_SHIFT),
+        None if flags & MAP_SHARED != 0 => (AreaMethod::Shmem, 0),
+        None => (AreaMethod::None, 0),
+    };
+    let addr = get_unmapped_area(cpu, k, mm, method, addr, len, off, flags)?;
     if flags & MAP_FIXED_NOREPLACE != 0 {
         // find_vma_intersection()
         let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
@@ -227,24 +247,28 @@ fn __do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &Mm
     if !mlock_future_ok::<K>(mm, vm_flags, len) {
         return Err(Errno::EAGAIN);
     }
-    match flags & MAP_TYPE {
-        MAP_SHARED => {
+    if let Some(file) = file {
+        vm_flags = file_vm_flags::<K>(file, prot, flags, vm_flags, len, pgoff)?;
+    } else {
+        let kind = flags & MAP_TYPE;
+        if kind == MAP_SHARED {
             if vm_flags & VM_GROWSDOWN != 0 {
                 return Err(Errno::EINVAL);
             }
             pgoff = 0;
             vm_flags |= VM_SHARED | VM_MAYSHARE;
-        }
-        MAP_PRIVATE => pgoff = addr >> PAGE_SHIFT,
-        MAP_DROPPABLE => {
-            // Neither locked memory nor a stack may vanish.
-            if flags & MAP_LOCKED != 0 || vm_flags & VM_GROWSDOWN != 0 {
-                return Err(Errno::EINVAL);
-            }
-            vm_flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP;
+        } else if kind == MAP_PRIVATE || kind == MAP_DROPPABLE {
             pgoff = addr >> PAGE_SHIFT;
+            if kind == MAP_DROPPABLE {
+                // Neither locked memory nor a stack may vanish.
+                if flags & MAP_LOCKED != 0 || vm_flags & VM_GROWSDOWN != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                vm_flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP;
+            }
+        } else {
+            return Err(Errno::EINVAL);
         }
-        _ => return Err(Errno::EINVAL),
     }
     if flags & MAP_NORESERVE != 0 && k.vm_committed.overcommit_memory.load(Relaxed) != OVERCOMMIT_NEVER {
         vm_flags |= VM_NORESERVE;
@@ -252,6 +276,53 @@ fn __do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &Mm
     let addr = mmap_region(cpu, k, mm, file, addr, len, vm_flags, pgoff)?;
     let populate = vm_flags & VM_LOCKED != 0 || flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
     Ok((addr, if populate { len } else { 0 }))
+}
+
+/// What `do_mmap()` asks of a file that is to be mapped; the flags of the mapping.
+fn file_vm_flags<K: Kconfig>(
+    file: KRef<File<K::A>>,
+    prot: u32,
+    flags: u32,
+    mut vm_flags: u64,
+    len: u64,
+    pgoff: u64,
+) -> Result<u64, Errno> {
+    // file_mmap_ok(): MAX_LFS_FILESIZE
+    const MAX: u64 = i64::MAX as u64;
+    if len > MAX || pgoff > (MAX - len) >> PAGE_SHIFT {
+        return Err(Errno::EOVERFLOW);
+    }
+    let kind = flags & MAP_TYPE;
+    match kind {
+        MAP_SHARED | MAP_SHARED_VALIDATE => {
+            if kind == MAP_SHARED_VALIDATE && flags & !LEGACY_MAP_MASK != 0 {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let writable = file.has_mode(FMODE_WRITE);
+            if prot & PROT_WRITE != 0 && !writable {
+                return Err(Errno::EACCES);
+            }
+            vm_flags |= VM_SHARED | VM_MAYSHARE;
+            if !writable {
+                vm_flags &= !(VM_MAYWRITE | VM_SHARED);
+            }
+        }
+        MAP_PRIVATE => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    if !file.has_mode(FMODE_READ) {
+        return Err(Errno::EACCES);
+    }
+    if file.f_noexec.get() != 0 {
+        if vm_flags & VM_EXEC != 0 {
+            return Err(Errno::EPERM);
+        }
+        vm_flags &= !VM_MAYEXEC;
+    }
+    if vm_flags & VM_GROWSDOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(vm_flags)
 }
 
 /// `accountable_mapping()`: writable private memory counts against the commit limit.
@@ -265,7 +336,32 @@ fn mmap_region<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
-    file: Option<u64>,
+    file: Option<KRef<File<K::A>>>,
+    addr: u64,
+    len: u64,
+    vm_flags: u64,
+    pgoff: u64,
+) -> Result<u64, Errno> {
+    // A mapping through which a file may be written counts as one before it is there, so that the file is not sealed
+    // against writing meanwhile.
+    let mapping = file.filter(|_| is_shared_maywrite(vm_flags)).map(|f| f.f_mapping());
+    if let Some(m) = mapping {
+        m.i_mmap_writable.fetch_add(1, Relaxed);
+    }
+    let r = __mmap_region(cpu, k, mm, file, addr, len, vm_flags, pgoff);
+    if let Some(m) = mapping {
+        m.i_mmap_writable.fetch_sub(1, Relaxed);
+    }
+    r
+}
+
+/// `__mmap_region()`
+#[expect(clippy::too_many_arguments, reason = "the kernel's, with the mm, the kernel and the CPU before them")]
+fn __mmap_region<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    file: Option<KRef<File<K::A>>>,
     addr: u64,
     len: u64,
     mut vm_flags: u64,
@@ -285,7 +381,7 @@ fn mmap_region<K: Kconfig>(
             (prev, next)
         }
     };
-    let mut charged = 0;
+    let (mut charged, nr_accounted) = (0, vms.nr_accounted);
     let mut r = Ok(());
     if !may_expand_vm::<K>(mm, vm_flags, pglen - vms.nr_pages) {
         r = Err(Errno::ENOMEM);
@@ -306,16 +402,18 @@ fn mmap_region<K: Kconfig>(
     // While the old VMAs are still in the tree.
     vms_clean_up_area(cpu, k, mm, &mut vms);
     let mut merge = VmaMerge::new_range(prev, next, addr, end, vm_flags, pgoff);
-    merge.file = file.unwrap_or(0);
+    merge.file = file.map_or(0, file_word);
     // Without memory for a merge a VMA of its own is tried, as in the kernel.
     let vma = match vma_merge_new_range(cpu, k, mm, &mut mas, &merge) {
         Ok(Some(vma)) => vma,
-        _ => match mmap_new_vma(cpu, k, mm, &mut mas, &merge) {
+        _ => match mmap_new_vma(cpu, k, mm, &mut mas, &merge, file) {
             Ok(vma) => vma,
             Err(e) => {
                 if charged != 0 {
                     vm_unacct_memory(cpu, k, charged);
                 }
+                // PORT: the kernel forgets what the old VMAs had been charged, here it goes with them.
+                vms.nr_accounted = nr_accounted;
                 vms_abort_munmap_vmas(cpu, k, mm, &mut mas, &mut vms);
                 return Err(e);
             }
@@ -338,6 +436,7 @@ fn mmap_new_vma<K: Kconfig>(
     mm: MmPtr<K>,
     mas: &mut MaState<'_, K::A>,
     m: &VmaMerge<K>,
+    file: Option<KRef<File<K::A>>>,
 ) -> Result<VmaPtr<K>, Errno> {
     let vma = vm_area_alloc(cpu, k, mm).ok_or(Errno::ENOMEM)?;
     vma_iter_config::<K>(mas, m.start, m.end);
@@ -348,12 +447,35 @@ fn mmap_new_vma<K: Kconfig>(
         vm_area_free::<K>(cpu, vma);
         return Err(e);
     }
+    if (file.is_some() || m.flags & VM_SHARED != 0)
+        && let Err(e) = mmap_file(cpu, k, vma, file)
+    {
+        mas_destroy(cpu, mas);
+        vm_area_free::<K>(cpu, vma);
+        return Err(e);
+    }
     // The VMA changes after it went into the tree (vm_page_prot, statistics): readers stay out until the end.
     K::Lock::vma_start_write(cpu, vma);
     vma_iter_store_new::<K>(cpu, mas, vma);
     mm.map_count.set(mm.map_count.get() + 1);
     vma_link_file::<K>(cpu, vma);
     Ok(vma)
+}
+
+/// The file of a new VMA: the caller's, or one of its own for shared anonymous memory.
+fn mmap_file<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    vma: VmaPtr<K>,
+    file: Option<KRef<File<K::A>>>,
+) -> Result<(), Errno> {
+    vma.anon_pgoff().store(start_of::<K>(vma) >> PAGE_SHIFT, Relaxed);
+    let Some(file) = file else { return shmem_zero_setup(cpu, k, vma) };
+    vma.vm_file().store(file_word(get_file(file)), Relaxed);
+    call_mmap::<K>(file, vma).inspect_err(|_| {
+        vma_fput(cpu, k, vma);
+        vma.vm_file().store(0, Relaxed);
+    })
 }
 
 /// New pages of a locked mapping; special ones are not locked.
@@ -488,7 +610,7 @@ fn check_brk_limits<K: Kconfig>(
     addr: u64,
     len: u64,
 ) -> Result<(), Errno> {
-    get_unmapped_area(cpu, k, mm, addr, len, None, false, MAP_FIXED)?;
+    get_unmapped_area(cpu, k, mm, AreaMethod::None, addr, len, 0, MAP_FIXED)?;
     if mlock_future_ok::<K>(mm, mm.def_flags.get(), len) { Ok(()) } else { Err(Errno::EAGAIN) }
 }
 

@@ -6,11 +6,12 @@
 //! table names. Arguments are the system call's own, as the C library's wrappers of x86-64 pass them.
 
 use super::fault::do_user_addr_fault;
+use super::file::File;
 use super::fork::{mmput, sys_fork};
 use super::kconfig::{Kconfig, MmPtr};
 use super::mmap::{MmapArgs, do_mmap, sys_brk, vm_munmap};
 use super::pgtable::{PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lookup};
-use crate::arch::arena::PAGE_SIZE;
+use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Atomic, Relaxed};
 use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
@@ -136,7 +137,7 @@ pub struct VmaInfo {
     pub end: u64,
     /// `VM_*` as far as `VmFlags` of smaps shows them.
     pub flags: u64,
-    /// Index of the file, where there is one.
+    /// Index of the file, where there is one; of a file that has none (shared anonymous memory) some larger number.
     pub file: Option<u32>,
     /// Bytes into the file at `start`; 0 without a file.
     pub offset: u64,
@@ -148,12 +149,14 @@ pub struct Process<K: Kconfig> {
     pub mm: MmPtr<K>,
     /// Address spaces of the processes that forked it and wait, the direct parent last.
     pub parents: Vec<MmPtr<K>>,
+    /// Open files, by descriptor. Whoever put them there drops them.
+    pub files: Vec<KRef<File<K::A>>>,
 }
 
 impl<K: Kconfig> Process<K> {
     /// One process without files.
     pub fn new(mm: MmPtr<K>) -> Self {
-        Process { mm, parents: Vec::new() }
+        Process { mm, parents: Vec::new(), files: Vec::new() }
     }
 }
 
@@ -164,8 +167,9 @@ impl<K: Kconfig> Process<K> {
 pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, call: &Call) -> Result<u64, Errno> {
     let mm = p.mm;
     match *call {
-        Call::Mmap { addr, len, prot, flags, fd: _, offset } => {
-            do_mmap(cpu, k, mm, &MmapArgs { addr, len, prot, flags, file: None, offset })
+        Call::Mmap { addr, len, prot, flags, fd, offset } => {
+            let file = fd.and_then(|fd| p.files.get(fd as usize).copied());
+            do_mmap(cpu, k, mm, &MmapArgs { addr, len, prot, flags, file, offset })
         }
         Call::Munmap { addr, len } => vm_munmap(cpu, k, mm, addr, len).map(|()| 0),
         Call::Brk { to } => Ok(sys_brk(cpu, k, mm, to)),
@@ -190,13 +194,13 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
 }
 
 /// The byte at `addr`, faulted in as the processor would: again until the entry allows the access.
-fn user_byte<'a, K: Kconfig>(
+fn user_byte<'k, K: Kconfig>(
     cpu: &Cpu<K::A>,
-    k: &'a Kernel<K>,
+    k: &'k Kernel<K>,
     mm: MmPtr<K>,
     addr: u64,
     write: bool,
-) -> Result<&'a Atomic<K::A, u8>, Errno> {
+) -> Result<&'k Atomic<K::A, u8>, Errno> {
     let wanted = PAGE_PRESENT | PAGE_USER | if write { PAGE_RW } else { 0 };
     loop {
         let pte = pte_lookup::<K>(mm, addr);
@@ -204,7 +208,6 @@ fn user_byte<'a, K: Kconfig>(
             let at = (pte & PTE_PFN_MASK) + addr % PAGE_SIZE as u64;
             // SAFETY: a byte of a page that this process maps and, being the caller, does not unmap meanwhile; arena
             // memory lives as long as the kernel; user memory is reached through atomics only.
-            let _ = k;
             return Ok(unsafe { &*(at as *const Atomic<K::A, u8>) });
         }
         do_user_addr_fault(cpu, k, mm, addr, write)?;

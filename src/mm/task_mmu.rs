@@ -4,13 +4,14 @@
 //! custom: a vector, taken under `mmap_lock` for read from first to last, where the file is read a buffer at a time.
 //! stub: sizes and resident pages, names.
 
+use super::file::{File, vm_file_of};
 use super::kconfig::{Kconfig, MmPtr};
 use super::mm_types::*;
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock};
 use super::syscall::VmaInfo;
 use super::vma::{end_of, start_of, vma_next};
 use crate::arch::Relaxed;
-use crate::arch::arena::PAGE_SHIFT;
+use crate::arch::arena::{KRef, PAGE_SHIFT};
 use crate::cpu::Cpu;
 use crate::init::Kernel;
 use crate::maple_tree::MaState;
@@ -44,8 +45,16 @@ pub const SMAPS_FLAGS: u64 = VM_READ
     | VM_DROPPABLE
     | VM_SEALED;
 
-/// The VMAs of `mm`, in order of their addresses.
-pub fn vma_infos<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) -> Vec<VmaInfo> {
+/// Added to the inode number of a file that is not among those looked for.
+pub const OTHER_FILE: u32 = 1 << 16;
+
+/// The VMAs of `mm`, in order of their addresses. A file is named by its place in `files`, or by [`OTHER_FILE`] and
+/// its inode number.
+pub fn vma_infos<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, files: &[KRef<File<K::A>>]) -> Vec<VmaInfo> {
+    let name = |ino: u64| {
+        let known = files.iter().position(|f| f.f_mapping().i_ino.get() == ino);
+        known.map_or(OTHER_FILE.wrapping_add(ino as u32), |i| i as u32)
+    };
     let mut shown = SMAPS_FLAGS;
     if k.rules.maybe_guard_flag {
         shown |= VM_MAYBE_GUARD;
@@ -54,13 +63,13 @@ pub fn vma_infos<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) -> Ve
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut infos = Vec::with_capacity(mm.map_count.get() as usize);
     while let Some(vma) = vma_next::<K>(cpu, &mut mas) {
-        let file = vma.vm_file().load(Relaxed) != 0;
+        let file = vm_file_of::<K>(vma).map(|f| f.f_mapping().i_ino.get());
         infos.push(VmaInfo {
             start: start_of::<K>(vma),
             end: end_of::<K>(vma),
             flags: vma.vm_flags().load(Relaxed) & shown,
-            file: None,
-            offset: if file { vma.vm_pgoff().load(Relaxed) << PAGE_SHIFT } else { 0 },
+            file: file.map(name),
+            offset: if file.is_some() { vma.vm_pgoff().load(Relaxed) << PAGE_SHIFT } else { 0 },
         });
     }
     mmap_read_unlock(cpu, &*mm);

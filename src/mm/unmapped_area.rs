@@ -10,7 +10,7 @@
 
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::mm_types::{CAP_SYS_RAWIO, MMAP_MIN_ADDR, TASK_SIZE, VM_GROWSDOWN, VmaFields};
-use super::mmap::{MAP_32BIT, MAP_ABOVE4G, MAP_FIXED, MAP_SHARED};
+use super::mmap::{MAP_32BIT, MAP_ABOVE4G, MAP_FIXED};
 use super::vma::{end_of, find_vma, start_of, vma_next, vma_prev};
 use crate::arch::Relaxed;
 use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE};
@@ -30,6 +30,17 @@ const ARENA_32BIT: (u64, u64) = (0x4000_0000, 0x8000_0000);
 pub fn vm_start_gap<K: Kconfig>(vma: VmaPtr<K>) -> u64 {
     let gap = if vma.vm_flags().load(Relaxed) & VM_GROWSDOWN != 0 { STACK_GUARD_GAP } else { 0 };
     start_of::<K>(vma).saturating_sub(gap)
+}
+
+/// Who chooses the address of a mapping (`f_op->get_unmapped_area`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AreaMethod {
+    /// Nobody in particular: aligned for huge pages where the size asks for it.
+    None,
+    /// Shared memory: as any, since its huge pages are off.
+    Shmem,
+    /// A file system with large folios: always aligned, if at all possible.
+    Thp,
 }
 
 /// `struct vm_unmapped_area_info`, without what no caller sets on this architecture.
@@ -219,8 +230,7 @@ fn thp_get_unmapped_area<K: Kconfig>(
 }
 
 /// `__get_unmapped_area()`: the address of a mapping of `len` bytes (a multiple of a page, not 0), which is `addr` with
-/// `MAP_FIXED`. `file`: whether a file is mapped and from which page on; `thp_file`: whether its own method is the one
-/// that aligns for huge pages.
+/// `MAP_FIXED`. `off`: bytes into the file, 0 without one.
 ///
 /// # Errors
 /// `ENOMEM`: no room, or beyond the end of user addresses; `EINVAL`: not at a page; `EPERM`: below the lowest address.
@@ -229,23 +239,21 @@ pub fn get_unmapped_area<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
+    method: AreaMethod,
     addr: u64,
     len: u64,
-    file: Option<u64>,
-    thp_file: bool,
+    off: u64,
     flags: u32,
 ) -> Result<u64, Errno> {
     if len > TASK_SIZE {
         return Err(Errno::ENOMEM);
     }
-    let own_method = file.is_none() && flags & MAP_SHARED != 0;
-    let thp = thp_file || (!own_method && addr == 0 && len.is_multiple_of(PMD_SIZE));
-    let aligned = if thp {
-        let off = file.unwrap_or(0) << PAGE_SHIFT;
-        thp_get_unmapped_area(cpu, k, mm, addr, len, off, flags).filter(|a| *a != 0)
-    } else {
-        None
+    let thp = match method {
+        AreaMethod::None => addr == 0 && len.is_multiple_of(PMD_SIZE),
+        AreaMethod::Shmem => false,
+        AreaMethod::Thp => true,
     };
+    let aligned = if thp { thp_get_unmapped_area(cpu, k, mm, addr, len, off, flags).filter(|a| *a != 0) } else { None };
     let addr = match aligned {
         Some(a) => a,
         None => mm_get_unmapped_area(cpu, k, mm, addr, len, flags)?,
