@@ -16,7 +16,7 @@ use crate::init::Kernel;
 use crate::maple_tree::MaState;
 use crate::sync::{
     PercpuCounter, PercpuCounters, percpu_counter_add_batch, percpu_counter_destroy_many, percpu_counter_init_many,
-    percpu_counter_read_positive, percpu_counter_sum,
+    percpu_counter_read_positive, percpu_counter_set, percpu_counter_sum,
 };
 
 /// `OVERCOMMIT_GUESS`: only what could never be is refused.
@@ -58,14 +58,20 @@ impl<A: Arch> VmCommitted<A> {
         }
     }
 
-    /// `mm_compute_batch()` of the policies that are not strict, and cells for the counter.
+    /// Cells for the counter.
     ///
     /// # Panics
     /// Without cells, which cannot be at boot.
     pub fn init(&self, cpu: &Cpu<A>, counters: &PercpuCounters<A>, nr_cpus: u32) {
-        let by_memory = (self.totalram_pages.load(Relaxed) / u64::from(nr_cpus) / 4).min(i32::MAX as u64) as i32;
-        self.batch.set(by_memory.max(counters.batch()));
         percpu_counter_init_many(cpu, counters, &self.vm_committed_as, 0).expect("cells at boot");
+        self.mm_compute_batch(counters, nr_cpus);
+    }
+
+    /// `mm_compute_batch()`: a share of memory, a small one where promises are kept strictly.
+    fn mm_compute_batch(&self, counters: &PercpuCounters<A>, nr_cpus: u32) {
+        let share = if self.overcommit_memory.load(Relaxed) == OVERCOMMIT_NEVER { 256 } else { 4 };
+        let by_memory = self.totalram_pages.load(Relaxed) / u64::from(nr_cpus) / share;
+        self.batch.set((by_memory.min(i32::MAX as u64) as i32).max(counters.batch()));
     }
 
     /// Gives the cells back; what is still charged.
@@ -131,6 +137,16 @@ fn strict<K: Kconfig>(k: &Kernel<K>, mm: MmPtr<K>) -> bool {
     }
     allowed -= (mm.total_vm.load(Relaxed) / 32).min(USER_RESERVE) as i64;
     percpu_counter_read_positive(&c.vm_committed_as[0]) < allowed
+}
+
+/// `overcommit_policy_handler()`: `vm.overcommit_memory` is set, while nobody maps anything.
+pub fn set_overcommit_memory<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, policy: u32) {
+    let c = &*k.vm_committed;
+    c.overcommit_memory.store(policy, Relaxed);
+    c.mm_compute_batch(&k.percpu_counters, k.nr_cpus());
+    // sync_overcommit_as() on each CPU: the strict policy compares what was handed in.
+    let sum = vm_memory_committed(cpu, k);
+    percpu_counter_set(cpu, &k.percpu_counters, &c.vm_committed_as[0], sum);
 }
 
 /// Pages of an mm's VMAs that are charged, for checks: what it would give back at its end.

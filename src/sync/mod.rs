@@ -20,7 +20,7 @@ pub use lock_events::LockEvent;
 pub use mutex::{Mutex, mutex_lock, mutex_lock_killable, mutex_trylock, mutex_unlock};
 pub use percpu_counter::{
     PercpuCounter, PercpuCounters, percpu_counter_add, percpu_counter_add_batch, percpu_counter_destroy_many,
-    percpu_counter_init_many, percpu_counter_read_positive, percpu_counter_sum,
+    percpu_counter_init_many, percpu_counter_read_positive, percpu_counter_set, percpu_counter_sum,
 };
 pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_lock_timed, raw_spin_trylock, raw_spin_unlock};
 pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wait_event_killable, rcuwait_wake_up};

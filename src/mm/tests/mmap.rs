@@ -1,31 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Mapping, unmapping, faulting: allocations and frees per operation (the golden rows of vma-ops.md 14), page contents,
-//! errors, placement.
+//! Mapping, unmapping, faulting: page contents, errors, placement.
 
 use super::*;
-use crate::cpu::Errno;
 use crate::mm::memory::get_mm_counter_sum;
 use crate::mm::mm_types::{MM_ANONPAGES, MMAP_BASE};
-use crate::mm::mmap::MmapArgs;
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
-use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_lock::StartRead;
 use crate::mm::{FaultError, madvise_dontneed, vm_mmap, vm_munmap};
 
-fn do_mmap<K: Kconfig<A = Native>>(
-    cpu: &Cpu<Native>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    addr: u64,
-    len: u64,
-    prot: u32,
-    flags: u32,
-) -> Result<u64, Errno> {
-    crate::mm::do_mmap(cpu, k, mm, &MmapArgs { addr, len, prot, flags, file: None, offset: 0 })
-}
-
 on_every_variant! {
-    fn allocations_and_frees_of_each_operation = golden_rows;
     fn the_original_object_is_freed_on_a_partial_unmap = original_freed;
     fn pages_are_zero_and_faults_are_idempotent = contents;
     fn a_read_fault_maps_the_zero_page_and_a_write_replaces_it = zero_page;
@@ -35,40 +18,6 @@ on_every_variant! {
     fn tables_go_when_nothing_overlaps_them = tables;
     fn each_unmap_downgrades_and_each_section_leaves_an_even_number = sections;
     fn sequence_numbers_may_wrap_and_the_writers_hole_is_the_kernels = wrap;
-}
-
-fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
-        let map = |p: u64, n: u64, flags: u64| {
-            alloc_free(cpu, || {
-                assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags), Ok(BASE + p * P));
-            })
-        };
-        let unmap = |p: u64, n: u64| alloc_free(cpu, || vm_munmap(cpu, k, mm, BASE + p * P, n * P).unwrap());
-        assert_eq!(map(0, 10, RW), (1, 0), "no merge");
-        assert_eq!(map(10, 2, RW), (0, 0), "merges left");
-        assert_eq!(map(20, 10, RW), (1, 0));
-        assert_eq!(map(18, 2, RW), (0, 0), "merges right");
-        assert_eq!(map(12, 6, RW), (0, 1), "fills the hole, the right one goes");
-        assert_eq!(layout(cpu, k, mm), [(0, 30)]);
-        assert_eq!(map(0, 30, VM_READ), (1, 1), "exactly over one, no merge");
-        assert_eq!(map(10, 5, RW), (3, 1), "inside one, other flags");
-        assert_eq!(layout(cpu, k, mm), [(0, 10), (10, 15), (15, 30)]);
-        assert_eq!(map(0, 30, RW), (1, 3), "over three whole ones");
-        assert_eq!(map(10, 5, RW), (2, 2), "inside one, mergeable");
-        assert_eq!(layout(cpu, k, mm), [(0, 30)]);
-        assert_eq!(unmap(0, 2), (1, 1), "head");
-        assert_eq!(unmap(28, 2), (1, 1), "tail");
-        assert_eq!(unmap(10, 5), (2, 1), "middle");
-        assert_eq!(layout(cpu, k, mm), [(2, 10), (15, 28)]);
-        assert_eq!(map(11, 1, VM_READ), (1, 0));
-        assert_eq!(map(13, 1, VM_READ), (1, 0));
-        assert_eq!(unmap(5, 15), (2, 4), "from inside one to inside another over two whole ones");
-        assert_eq!(layout(cpu, k, mm), [(2, 5), (20, 28)]);
-        assert_eq!(unmap(0, 30), (0, 2), "two whole ones");
-        assert_eq!(unmap(0, 30), (0, 0), "nothing there");
-        assert_eq!(layout(cpu, k, mm), []);
-    });
 }
 
 fn original_freed<K: Kconfig<A = Native>>(slab: Allocator) {
@@ -134,14 +83,14 @@ fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
         assert_eq!(vm_mmap(cpu, k, mm, Some(P), P, RW), Err(Errno::EPERM));
         assert_eq!(vm_mmap(cpu, k, mm, Some(0x7fff_ffff_f000), P, RW), Err(Errno::ENOMEM));
         assert_eq!(vm_mmap(cpu, k, mm, None, u64::MAX, RW), Err(Errno::ENOMEM));
-        assert_eq!(do_mmap(cpu, k, mm, 0, P, PROT_READ, MAP_PRIVATE), Err(Errno::EBADF));
+        assert_eq!(map_args(cpu, k, mm, (0, P), PROT_READ, MAP_PRIVATE, None), Err(Errno::EBADF));
         assert_eq!(vm_munmap(cpu, k, mm, BASE + 1, P), Err(Errno::EINVAL));
         assert_eq!(vm_munmap(cpu, k, mm, BASE, 0), Err(Errno::EINVAL));
         assert_eq!(vm_munmap(cpu, k, mm, BASE, 1 << 50), Err(Errno::EINVAL));
         vm_mmap(cpu, k, mm, Some(BASE), 2 * P, VM_READ).unwrap();
         vm_mmap(cpu, k, mm, Some(BASE + 2 * P), P, 0).unwrap();
         let noreplace = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-        assert_eq!(do_mmap(cpu, k, mm, BASE + P, P, PROT_READ | PROT_WRITE, noreplace), Err(Errno::EEXIST));
+        assert_eq!(map_args(cpu, k, mm, (BASE + P, P), PROT_READ | PROT_WRITE, noreplace, None), Err(Errno::EEXIST));
         let fault = |p: u64, w| do_user_addr_fault(cpu, k, mm, BASE + p * P, w);
         assert_eq!(fault(0, true), Err(FaultError::Accerr));
         assert_eq!(fault(2, false), Err(FaultError::Accerr));
@@ -162,8 +111,8 @@ fn placement<K: Kconfig<A = Native>>(slab: Allocator) {
         let big = vm_mmap(cpu, k, mm, None, 2 << 20, RW).unwrap();
         assert_eq!(big % (2 << 20), 0, "a large size is aligned for huge pages");
         let flags = MAP_PRIVATE | MAP_ANONYMOUS;
-        assert_eq!(do_mmap(cpu, k, mm, BASE + 5, P, PROT_READ, flags), Ok(BASE), "a hint is rounded down");
-        let r = do_mmap(cpu, k, mm, BASE, P, PROT_READ, flags).unwrap();
+        assert_eq!(map_args(cpu, k, mm, (BASE + 5, P), PROT_READ, flags, None), Ok(BASE), "a hint is rounded down");
+        let r = map_args(cpu, k, mm, (BASE, P), PROT_READ, flags, None).unwrap();
         assert!(r > BASE, "a hint that is taken is ignored");
         check_tree(cpu, k, mm);
     });

@@ -5,21 +5,28 @@
 mod brk;
 mod fail_nth;
 mod fork;
+mod golden;
+mod limits;
 mod merge;
 mod mmap;
+mod placement;
+mod random;
 mod stack;
 mod stress;
 
-use super::kconfig::{Kconfig, MmPtr};
-use super::mm_types::{VM_READ, VM_WRITE, VmaFields};
+use super::file::File;
+use super::kconfig::{Kconfig, MmPtr, VmaPtr};
+use super::mm_types::{VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE, VmaFields};
+use super::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use super::pgtable::{PAGE_PRESENT, PAGE_RW, PTE_PFN_MASK, pte_lookup};
-use super::vma::vma_next;
+use super::vma::{vm_stat_account, vma_find, vma_lookup, vma_modified_flags, vma_modify_flags, vma_next, vma_prev};
 use super::vma_lock::VmaLock;
 use super::vmstat::VmEvent;
-use super::{do_user_addr_fault, mm_alloc, mmput};
+use super::{MmRules, MmapArgs, do_mmap, do_user_addr_fault, mm_alloc, mmput};
+use crate::arch::arena::KRef;
 use crate::arch::native::{NativeMachine, OsCpu};
 use crate::arch::{Native, Relaxed};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Errno};
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use crate::maple_tree::MaState;
 use crate::slab::Allocator;
@@ -46,8 +53,20 @@ pub fn config(slab: Allocator) -> KernelConfig {
 
 /// Runs `f` on a fresh kernel and mm of build `K` on one CPU, then checks that everything balances and nothing is left.
 pub fn with_mm<K: Kconfig<A = Native>>(slab: Allocator, f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
+    with_config(&config(slab), f);
+}
+
+/// As [`with_mm`], once under the rules of each kernel version.
+pub fn with_rules<K: Kconfig<A = Native>>(slab: Allocator, f: impl Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
+    for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
+        with_config(&KernelConfig { rules, ..config(slab) }, |cpu, k, mm| f(cpu, k, mm));
+    }
+}
+
+/// As [`with_mm`], booted with `config`.
+pub fn with_config<K: Kconfig<A = Native>>(config: &KernelConfig, f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
     let m = machine(1);
-    let k = start_kernel::<K>(&m, &config(slab));
+    let k = start_kernel::<K>(&m, config);
     let cpu = k.cpu(0);
     let mm = mm_alloc(&cpu, &k);
     f(&cpu, &k, mm);
@@ -102,7 +121,8 @@ pub fn layout<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPt
 pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) {
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut v = vma_next::<K>(cpu, &mut mas);
-    let (mut n, mut pages, mut data, mut last) = (0, 0, 0, 0);
+    let (mut n, mut pages, mut last) = (0, 0, 0);
+    let (mut exec, mut stack, mut data, mut locked) = (0, 0, 0, 0);
     while let Some(vma) = v {
         let (s, e) = (vma.vm_start().load(Relaxed), vma.vm_end().load(Relaxed));
         assert!(s < e && s >= last, "ranges in order");
@@ -111,13 +131,96 @@ pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: 
         assert_eq!(K::Lock::NAME == "refcnt", !K::Lock::vma_lock_is_free(vma), "attached");
         n += 1;
         pages += (e - s) / P;
-        data += if vma.vm_flags().load(Relaxed) & VM_WRITE != 0 { (e - s) / P } else { 0 };
+        let flags = vma.vm_flags().load(Relaxed);
+        if flags & VM_GROWSDOWN != 0 {
+            stack += (e - s) / P;
+        } else if flags & (VM_EXEC | VM_WRITE) == VM_EXEC {
+            exec += (e - s) / P;
+        } else if flags & (VM_WRITE | VM_SHARED) == VM_WRITE {
+            data += (e - s) / P;
+        }
+        locked += if flags & VM_LOCKED != 0 { (e - s) / P } else { 0 };
         last = e;
         v = vma_next::<K>(cpu, &mut mas);
     }
     assert_eq!(n, mm.map_count.get());
     assert_eq!((pages, data), (mm.total_vm.load(Relaxed), mm.data_vm.get()));
+    assert_eq!((exec, stack, locked), (mm.exec_vm.get(), mm.stack_vm.get(), mm.locked_vm.get()));
     assert_eq!(mm.mm_lock_seq.word().load(Relaxed) % 2, 0);
+}
+
+/// mmap(2) with everything said.
+pub fn map_args<K: Kconfig<A = Native>>(
+    cpu: &Cpu<Native>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    (addr, len): (u64, u64),
+    prot: u32,
+    flags: u32,
+    file: Option<(KRef<File<Native>>, u64)>,
+) -> Result<u64, Errno> {
+    let (file, page) = file.map_or((None, 0), |(f, page)| (Some(f), page));
+    do_mmap(cpu, k, mm, &MmapArgs { addr, len, prot, flags, file, offset: page * P })
+}
+
+/// Gives each VMA in `[page, page + n)` above [`BASE`] the flags that `f` makes of its own, as mprotect(2) and its kin
+/// do: VMAs that would not change are passed over, a hole ends it.
+///
+/// # Errors
+/// `ENOMEM`: a hole, or a split without memory or room.
+pub fn modify<K: Kconfig<A = Native>>(
+    cpu: &Cpu<Native>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    (page, n): (u64, u64),
+    f: impl Fn(u64) -> u64,
+) -> Result<(), Errno> {
+    let (mut at, end) = (BASE + page * P, BASE + (page + n) * P);
+    mmap_write_lock(cpu, &mm);
+    let mut mas = MaState::new(mm.mm_mt(), k.maple, at, at);
+    let mut r = Ok(());
+    let mut vma = vma_find::<K>(cpu, &mut mas, end);
+    let mut prev = vma_prev::<K>(cpu, &mut mas);
+    if let Some(v) = vma.filter(|v| v.vm_start().load(Relaxed) < at) {
+        prev = Some(v);
+    }
+    vma = vma_find::<K>(cpu, &mut mas, end);
+    while at < end {
+        let Some(v) = vma.filter(|v| v.vm_start().load(Relaxed) <= at) else {
+            r = Err(Errno::ENOMEM);
+            break;
+        };
+        let stop = v.vm_end().load(Relaxed).min(end);
+        let old = v.vm_flags().load(Relaxed);
+        let new = f(old);
+        if new == old {
+            prev = Some(v);
+        } else {
+            match vma_modify_flags(cpu, k, mm, &mut mas, prev, v, at, stop, new) {
+                Ok(v) => {
+                    K::Lock::vma_start_write(cpu, v);
+                    v.vm_flags().store(vma_modified_flags(k, v, new), Relaxed);
+                    prev = Some(v);
+                    let pages = (stop - at) as i64 / P as i64;
+                    vm_stat_account::<K>(mm, old, -pages);
+                    vm_stat_account::<K>(mm, new, pages);
+                }
+                Err(e) => {
+                    r = Err(e);
+                    break;
+                }
+            }
+        }
+        at = mas.last + 1;
+        vma = vma_find::<K>(cpu, &mut mas, end);
+    }
+    mmap_write_unlock(cpu, &mm);
+    r
+}
+
+/// The VMA at page `page` above [`BASE`].
+pub fn vma_at<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, page: u64) -> VmaPtr<K> {
+    vma_lookup(cpu, k, mm, BASE + page * P).expect("a VMA there")
 }
 
 /// Allocations and frees of VMAs that `f` makes.
