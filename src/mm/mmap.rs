@@ -11,6 +11,7 @@ use super::file::{
     FMODE_READ, FMODE_WRITE, File, FileKind, call_mmap, file_word, get_file, is_shared_maywrite, shmem_zero_setup,
 };
 use super::fork::xa_is_zero;
+use super::gup::mm_populate;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::memory::{unmap_single_vma, zap_page_range_single};
 use super::mm_types::{
@@ -176,15 +177,10 @@ pub fn do_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, args: &
     mmap_write_unlock(cpu, &*mm);
     let (addr, populate) = r?;
     if populate != 0 {
-        populate_range(cpu, k, mm, addr, populate);
+        mm_populate(cpu, k, mm, addr, populate);
     }
     Ok(addr)
 }
-
-/// `mm_populate()`, of which mmap and brk ignore the failures.
-#[cold]
-#[inline(never)]
-fn populate_range<K: Kconfig>(_cpu: &Cpu<K::A>, _k: &Kernel<K>, _mm: MmPtr<K>, _addr: u64, _len: u64) {}
 
 /// `round_hint_to_min()`
 fn round_hint_to_min(hint: u64) -> u64 {
@@ -540,7 +536,7 @@ pub fn sys_brk<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, brk: u6
         Some(Brk::Moved { populate }) => {
             mmap_write_unlock(cpu, &*mm);
             if let Some((from, len)) = populate {
-                populate_range(cpu, k, mm, from, len);
+                mm_populate(cpu, k, mm, from, len);
             }
             brk
         }

@@ -8,7 +8,7 @@ use crate::mm::mm_types::{
     CAP_IPC_LOCK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, START_BRK, VM_DONTDUMP, VM_OPS, VM_OPS_CLOSE, VM_SEALED,
 };
 use crate::mm::mmap::*;
-use crate::mm::util::{OVERCOMMIT_ALWAYS, set_overcommit_memory, vm_memory_committed};
+use crate::mm::util::{OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER, set_overcommit_memory, vm_memory_committed};
 use crate::mm::{sys_brk, vm_mmap, vm_munmap};
 
 on_every_variant! {
@@ -168,6 +168,8 @@ fn committed<K: Kconfig<A = Native>>(slab: Allocator) {
         policy(OVERCOMMIT_ALWAYS);
         assert_eq!(map(1 << 30, 0), Ok((1 << 30) + 1));
         vm_munmap(cpu, k, mm, BASE, 1 << 42).unwrap();
+        policy(OVERCOMMIT_NEVER);
+        assert_eq!(map(60_000, MAP_NORESERVE), Err(Errno::ENOMEM), "half of memory, whatever is asked");
         sys_brk(cpu, k, mm, START_BRK + 10 * P);
         sys_brk(cpu, k, mm, START_BRK + 4 * P);
         assert_eq!(vm_memory_committed(cpu, k), 5);
