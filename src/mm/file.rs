@@ -10,8 +10,9 @@
 //! Lock order: `mmap_lock`; a VMA's lock; `i_mmap_rwsem`; the anon_vma's lock; page table locks; the page cache's lock.
 
 use super::folio::{PG_SWAPBACKED, PG_UPTODATE, folio_put, page_folio};
-use super::kconfig::{Kconfig, VmaPtr};
-use super::mm_types::{VM_MAYWRITE, VM_OPS, VM_SHARED, VmaFields};
+use super::kconfig::{Kconfig, MmPtr, VmaPtr};
+use super::mm_types::{VM_MAYWRITE, VM_NORESERVE, VM_OPS, VM_SHARED, VmaFields};
+use super::util::{vm_enough_memory, vm_unacct_memory};
 use super::vmstat::{VmEvent, warn_on_once};
 use super::xarray::{Xarray, radix_tree_node_args, xa_destroy, xa_insert, xa_load};
 use crate::arch::arena::{KRef, PAGE_SHIFT, PAGE_SIZE, record_page};
@@ -90,6 +91,8 @@ pub struct AddressSpace<A: Hardware> {
     pub i_mmap_writable: Atomic<A, i32>,
     kind: Plain<A, u32>,
     fill: Plain<A, u32>,
+    /// Shared memory that is charged page by page, as they come (`VM_NORESERVE`), and not as a whole.
+    noreserve: Plain<A, u32>,
 }
 
 /// `struct file`
@@ -128,6 +131,10 @@ impl<A: Hardware> AddressSpace<A> {
             1 => FileKind::Memfd,
             _ => FileKind::AnonShmem,
         }
+    }
+    /// Pages of shared memory that were charged when it was made (`shmem_acct_size()`).
+    pub fn charged_as_a_whole(&self) -> u64 {
+        if self.kind() == FileKind::Regular || self.noreserve.get() != 0 { 0 } else { self.max_idx() }
     }
     /// Pages that the file has: the number of the first one behind its end.
     pub fn max_idx(&self) -> u64 {
@@ -173,6 +180,15 @@ pub fn files_init<A: Hardware>(arena: &Arena, slab: KRef<SlabState<A>>) -> KRef<
 /// # Errors
 /// `ENOMEM`
 pub fn file_open<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, spec: &FileSpec) -> Result<KRef<File<K::A>>, Errno> {
+    alloc_file(cpu, k, spec, true)
+}
+
+fn alloc_file<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    spec: &FileSpec,
+    noreserve: bool,
+) -> Result<KRef<File<K::A>>, Errno> {
     let st = k.files;
     let inode = NonNull::new(kmem_cache_alloc(cpu, &st.inode_cachep).cast::<AddressSpace<K::A>>());
     let inode = inode.ok_or(Errno::ENOMEM)?;
@@ -192,6 +208,7 @@ pub fn file_open<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, spec: &FileSpec) ->
             i_mmap_writable: Atomic::new(0),
             kind: Plain::new(spec.kind as u32),
             fill: Plain::new(u32::from(spec.fill)),
+            noreserve: Plain::new(u32::from(noreserve)),
         });
         file.write(File {
             f_count: Atomic::new(1),
@@ -225,9 +242,17 @@ fn __fput<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, file: KRef<File<K::A>>) {
     let mapping = file.f_mapping();
     warn_on_once(cpu, mapping.i_mmap.get() != 0 || mapping.i_mmap_writable.load(Relaxed) != 0);
     // truncate_inode_pages_final()
+    let mut pages = 0;
     xa_destroy(cpu, &st.radix_tree_node_cachep, &mapping.i_pages, |record| {
         folio_put(cpu, k, record_page(record as usize) as *mut u8);
+        pages += 1;
     });
+    // shmem_unacct_blocks(), shmem_unacct_size()
+    let by_page = mapping.kind() != FileKind::Regular && mapping.noreserve.get() != 0;
+    let charged = if by_page { pages } else { mapping.charged_as_a_whole() };
+    if charged != 0 {
+        vm_unacct_memory(cpu, k, charged);
+    }
     // SAFETY: the last reference to both.
     unsafe {
         kmem_cache_free(cpu, &st.inode_cachep, mapping.as_ptr().cast());
@@ -274,7 +299,19 @@ pub fn call_mmap<K: Kconfig>(file: KRef<File<K::A>>, vma: VmaPtr<K>) -> Result<(
 /// `ENOMEM`
 pub fn shmem_zero_setup<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<K>) -> Result<(), Errno> {
     let size = vma.vm_end().load(Relaxed) - vma.vm_start().load(Relaxed);
-    let file = file_open(cpu, k, &FileSpec { kind: FileKind::AnonShmem, ..FileSpec::memfd(size) })?;
+    let noreserve = vma.vm_flags().load(Relaxed) & VM_NORESERVE != 0;
+    let spec = FileSpec { kind: FileKind::AnonShmem, ..FileSpec::memfd(size) };
+    if !noreserve {
+        // shmem_acct_size()
+        // SAFETY: the caller's mm, whose lock it holds.
+        let mm = unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) };
+        vm_enough_memory(cpu, k, mm, size >> PAGE_SHIFT)?;
+    }
+    let file = alloc_file(cpu, k, &spec, noreserve).inspect_err(|_| {
+        if !noreserve {
+            vm_unacct_memory(cpu, k, size >> PAGE_SHIFT);
+        }
+    })?;
     if let Some(old) = vm_file_of::<K>(vma) {
         fput(cpu, k, old);
     }
@@ -330,22 +367,34 @@ pub fn filemap_get_folio<A: Hardware>(mapping: &AddressSpace<A>, index: u64) -> 
 }
 
 /// `__filemap_get_folio()` with `FGP_CREAT`, and the read that fills the page: the page of number `index`, with a
-/// reference.
+/// reference. A page of shared memory may be charged, by the rules for `mm`.
 ///
 /// # Errors
 /// `ENOMEM`
 pub fn filemap_grab_folio<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
+    mm: MmPtr<K>,
     mapping: KRef<AddressSpace<K::A>>,
     index: u64,
 ) -> Result<*mut u8, Errno> {
+    // shmem_acct_blocks()
+    let charge = u64::from(mapping.kind() != FileKind::Regular && mapping.noreserve.get() != 0);
+    let uncharge = || {
+        if charge != 0 {
+            vm_unacct_memory(cpu, k, charge);
+        }
+    };
     loop {
         if let Some(page) = filemap_get_folio(&*mapping, index) {
             return Ok(page);
         }
+        if charge != 0 {
+            vm_enough_memory(cpu, k, mm, charge)?;
+        }
         let page = alloc_pages(cpu, &k.pages, 0);
         if page.is_null() {
+            uncharge();
             return Err(Errno::ENOMEM);
         }
         cpu.count(VmEvent::Pgalloc);
@@ -365,6 +414,7 @@ pub fn filemap_grab_folio<K: Kconfig>(
                 // Another thread was first, or no memory for the way there.
                 folio_put(cpu, k, page);
                 folio_put(cpu, k, page);
+                uncharge();
                 other?;
             }
         }

@@ -118,12 +118,12 @@ fn __do_fault<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, f: &FileFault<'_, K>) 
     }
     if f.mapping.kind() != FileKind::Regular {
         // shmem_get_folio_gfp()
-        return filemap_grab_folio(cpu, k, f.mapping, f.pgoff).map_err(|_| VM_FAULT_OOM);
+        return filemap_grab_folio(cpu, k, f.vmf.mm, f.mapping, f.pgoff).map_err(|_| VM_FAULT_OOM);
     }
     cpu.count(VmEvent::Pgmajfault);
     // do_sync_mmap_readahead()
     let fpin = maybe_unlock_mmap_for_io(cpu, f.vmf);
-    let page = filemap_grab_folio(cpu, k, f.mapping, f.pgoff);
+    let page = filemap_grab_folio(cpu, k, f.vmf.mm, f.mapping, f.pgoff);
     let Some(file) = fpin else { return page.map_err(|_| VM_FAULT_OOM) };
     // Without the lock nobody knows whether the mapping still is what it was.
     if let Ok(page) = page {

@@ -228,7 +228,7 @@ fn free_pages_prepare<A: Hardware>(folio: &Folio<A>) {
 
 /// `folio_put()`: drops a reference to the page at `page`; the last one frees it.
 #[inline]
-pub fn folio_put<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) {
+pub(super) fn folio_put<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) {
     let folio = page_folio::<K::A>(page);
     if folio.put_testzero() {
         free_pages_prepare(&*folio);
@@ -240,7 +240,7 @@ pub fn folio_put<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, page: *mut u8) {
 
 /// `free_pages_and_swap_cache()` and `folios_put_refs()`: drops a reference to each page; what nobody holds goes back a
 /// folio batch at a time.
-pub fn folios_put<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, pages: &mut [*mut u8]) {
+pub(super) fn folios_put<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, pages: &mut [*mut u8]) {
     for batch in pages.chunks_mut(PAGEVEC_SIZE) {
         let mut free = 0;
         for i in 0..batch.len() {

@@ -106,15 +106,13 @@ fn handle_pte_fault<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFault<K>
     }
     let ptl = pte_lock(cpu, table);
     let pte = table.entry(0, vmf.address);
-    if pte.load(Relaxed) == orig {
-        if vmf.flags & FAULT_FLAG_WRITE != 0 {
-            if orig & PAGE_RW == 0 {
-                return do_wp_page(cpu, k, vmf, table, ptl, orig);
-            }
-            // ptep_set_access_flags()
-            if orig & PAGE_DIRTY == 0 {
-                pte.store(orig | PAGE_DIRTY, Relaxed);
-            }
+    if pte.load(Relaxed) == orig && vmf.flags & FAULT_FLAG_WRITE != 0 {
+        if orig & PAGE_RW == 0 {
+            return do_wp_page(cpu, k, vmf, table, ptl, orig);
+        }
+        // ptep_set_access_flags()
+        if orig & PAGE_DIRTY == 0 {
+            pte.store(orig | PAGE_DIRTY, Relaxed);
         }
     }
     // Another thread set the entry between the access and here.

@@ -7,6 +7,7 @@
 //!
 //! INVARIANT: the counter is the sum of the pages of all VMAs with `VM_ACCOUNT` and of shared anonymous files.
 
+use super::file::{file_word, vm_file_of};
 use super::kconfig::{Kconfig, MmPtr};
 use super::mm_types::{CAP_SYS_ADMIN, VM_ACCOUNT, VmaFields, vma_pages};
 use super::vma::vma_next;
@@ -18,6 +19,7 @@ use crate::sync::{
     PercpuCounter, PercpuCounters, percpu_counter_add_batch, percpu_counter_destroy_many, percpu_counter_init_many,
     percpu_counter_read_positive, percpu_counter_set, percpu_counter_sum,
 };
+use std::collections::BTreeSet;
 
 /// `OVERCOMMIT_GUESS`: only what could never be is refused.
 pub const OVERCOMMIT_GUESS: u32 = 0;
@@ -149,13 +151,20 @@ pub fn set_overcommit_memory<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, policy:
     percpu_counter_set(cpu, &k.percpu_counters, &c.vm_committed_as[0], sum);
 }
 
-/// Pages of an mm's VMAs that are charged, for checks: what it would give back at its end.
+/// Pages that are charged to an mm's VMAs and to the shared memory behind them, for checks: what its end gives back, where
+/// no other mm has the same shared memory.
 pub fn accounted_pages<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) -> u64 {
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut pages = 0;
+    let mut files = BTreeSet::new();
     while let Some(vma) = vma_next::<K>(cpu, &mut mas) {
         if vma.vm_flags().load(Relaxed) & VM_ACCOUNT != 0 {
             pages += vma_pages::<K::A, K::Lock>(&vma);
+        }
+        if let Some(file) = vm_file_of::<K>(vma)
+            && files.insert(file_word(file))
+        {
+            pages += file.f_mapping().charged_as_a_whole();
         }
     }
     pages

@@ -215,3 +215,47 @@ fn destroy<A: Hardware>(cpu: &Cpu<A>, cache: &KmemCache<A>, entry: *mut (), f: &
         None => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::shutdown;
+    use crate::mm::tests::{config, machine};
+    use crate::slab::Allocator;
+    use std::collections::BTreeMap;
+
+    type K = crate::mm::kconfig::Config<
+        Native,
+        crate::mm::vma_lock::refcnt::Refcnt,
+        crate::mm::vma_cache::typesafe_by_rcu::Typesafe,
+    >;
+
+    #[test]
+    fn an_array_is_what_a_map_says() {
+        let m = machine(1);
+        let k = crate::init::start_kernel::<K>(&m, &config(Allocator::Slub));
+        let cpu = k.cpu(0);
+        let cache = k.files.radix_tree_node_cachep;
+        let mut r = 5u64;
+        for bits in [0, 3, 6, 7, 12, 13, 30, 64] {
+            let xa = Xarray::<Native>::new();
+            let mut map = BTreeMap::new();
+            for i in 0..300u64 {
+                r = crate::cpu::splitmix64(r);
+                let index = if bits == 64 { r } else { r & ((1 << bits) - 1) };
+                let entry = ((i + 1) << 6) as *mut ();
+                let old = xa_insert(&cpu, &cache, &xa, index, entry).unwrap();
+                assert_eq!(old, map.get(&index).copied(), "{bits} bits, {index:#x}");
+                map.entry(index).or_insert(entry);
+                let near = index ^ (r >> 60);
+                assert_eq!(xa_load(&xa, near), map.get(&near).copied().unwrap_or(null_mut()));
+                assert_eq!(xa_load(&xa, index), map[&index]);
+            }
+            let mut seen = Vec::new();
+            xa_destroy(&cpu, &cache, &xa, |e| seen.push(e));
+            assert_eq!(seen, map.values().copied().collect::<Vec<_>>(), "{bits} bits, in order");
+            assert!(xa_load(&xa, 0).is_null());
+        }
+        assert!(shutdown(&cpu, &k).is_clean());
+    }
+}

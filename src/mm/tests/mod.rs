@@ -4,6 +4,7 @@
 
 mod brk;
 mod fail_nth;
+mod file;
 mod fork;
 mod golden;
 mod limits;
