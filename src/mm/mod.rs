@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Floor 6: address spaces, VMAs and their locks, page tables, faults.
 //!
-//! Lock order, outermost first: `mmap_lock`; a VMA's own lock; the anon_vma's semaphore; `page_table_lock` or one page
-//! table's lock; the allocator's locks.
+//! Lock order, outermost first: `mmap_lock` (fork: the parent's, then the child's); a VMA's own lock; a file's
+//! `i_mmap_rwsem`; the anon_vma's semaphore; `page_table_lock` or a page table's lock (fork: the child's, then the
+//! parent's); the page cache's lock; the allocator's locks.
 //!
 //! What is dup (same steps as the kernel's), custom (differs on purpose) or stub is said at the top of each file. The
 //! VMA operations follow 6.12 in every named kernel; what differs between kernels is the protocol

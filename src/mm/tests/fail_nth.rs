@@ -11,8 +11,11 @@ use crate::cpu::Errno;
 use crate::maple_tree::{
     MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MapleTree, mas_store_gfp, mt_destroy, mt_validate,
 };
-use crate::mm::fork::try_mm_alloc;
+use crate::mm::file::{FileKind, FileSpec, file_open, fput};
+use crate::mm::fork::{dup_mm, try_mm_alloc};
 use crate::mm::mm_types::START_BRK;
+use crate::mm::mm_types::VM_DONTCOPY;
+use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MmapArgs, do_mmap};
 use crate::mm::{madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
 use crate::rcu::rcu_barrier;
 use crate::slab::{Allocator, FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
@@ -26,6 +29,8 @@ on_every_variant! {
     fn faulting_unwinds = faulting;
     fn dropping_pages_and_exit_need_no_memory = dropping;
     fn a_new_mm_unwinds = new_mm;
+    fn forking_unwinds = forking;
+    fn faults_in_files_unwind = file_faults;
     fn stores_into_a_tree_unwind = stores;
 }
 
@@ -318,6 +323,82 @@ fn new_mm<K: Kconfig<A = Native>>(slab: Allocator) {
                 assert!(n > 2);
                 break;
             }
+        }
+    });
+}
+
+fn forking<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
+        // VMAs with and without pages of their own, over more than one leaf, with a page table each now and then; one
+        // that is not copied, which changes the child's tree for good.
+        let n = 12u64;
+        let at = |i: u64| if i.is_multiple_of(4) { 600 * (i + 1) } else { 3 * i };
+        let (refused, failed) = each_allocation(
+            cpu,
+            k,
+            |mm| {
+                (0..n).for_each(|i| map(cpu, k, mm, at(i), 2).unwrap());
+                (0..n).filter(|i| !i.is_multiple_of(3)).for_each(|i| write(cpu, k, mm, at(i)));
+                let vma = crate::mm::vma::find_vma(cpu, k, mm, BASE + at(5) * P).unwrap();
+                vma.vm_flags().fetch_or(VM_DONTCOPY, Relaxed);
+            },
+            |mm| {
+                let child = dup_mm(cpu, k, mm)?;
+                check_tree(cpu, k, child);
+                mt_validate(child.mm_mt()).unwrap();
+                assert_eq!(child.map_count.get(), n as i32 - 1);
+                mmput(cpu, k, child);
+                Ok(())
+            },
+            |mm| {
+                // Nobody else is left: the pages are the parent's again.
+                let alloc = cpu.counters.get(VmEvent::Pgalloc);
+                (0..n).filter(|i| !i.is_multiple_of(3)).for_each(|i| write(cpu, k, mm, at(i)));
+                assert_eq!(cpu.counters.get(VmEvent::Pgalloc), alloc);
+            },
+        );
+        // An mm, its tables and its nodes, VMAs, what each of them needs in anon_vmas.
+        assert!(refused >= 40 && failed >= 40, "{refused} {failed}");
+    });
+}
+
+fn file_faults<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
+        for (kind, flags, write) in [
+            (FileKind::Regular, MAP_SHARED, false),
+            (FileKind::Regular, MAP_PRIVATE, true),
+            (FileKind::Memfd, MAP_SHARED, true),
+            (FileKind::AnonShmem, MAP_SHARED | MAP_ANONYMOUS, true),
+        ] {
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| comb(cpu, k, mm, 20),
+                |mm| {
+                    let addr = BASE + 1000 * P;
+                    if crate::mm::vma::vma_lookup(cpu, k, mm, addr).is_none() {
+                        let anonymous = flags & MAP_ANONYMOUS != 0;
+                        let spec = FileSpec { kind, ..FileSpec::regular(90 * P, 2) };
+                        let file = if anonymous { None } else { Some(file_open(cpu, k, &spec)?) };
+                        let flags = flags | MAP_FIXED;
+                        let args = MmapArgs { addr, len: 90 * P, prot: 3, flags, file, offset: 0 };
+                        let r = do_mmap(cpu, k, mm, &args);
+                        if let Some(file) = file {
+                            fput(cpu, k, file);
+                        }
+                        r?;
+                    }
+                    do_user_addr_fault(cpu, k, mm, addr, write)?;
+                    do_user_addr_fault(cpu, k, mm, addr + 70 * P, write)?;
+                    Ok(())
+                },
+                |mm| {
+                    assert_ne!(pte_lookup::<K>(mm, BASE + 1070 * P), 0);
+                    vm_munmap(cpu, k, mm, BASE + 1000 * P, 90 * P).unwrap();
+                },
+            );
+            // The file, its inode, a VMA; tables; two pages, two nodes for them.
+            assert!(refused >= 8 && failed >= 8, "{kind:?}: {refused} {failed}");
         }
     });
 }

@@ -23,6 +23,7 @@ on_every_variant! {
     fn inherited_neighbours_never_merge = never_merge;
     fn pieces_split_in_the_child_merge_again = split_in_child;
     fn a_forgotten_ancestor_is_taken_over = ancestor;
+    fn the_next_ones_anon_vma_comes_before_the_previous_ones = next_first;
     fn what_a_child_does_not_get = not_inherited;
     fn a_lock_ends_in_the_child = unlocked;
     fn the_zero_page_is_nobodys = zero_page;
@@ -275,6 +276,43 @@ fn ancestor<K: Kconfig<A = Native>>(slab: Allocator) {
         put(cpu, k, next, 0, 2);
         assert_eq!((get(cpu, k, mm, 0), get(cpu, k, next, 0)), (1, 2));
         [next, last, b].iter().for_each(|&mm| mmput(cpu, k, mm));
+    });
+}
+
+/// find_mergeable_anon_vma(): whose anon_vma a first write fault shares.
+fn next_first<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
+        let anon = |p| vma(cpu, k, mm, p).anon_vma().load(Relaxed);
+        let between = |flags| vm_mmap(cpu, k, mm, Some(BASE + P), P, flags).unwrap();
+        map(cpu, k, mm, 0, 1);
+        map(cpu, k, mm, 2, 1);
+        put(cpu, k, mm, 0, 1);
+        put(cpu, k, mm, 2, 1);
+        between(RW | VM_EXEC);
+        assert_eq!(layout(cpu, k, mm).len(), 3);
+        assert_eq!(get(cpu, k, mm, 1), 0);
+        assert!(anon(1).is_null(), "a read sets nothing");
+        put(cpu, k, mm, 1, 1);
+        assert_eq!(anon(1), anon(2));
+        assert_ne!(anon(1), anon(0));
+        // Without a next one, the previous.
+        vm_munmap(cpu, k, mm, BASE + P, 2 * P).unwrap();
+        between(RW | VM_EXEC);
+        put(cpu, k, mm, 1, 1);
+        assert_eq!(anon(1), anon(0));
+        // Other flags than rights: neither.
+        vm_munmap(cpu, k, mm, BASE + P, P).unwrap();
+        between(RW | crate::mm::mm_types::VM_NORESERVE);
+        put(cpu, k, mm, 1, 1);
+        assert_ne!(anon(1), anon(0));
+        // In a child every chain has two links: nobody shares.
+        vm_munmap(cpu, k, mm, BASE + P, P).unwrap();
+        let child = fork(cpu, k, mm);
+        vm_mmap(cpu, k, child, Some(BASE + P), P, RW | VM_EXEC).unwrap();
+        put(cpu, k, child, 1, 1);
+        let anon = |p| vma(cpu, k, child, p).anon_vma().load(Relaxed);
+        assert_ne!(anon(1), anon(0));
+        mmput(cpu, k, child);
     });
 }
 

@@ -8,11 +8,16 @@ use crate::cpu::Counter;
 use crate::cpu::stat::SLOTS;
 use crate::cpu::tick::exit_to_user_mode;
 use crate::init::run_on_cpus;
-use crate::mm::{FaultError, madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
+use crate::mm::file::{FileSpec, file_open, fput};
+use crate::mm::mmap::{MAP_FIXED, MAP_SHARED};
+use crate::mm::syscall::{Call, Process, syscall};
+use crate::mm::{FaultError, dup_mm, madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
 
 on_every_variant! {
     fn one_address_space_shared_by_two_threads = shared_mm;
     fn two_address_spaces_that_recycle_each_others_vmas = two_mms;
+    fn forks_against_faults = forks;
+    fn two_threads_fault_on_one_file = one_file;
 }
 
 /// Checks the balances over all CPUs of a run.
@@ -112,4 +117,82 @@ fn two_mms<K: Kconfig<A = Native>>(slab: Allocator) {
     });
     assert!(shutdown(&k.cpu(0), &k).is_clean());
     balances(&all);
+}
+
+/// One thread forks, writes in parent and child and ends the child; the other faults, writes and unmaps in the parent.
+/// Each looks at bytes of its own only: there is no TLB, and so none that fork could flush.
+fn forks<K: Kconfig<A = Native>>(slab: Allocator) {
+    let m = machine(2);
+    let k = start_kernel::<K>(&m, &config(slab).hz(1000));
+    let mm = mm_alloc(&k.cpu(0), &k);
+    let all = run_on_cpus(&m, &k, 2, |cpu| {
+        if cpu.id == 1 {
+            return churn(cpu, &k, mm, 16, 16, 1500);
+        }
+        vm_mmap(cpu, &k, mm, Some(BASE), 8 * P, RW).unwrap();
+        for round in 0..300 {
+            let value = |p: u64| (round + p) as u8;
+            for p in 0..8 {
+                write(cpu, &k, mm, p);
+                bytes::<K>(mm, p).expect("just written")[3] = value(p);
+            }
+            let child = dup_mm(cpu, &k, mm).unwrap();
+            for p in 0..8 {
+                assert_eq!(bytes::<K>(child, p).expect("copied")[3], value(p));
+                if p % 2 == 0 {
+                    write(cpu, &k, child, p);
+                    bytes::<K>(child, p).expect("just written")[3] = 0;
+                } else {
+                    write(cpu, &k, mm, p);
+                    bytes::<K>(mm, p).expect("just written")[3] = 1;
+                    assert_eq!(bytes::<K>(child, p).expect("copied")[3], value(p));
+                }
+            }
+            assert!((0..8).step_by(2).all(|p| bytes::<K>(mm, p).expect("still there")[3] == value(p)));
+            mmput(cpu, &k, child);
+            exit_to_user_mode(cpu);
+        }
+        vm_munmap(cpu, &k, mm, BASE, 8 * P).unwrap();
+    });
+    assert_eq!(mm.map_count.get(), 0);
+    mmput(&k.cpu(0), &k, mm);
+    assert!(shutdown(&k.cpu(0), &k).is_clean());
+    balances(&all);
+}
+
+/// Two address spaces map one file; each thread counts in bytes of its own, on pages that both write to and drop.
+fn one_file<K: Kconfig<A = Native>>(slab: Allocator) {
+    for spec in [FileSpec::memfd(32 * P), FileSpec::regular(32 * P, 0)] {
+        let m = machine(2);
+        let k = start_kernel::<K>(&m, &config(slab).hz(1000));
+        let boot = k.cpu(0);
+        let file = file_open(&boot, &k, &spec).unwrap();
+        let all = run_on_cpus(&m, &k, 2, |cpu| {
+            let mm = mm_alloc(cpu, &k);
+            let args = MmapArgs {
+                addr: BASE,
+                len: 32 * P,
+                prot: 3,
+                flags: MAP_SHARED | MAP_FIXED,
+                file: Some(file),
+                offset: 0,
+            };
+            do_mmap(cpu, &k, mm, &args).unwrap();
+            let mut p = Process::new(mm);
+            for round in 0..60u8 {
+                for page in 0..32 {
+                    let addr = BASE + page * P + u64::from(cpu.id);
+                    let seen = syscall(cpu, &k, &mut p, &Call::Read { addr }).unwrap();
+                    assert_eq!(seen, u64::from(round), "page {page}");
+                    syscall(cpu, &k, &mut p, &Call::Write { addr, value: round + 1 }).unwrap();
+                    exit_to_user_mode(cpu);
+                }
+                madvise_dontneed(cpu, &k, mm, BASE, 32 * P).unwrap();
+            }
+            mmput(cpu, &k, mm);
+        });
+        fput(&boot, &k, file);
+        assert!(shutdown(&boot, &k).is_clean());
+        balances(&all);
+    }
 }
