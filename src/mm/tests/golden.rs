@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What each operation costs: VMAs allocated and freed, which object survives (vma-ops.md 14).
+//! What each operation costs: VMAs allocated and freed, which object survives, stores into the tree and its nodes
+//! (vma-ops.md 14, maple-tree.md 12).
 
 use super::*;
+use crate::maple_tree::MapleEvent;
 use crate::mm::file::{FileSpec, file_open, fput};
 use crate::mm::mm_types::{VM_DONTDUMP, VM_NORESERVE};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED};
@@ -12,6 +14,7 @@ on_every_variant! {
     fn vmas_of_each_change_of_flags = changing;
     fn vmas_of_shared_mappings = shared;
     fn the_changed_part_keeps_its_object = identity;
+    fn nodes_of_each_operation = nodes;
 }
 
 fn mapping<K: Kconfig<A = Native>>(slab: Allocator) {
@@ -158,5 +161,190 @@ fn identity<K: Kconfig<A = Native>>(slab: Allocator) {
         let right = at(10);
         set(0, 10);
         assert_eq!(at(0), right);
+    });
+}
+
+/// Stores by kind, and nodes taken and dead, that `f` makes. A slot added at the end of a leaf is a node store here, as
+/// in the table.
+fn tree_work(cpu: &Cpu<Native>, f: impl FnOnce()) -> [f64; 7] {
+    use MapleEvent::*;
+    let n = || {
+        let c = |e| cpu.counters.get(e) as f64;
+        let restructure = c(Split) + c(Rebalance);
+        [
+            c(StoreExact),
+            c(StoreSlot),
+            c(StoreNode) + c(StoreAppend),
+            restructure,
+            c(Spanning),
+            c(NodeAlloc),
+            c(NodeDead),
+        ]
+    };
+    let before = n();
+    f();
+    let after = n();
+    std::array::from_fn(|i| after[i] - before[i])
+}
+
+/// Per operation, over many places among 1000 VMAs that stand alone. Rows without a fraction hold at each single place,
+/// but where a leaf was full or ended; averages within what another sequence of places moves them.
+fn nodes<K: Kconfig<A = Native>>(slab: Allocator) {
+    const VMAS: u64 = 1000;
+    const ROUNDS: usize = 300;
+    with_mm::<K>(slab, |cpu, k, mm| {
+        let mut seed = 11u64;
+        let mut random = |n: u64| {
+            seed = crate::cpu::splitmix64(seed);
+            seed % n
+        };
+        // A VMA of 12 pages every 64 pages, in random order, as a process that lives long has them.
+        let mut order: Vec<u64> = (0..VMAS).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, random(i as u64 + 1) as usize);
+        }
+        let map = |p: u64, n: u64, flags: u64| {
+            assert!(vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags).is_ok());
+        };
+        let unmap = |p: u64, n: u64| vm_munmap(cpu, k, mm, BASE + p * P, n * P).unwrap();
+        let set = |p: u64, n: u64| modify(cpu, k, mm, (p, n), |f| f | VM_DONTDUMP).unwrap();
+        let clear = |p: u64, n: u64| modify(cpu, k, mm, (p, n), |f| f & !VM_DONTDUMP).unwrap();
+        for i in order {
+            map(i * 64 + 16, 12, RW);
+        }
+        type Op<'a> = Box<dyn Fn(u64) + 'a>;
+        let nothing = || -> Op<'_> { Box::new(|_| {}) };
+        // Name; before, measured, after, on the VMA at pages at + 16 to at + 28; the table's exact, slot, node, split or
+        // rebalance, spanning, nodes, dead; NAN where it has none to hold to. The table's nodes are 7.3's, which asks for
+        // fewer in advance where a store goes beyond a leaf.
+        const N: f64 = f64::NAN;
+        let rows: Vec<(&str, Op<'_>, Op<'_>, Op<'_>, [f64; 7])> = vec![
+            (
+                "mmap, alone",
+                Box::new(|at| unmap(at + 16, 12)),
+                Box::new(|at| map(at + 16, 12, RW)),
+                nothing(),
+                [0., 0., 1., 0., 0., 1., 1.],
+            ),
+            (
+                "mmap below, extends downwards",
+                nothing(),
+                Box::new(|at| map(at + 14, 2, RW)),
+                Box::new(|at| unmap(at + 14, 2)),
+                [0., 1., 0., 0., 0., 0., 0.],
+            ),
+            (
+                "mmap above, extends upwards",
+                nothing(),
+                Box::new(|at| map(at + 28, 2, RW)),
+                Box::new(|at| unmap(at + 28, 2)),
+                [0., 0.84, 0., N, 0.16, 1.7, 0.5],
+            ),
+            (
+                "mmap fills a hole",
+                nothing(),
+                Box::new(|at| map(at + 28, 52, RW)),
+                Box::new(|at| unmap(at + 28, 52)),
+                [0., 0., 0.88, N, 0.12, N, 1.3],
+            ),
+            (
+                "munmap, whole",
+                nothing(),
+                Box::new(|at| unmap(at + 16, 12)),
+                Box::new(|at| map(at + 16, 12, RW)),
+                [0., 0., 0.88, N, 0.12, N, 1.3],
+            ),
+            (
+                "munmap, middle",
+                nothing(),
+                Box::new(|at| unmap(at + 20, 4)),
+                Box::new(|at| map(at + 20, 4, RW)),
+                [1., 0., 2., 0., 0., 2., 2.],
+            ),
+            (
+                "MAP_FIXED over one, no merge",
+                nothing(),
+                Box::new(|at| map(at + 16, 12, VM_READ)),
+                Box::new(|at| map(at + 16, 12, RW)),
+                [1., 0., 0., 0., 0., 0., 0.],
+            ),
+            (
+                "MAP_FIXED in the middle, other flags",
+                nothing(),
+                Box::new(|at| map(at + 20, 4, RW | VM_NORESERVE)),
+                Box::new(|at| map(at + 20, 4, RW)),
+                [1., 0., 2., 0., 0., 2., 2.],
+            ),
+            (
+                "MAP_FIXED in the middle, same flags",
+                nothing(),
+                Box::new(|at| map(at + 20, 4, RW)),
+                nothing(),
+                [0., 0., 3., 0., 0., 3., 3.],
+            ),
+            (
+                "flags, middle",
+                nothing(),
+                Box::new(|at| set(at + 20, 4)),
+                Box::new(|at| clear(at + 20, 4)),
+                [0., 0., 2., 0., 0., 2., 2.],
+            ),
+            (
+                "flags, middle, undone",
+                Box::new(|at| set(at + 20, 4)),
+                Box::new(|at| clear(at + 20, 4)),
+                nothing(),
+                [0., 0., 1., 0., 0., 1., 1.],
+            ),
+            (
+                "flags, head",
+                nothing(),
+                Box::new(|at| set(at + 16, 4)),
+                Box::new(|at| clear(at + 16, 4)),
+                [0., 0., 1., 0., 0., 1., 1.],
+            ),
+            (
+                "flags, a border that moves",
+                Box::new(|at| set(at + 16, 4)),
+                Box::new(|at| set(at + 20, 4)),
+                Box::new(|at| clear(at + 16, 8)),
+                [0., 1., 0., 0., 0., 0., 0.],
+            ),
+            (
+                "flags, whole",
+                nothing(),
+                Box::new(|at| set(at + 16, 12)),
+                Box::new(|at| clear(at + 16, 12)),
+                [0., 0., 0., 0., 0., 0., 0.],
+            ),
+        ];
+        let mut wrong = Vec::new();
+        for (name, before, measured, after, want) in rows {
+            let exact = want.iter().all(|w| w.fract() == 0.);
+            let (mut sum, mut full) = ([0.; 7], 0);
+            for _ in 0..ROUNDS {
+                // Not the first or the last, which have other neighbours in their leaves.
+                let at = (1 + random(VMAS - 2)) * 64;
+                before(at);
+                let work = tree_work(cpu, || measured(at));
+                after(at);
+                if exact && work[3] + work[4] != 0. {
+                    full += 1;
+                    let stores = work[1..5].iter().sum::<f64>();
+                    assert_eq!(stores, want[1] + want[2], "{name}: another kind of store at the end of a leaf");
+                } else if exact {
+                    assert_eq!(work, want, "{name}");
+                }
+                sum.iter_mut().zip(work).for_each(|(s, w)| *s += w / ROUNDS as f64);
+            }
+            eprintln!("{name:40} {sum:5.2?}");
+            assert!(full < ROUNDS / 5, "{name}: {full} times");
+            let off = |(got, want): (f64, f64)| !want.is_nan() && (got - want).abs() > 0.15;
+            if !exact && sum.into_iter().zip(want).any(off) {
+                wrong.push(format!("{name}: {sum:.2?}, should be {want:.2?}"));
+            }
+            assert_eq!(mm.map_count.get(), VMAS as i32, "{name}");
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     });
 }
