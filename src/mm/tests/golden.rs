@@ -238,7 +238,7 @@ fn nodes<K: Kconfig<A = Native>>(slab: Allocator) {
                 nothing(),
                 Box::new(|at| map(at + 28, 2, RW)),
                 Box::new(|at| unmap(at + 28, 2)),
-                [0., 0.84, 0., N, 0.16, 1.7, 0.5],
+                [0., 0.84, 0., N, 0.16, N, 0.5],
             ),
             (
                 "mmap fills a hole",
