@@ -15,6 +15,7 @@
 //! | 6 | `mm`, `init` | VMAs, their locks and caches, page tables, faults; boot |
 //! | 7 | `workload`, `trace` | what the threads do; what real programs did |
 //! | 8 | `measure` | the timed loop, plans, counters, statistics |
+//! | 8 | `fuzz` | the port held against the running kernel and a reference model |
 //! | 9 | `report`, `plot` | records, tables, letters, figures |
 //! | 10 | `cmd` | one verb of the command line a file |
 //!
@@ -24,6 +25,7 @@ pub mod arch;
 pub mod cmd;
 pub mod cpu;
 pub mod floors;
+pub mod fuzz;
 pub mod host;
 pub mod init;
 pub mod maple_tree;

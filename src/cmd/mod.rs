@@ -5,11 +5,13 @@
 //! the argument, the value and what is accepted.
 
 pub mod compare;
+pub mod fuzz;
 pub mod host;
 pub mod letter;
 pub mod list;
 #[cfg(feature = "plot")]
 pub mod plot;
+pub mod replay;
 pub mod run;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -59,12 +61,19 @@ enum Verb {
     /// The figures
     #[cfg(feature = "plot")]
     Plot(plot::Args),
+    /// Differential test: the same random calls on the port and on the running kernel or a model
+    Fuzz(fuzz::Args),
+    /// Repeats a case of the fuzzer
+    Replay(replay::Args),
     /// Topology and pin plans; write a host file; hygiene report
     Host(host::Args),
 }
 
 /// Parses the command line and runs its verb; returns the exit code.
 pub fn main() -> i32 {
+    if let Some(code) = crate::fuzz::helper::main_if_asked() {
+        return code;
+    }
     // A closed pipe (`| head`) ends the program quietly, as with other tools.
     // SAFETY: before any thread starts.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -79,6 +88,8 @@ pub fn main() -> i32 {
         Verb::Letter(a) => letter::main(&a),
         #[cfg(feature = "plot")]
         Verb::Plot(a) => plot::main(&a),
+        Verb::Fuzz(a) => fuzz::main(&a),
+        Verb::Replay(a) => replay::main(&a),
         Verb::Host(a) => host::main(&a),
     };
     match r {
@@ -110,7 +121,7 @@ fn usage(e: &clap::Error) -> i32 {
             return 0;
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprintln!("faultline: a command is missing; accepted: list, run, compare, letter, plot, host, help");
+            eprintln!("faultline: a command is missing; accepted: list, run, compare, letter, plot, fuzz, replay, host, help");
             return 2;
         }
         _ => {}
@@ -135,7 +146,7 @@ fn usage(e: &clap::Error) -> i32 {
         ErrorKind::UnknownArgument => format!("{arg}: no such argument; --help lists what is accepted"),
         ErrorKind::InvalidSubcommand => {
             let verb = named(ContextKind::InvalidSubcommand);
-            format!("{verb}: no such command; accepted: list, run, compare, letter, plot, host, help")
+            format!("{verb}: no such command; accepted: list, run, compare, letter, plot, fuzz, replay, host, help")
         }
         _ => one_line(e.to_string().lines().next().unwrap_or("bad arguments")).replacen("error: ", "", 1),
     };

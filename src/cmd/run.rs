@@ -114,7 +114,7 @@ pub struct Args {
 }
 
 /// A whole number of `least` to `most`.
-fn whole<T: FromStr + PartialOrd + Display>(s: &str, least: T, most: T) -> Result<T, String> {
+pub(super) fn whole<T: FromStr + PartialOrd + Display>(s: &str, least: T, most: T) -> Result<T, String> {
     match s.parse() {
         Ok(v) if v >= least && v <= most => Ok(v),
         _ => Err(format!("accepted: a whole number, {least} to {most}")),

@@ -23,6 +23,9 @@ pub struct MmRules {
     pub dontunmap_merges_source: bool,
     /// What `MREMAP_DONTUNMAP` leaves of a whole faulted VMA keeps its page offset (6.18).
     pub dontunmap_keeps_pgoff: bool,
+    /// `MREMAP_DONTUNMAP` of a part of a locked VMA splits the part off first, so that the rest stays locked (6.12, 7.3);
+    /// else all of the source VMA is unlocked (6.18).
+    pub dontunmap_splits_locked: bool,
     /// Every mremap looks at `max_map_count` first (7.3), not only those that move.
     pub mremap_limit_at_entry: bool,
     /// `MADV_DONTNEED` and `MADV_FREE` of a range within one VMA take that VMA's read lock (7.3), not `mmap_lock`.
@@ -41,6 +44,7 @@ impl MmRules {
         mremap_multi_vma: false,
         dontunmap_merges_source: false,
         dontunmap_keeps_pgoff: false,
+        dontunmap_splits_locked: true,
         mremap_limit_at_entry: false,
         dontneed_vma_lock: false,
         pt_reclaim: false,
@@ -53,6 +57,7 @@ impl MmRules {
         mremap_multi_vma: true,
         dontunmap_merges_source: true,
         dontunmap_keeps_pgoff: true,
+        dontunmap_splits_locked: false,
         dontneed_vma_lock: true,
         pt_reclaim: true,
         ..MmRules::V6_12
@@ -62,6 +67,7 @@ impl MmRules {
         anon_pgoff: true,
         dontunmap_merges_source: false,
         dontunmap_keeps_pgoff: false,
+        dontunmap_splits_locked: true,
         mremap_limit_at_entry: true,
         ..MmRules::V6_18
     };

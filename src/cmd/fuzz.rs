@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `faultline fuzz`: holds the port (or the reference model) against the running kernel or against the model, with the
+//! same random calls, until a difference or the end.
+//!
+//! Exit code 1 at a difference, with a small script and a token for `faultline replay`; 2 where the other side cannot be
+//! had, with the reason.
+
+use super::Failure;
+use crate::fuzz::backend::{Backend, Look, MAX_PAGES};
+use crate::fuzz::driver::{self, Outcome, Tally};
+use crate::fuzz::kernel::Kernel;
+use crate::fuzz::model::Model;
+use crate::fuzz::probe::{self, Feature, Features, Host};
+use crate::fuzz::shrink::shrink;
+use crate::fuzz::token::{Case, Side};
+use crate::fuzz::{Options, port, text};
+use crate::mm::{MmRules, variant};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Example: faultline fuzz --ops 1000000 --seed 1 --against kernel\n\
+                        A difference is shrunk and printed with a token: faultline replay TOKEN")]
+pub struct Args {
+    /// Calls to make, in all
+    #[arg(long, default_value_t = 100_000, allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| super::run::whole::<u64>(s, 1, 1_000_000_000_000))]
+    ops: u64,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| super::run::whole::<u64>(s, 0, u64::MAX))]
+    seed: u64,
+    /// kernel (the running one), model (the reference model: needs no system calls)
+    #[arg(long)]
+    against: String,
+    /// What is held against it: port, or model
+    #[arg(long, default_value = "port")]
+    subject: String,
+    /// Variant of the port: a named kernel or PROTOCOL+CACHE@ALLOCATOR
+    #[arg(long, default_value = "v6.12")]
+    variant: String,
+    /// Rules that differ between kernels: auto (seen on the host; against the model 6.12), 6.12, 6.18, 7.3
+    #[arg(long, default_value = "auto")]
+    rules: String,
+    /// Pages of the window [default: 24 to 64, drawn for each round]
+    #[arg(long, allow_negative_numbers = true, value_parser = |s: &str| super::run::whole::<u32>(s, 8, MAX_PAGES))]
+    pages: Option<u32>,
+    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit
+    #[arg(long, value_delimiter = ',', value_name = "WHAT")]
+    without: Vec<String>,
+    /// Look at VmFlags after every so many calls
+    #[arg(long, default_value_t = Look::USUAL.flags_every, value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
+    flags_every: u32,
+    /// Look at the bytes of all pages after every so many calls
+    #[arg(long, default_value_t = Look::USUAL.bytes_every, value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
+    bytes_every: u32,
+    /// The result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn side(option: &str, name: &str, accepted: &[Side]) -> Result<Side, Failure> {
+    let found = Side::ALL.iter().find(|(n, s)| *n == name && accepted.contains(s)).map(|(_, s)| *s);
+    let names: Vec<_> = Side::ALL.iter().filter(|(_, s)| accepted.contains(s)).map(|(n, _)| *n).collect();
+    found.ok_or_else(|| Failure::Input(format!("{option} {name}: accepted: {}", names.join(", "))))
+}
+
+/// A side by its name.
+pub(super) fn backend(side: Side, variant: &str) -> Result<Box<dyn Backend>, Failure> {
+    Ok(match side {
+        Side::Model => Box::new(Model::default()),
+        Side::Kernel => Box::new(Kernel::start().map_err(|e| Failure::Input(format!("--against kernel: {e}")))?),
+        Side::Port => {
+            let v = variant::parse(variant).map_err(|e| Failure::Input(format!("--variant {variant}: {e}")))?;
+            port::start(&v).map_err(|e| Failure::Input(format!("--variant {variant}: {e}")))?
+        }
+    })
+}
+
+/// Sets on Ctrl-C.
+pub(super) fn interrupt() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let f = Arc::clone(&flag);
+    // A handler of another run in this process stays; there the flag is never set.
+    let _ = ctrlc::set_handler(move || f.store(true, Ordering::Relaxed));
+    flag
+}
+
+/// The verb.
+pub fn main(a: &Args) -> Result<(), Failure> {
+    let against = side("--against", &a.against, &[Side::Kernel, Side::Model])?;
+    let subject = side("--subject", &a.subject, &[Side::Port, Side::Model])?;
+    let rules = match a.rules.as_str() {
+        "auto" => None,
+        "6.12" => Some(MmRules::V6_12),
+        "6.18" => Some(MmRules::V6_18),
+        "7.3" => Some(MmRules::V7_3),
+        r => return Err(Failure::Input(format!("--rules {r}: accepted: auto, 6.12, 6.18, 7.3"))),
+    };
+    if rules.is_some() && against == Side::Kernel {
+        return Err(Failure::Input(
+            "--rules: against the kernel only auto: the rules are those seen on the host".into(),
+        ));
+    }
+    let mut without = Vec::new();
+    for w in &a.without {
+        let f = Feature::ALL.iter().find(|(_, n)| n == w).map(|(f, _)| *f);
+        let names: Vec<_> = Feature::ALL.iter().map(|(_, n)| *n).collect();
+        without.push(f.ok_or_else(|| Failure::Input(format!("--without {w}: accepted: {}", names.join(", "))))?);
+    }
+    let mut lead = backend(subject, &a.variant)?;
+    let mut other = backend(against, &a.variant)?;
+    let host = if against == Side::Kernel {
+        probe::probe(&mut *other).map_err(|e| Failure::Input(format!("--against kernel: {e}")))?
+    } else {
+        let rules = rules.unwrap_or(MmRules::V6_12);
+        Host { rules, features: Features::all().under(&rules), seen: Vec::new() }
+    };
+    let mut features = host.features.clone();
+    if subject == Side::Port {
+        port::limit(&mut *lead, &host.rules, &mut features).map_err(|e| Failure::Check(e.to_string()))?;
+    }
+    for f in without {
+        features.remove(f);
+    }
+    if !a.json {
+        for (name, value) in &host.seen {
+            println!("host: {name}: {value}");
+        }
+    }
+    let look = Look { flags_every: a.flags_every, bytes_every: a.bytes_every };
+    let o = Options { ops: a.ops, seed: a.seed, rules: host.rules, features, look, pages: a.pages };
+    let stop = interrupt();
+    let bar = progress(a.ops);
+    let mut pulse = |done: u64| {
+        bar.set_position(done);
+        stop.load(Ordering::Relaxed)
+    };
+    let cannot = |e: crate::fuzz::Stop| Failure::Check(format!("the run ended early: {e}"));
+    let (outcome, tally) = driver::fuzz(&o, &mut *lead, &mut *other, &mut pulse).map_err(cannot)?;
+    bar.finish_and_clear();
+    let mut found = None;
+    if let Outcome::Differs(d) = &outcome {
+        let (small, look) =
+            shrink(d, &o.look, &mut *lead, &mut *other, &mut || stop.load(Ordering::Relaxed)).map_err(cannot)?;
+        let account = driver::account(&small.setup, &small.calls, &look, &mut *lead, &mut *other).map_err(cannot)?;
+        let variant = if subject == Side::Port { a.variant.clone() } else { String::new() };
+        let case = Case { subject, against, variant, setup: small.setup, calls: small.calls };
+        found = Some((case.token(), account));
+    }
+    let script = found.as_ref().map(|(_, a)| a);
+    if a.json {
+        let difference = found.as_ref().map(|(t, a)| {
+            let after: serde_json::Map<String, Value> = a.after.iter().map(|(n, l)| (n.clone(), json!(l))).collect();
+            json!({"token": t, "script": a.script, "after": after})
+        });
+        let seen: serde_json::Map<String, Value> = host.seen.iter().map(|(n, v)| (n.clone(), json!(v))).collect();
+        let line = json!({
+            "kind": "fuzz", "against": a.against, "subject": a.subject, "variant": a.variant, "seed": a.seed,
+            "operations": tally.ops, "rounds": tally.rounds, "per_second": tally.rate().round(),
+            "calls": calls_json(&tally), "host": seen, "difference": difference,
+        });
+        println!("{line}");
+    } else {
+        if let Some(s) = script {
+            print_account(s);
+        }
+        print_tally(&tally);
+    }
+    match (outcome, found) {
+        (Outcome::Interrupted, _) => Err(Failure::Interrupted(format!(
+            "interrupted after {} calls without a difference; the same command begins anew",
+            tally.ops
+        ))),
+        (_, Some((token, _))) => Err(Failure::Check(format!(
+            "the {} and the {} differ (seed {}, call {}); again: faultline replay {token}",
+            a.subject, a.against, a.seed, tally.ops
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The script and what is mapped after it.
+pub(super) fn print_account(a: &driver::Account) {
+    for l in &a.script {
+        println!("{l}");
+    }
+    if let Some(e) = &a.at_end {
+        println!("at the end of the round: {e}");
+    }
+    for (name, lines) in &a.after {
+        println!("mapped after it, {name}:");
+        for l in lines {
+            println!("    {l}");
+        }
+    }
+}
+
+fn calls_json(t: &Tally) -> Value {
+    let one = |(ok, errors): &(u64, std::collections::BTreeMap<i64, u64>)| {
+        let errors: serde_json::Map<String, Value> =
+            errors.iter().map(|(e, n)| (text::errno_name(*e), json!(n))).collect();
+        json!({"done": ok, "errors": errors})
+    };
+    Value::Object(t.calls.iter().map(|(n, c)| ((*n).to_string(), one(c))).collect())
+}
+
+fn print_tally(t: &Tally) {
+    for (name, (ok, errors)) in &t.calls {
+        let errors: Vec<_> = errors.iter().map(|(e, n)| format!("{} {n}", text::errno_name(*e))).collect();
+        println!("{name:<12} {ok:>9} done   {}", errors.join(", "));
+    }
+    println!("{} calls in {} rounds, {:.1} s, {:.0} calls a second", t.ops, t.rounds, t.ns as f64 / 1e9, t.rate());
+}
+
+fn progress(ops: u64) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(ops), target);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} calls, {per_sec}, {eta} to go");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

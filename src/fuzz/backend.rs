@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What carries calls out, and what of the result is compared.
+//!
+//! A backend answers a call with a [`Step`]: the result and a hash of what user mode can see of the window. Equal steps
+//! are agreement; only where two differ are the VMAs themselves fetched. That keeps the usual call cheap even where the
+//! backend is another process.
+
+use crate::cpu::Errno;
+use crate::mm::mm_types::{
+    VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DONTEXPAND, VM_DROPPABLE, VM_EXEC, VM_GROWSDOWN, VM_HUGEPAGE, VM_IO,
+    VM_LOCKED, VM_LOCKONFAULT, VM_MAYBE_GUARD, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_MERGEABLE,
+    VM_MIXEDMAP, VM_NOHUGEPAGE, VM_NORESERVE, VM_PFNMAP, VM_RAND_READ, VM_READ, VM_SEALED, VM_SEQ_READ, VM_SHARED,
+    VM_WIPEONFORK, VM_WRITE,
+};
+use crate::mm::{Call, MmRules, VmaInfo};
+
+/// A page.
+pub const PAGE: u64 = 4096;
+/// First address of the window: between the program and the libraries of any process, with room of terabytes on both
+/// sides.
+pub const WINDOW: u64 = 0x6000_0000_0000;
+/// Most pages of a window.
+pub const MAX_PAGES: u32 = 256;
+/// Files that a round may map: memory files of so many pages each. What lies behind the end of the second is reached
+/// often.
+pub const FILES: [u64; 2] = [64, 5];
+/// Bytes of a page that are compared.
+pub const OFFSETS: [u64; 2] = [0, PAGE - 1];
+/// Most processes of a round, the first included.
+pub const MAX_DEPTH: usize = 4;
+
+/// Byte that a file holds everywhere in page `page` when a round begins.
+pub fn file_byte(file: usize, page: u64) -> u8 {
+    (0x90 + file as u64 * 0x37 + page * 5) as u8 | 1
+}
+
+/// How a round begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Rules of the kernel.
+    pub rules: MmRules,
+    /// Pages of the window.
+    pub pages: u32,
+    /// VMAs that the round may have before limits bite; `None`: the usual 65530.
+    pub room: Option<u32>,
+    /// Whether the heap begins inside the window, at three quarters of it.
+    pub heap: bool,
+}
+
+impl Setup {
+    /// First address behind the window.
+    pub fn end(&self) -> u64 {
+        WINDOW + u64::from(self.pages) * PAGE
+    }
+    /// Where the heap begins.
+    pub fn start_brk(&self) -> u64 {
+        WINDOW + u64::from(self.pages) * 3 / 4 * PAGE
+    }
+}
+
+/// What to look at after a call. Counted from the beginning of the round, so that every backend looks at the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// `VmFlags` after every so many calls.
+    pub flags_every: u32,
+    /// Bytes of all pages after every so many calls.
+    pub bytes_every: u32,
+}
+
+impl Look {
+    /// The usual one.
+    pub const USUAL: Look = Look { flags_every: 8, bytes_every: 32 };
+    /// Everything after every call.
+    pub const ALWAYS: Look = Look { flags_every: 1, bytes_every: 1 };
+
+    /// Whether to look at `VmFlags` after call `i`.
+    pub fn flags(&self, i: u64) -> bool {
+        (i + 1).is_multiple_of(u64::from(self.flags_every))
+    }
+    /// Whether to look at bytes after call `i`.
+    pub fn bytes(&self, i: u64) -> bool {
+        (i + 1).is_multiple_of(u64::from(self.bytes_every))
+    }
+}
+
+/// The answer to a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// What the system call returned: negative is an errno.
+    pub result: i64,
+    /// Hash of what was looked at.
+    pub hash: u64,
+}
+
+/// Why a backend cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stop(pub String);
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Carries calls out in a window of its own.
+pub trait Backend {
+    /// What it is called in messages.
+    fn name(&self) -> String;
+    /// A fresh address space with an empty window.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn begin(&mut self, setup: &Setup) -> Result<(), Stop>;
+    /// Carries out `calls`, which are numbers `first..` of the round, and appends the answers.
+    ///
+    /// # Errors
+    /// Why it could not; answers given so far are appended.
+    fn run(&mut self, first: u64, calls: &[Call], look: &Look, out: &mut Vec<Step>) -> Result<(), Stop>;
+    /// The VMAs in the window as they are now, `VmFlags` included.
+    ///
+    /// # Errors
+    /// As [`Backend::run`].
+    fn maps(&mut self) -> Result<Vec<VmaInfo>, Stop>;
+    /// What else it knows that user mode cannot see, one line a VMA, for messages.
+    fn hidden(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+    /// The end of the round: all its processes exit, and what they had must be gone.
+    ///
+    /// # Errors
+    /// What was not right at the end.
+    fn end(&mut self) -> Result<(), Stop>;
+}
+
+/// `-errno` or the value.
+pub fn result_of(r: Result<u64, Errno>) -> i64 {
+    match r {
+        Ok(v) => v as i64,
+        Err(e) => -(e as i64),
+    }
+}
+
+/// `VmFlags` of smaps and what they stand for. What is not here is not compared: `sd` where configured, keys of
+/// protection-key hardware.
+pub const SMAPS: &[(&[u8; 2], u64)] = &[
+    (b"rd", VM_READ),
+    (b"wr", VM_WRITE),
+    (b"ex", VM_EXEC),
+    (b"sh", VM_SHARED),
+    (b"mr", VM_MAYREAD),
+    (b"mw", VM_MAYWRITE),
+    (b"me", VM_MAYEXEC),
+    (b"ms", VM_MAYSHARE),
+    (b"gd", VM_GROWSDOWN),
+    (b"pf", VM_PFNMAP),
+    (b"lo", VM_LOCKED),
+    (b"lf", VM_LOCKONFAULT),
+    (b"io", VM_IO),
+    (b"sr", VM_SEQ_READ),
+    (b"rr", VM_RAND_READ),
+    (b"dc", VM_DONTCOPY),
+    (b"de", VM_DONTEXPAND),
+    (b"ac", VM_ACCOUNT),
+    (b"nr", VM_NORESERVE),
+    (b"wf", VM_WIPEONFORK),
+    (b"dd", VM_DONTDUMP),
+    (b"mm", VM_MIXEDMAP),
+    (b"hg", VM_HUGEPAGE),
+    (b"nh", VM_NOHUGEPAGE),
+    (b"mg", VM_MERGEABLE),
+    (b"sl", VM_SEALED),
+    (b"dp", VM_DROPPABLE),
+    (b"gu", VM_MAYBE_GUARD),
+];
+
+/// Flags that a comparison of `VmFlags` looks at.
+pub fn compared_flags() -> u64 {
+    SMAPS.iter().fold(0, |m, (_, f)| m | f)
+}
+
+/// The four characters of a line of maps as bits: rights, and whether changes are shared.
+pub fn line_bits(flags: u64) -> u64 {
+    flags & (VM_READ | VM_WRITE | VM_EXEC) | if flags & VM_MAYSHARE != 0 { VM_SHARED } else { 0 }
+}
+
+/// A running hash.
+#[derive(Clone, Copy, Debug)]
+pub struct Hash(u64);
+
+impl Hash {
+    /// Of nothing.
+    pub fn new() -> Self {
+        Hash(0x9e37_79b9_7f4a_7c15)
+    }
+    /// With one more word.
+    #[inline]
+    pub fn add(&mut self, v: u64) {
+        let x = (self.0 ^ v).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        self.0 = x ^ x >> 32;
+    }
+    /// The value.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+}
+impl Default for Hash {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The file of VMA `i` in a form that does not depend on how a backend numbers shared anonymous objects: those are named
+/// by the first VMA that maps them. 0: none.
+pub fn file_name(files: impl Fn(usize) -> Option<u32>, i: usize) -> u64 {
+    match files(i) {
+        None => 0,
+        Some(f) if (f as usize) < FILES.len() => u64::from(f) + 1,
+        Some(f) => 0x100 + (0..=i).find(|&j| files(j) == Some(f)).unwrap_or(i) as u64,
+    }
+}
+
+/// Adds what is compared of the VMAs.
+pub fn hash_vmas(h: &mut Hash, vmas: &[VmaInfo], flags: bool) {
+    let all = compared_flags();
+    for (i, v) in vmas.iter().enumerate() {
+        h.add(v.start);
+        h.add(v.end);
+        h.add(line_bits(v.flags));
+        h.add(file_name(|j| vmas[j].file, i));
+        h.add(v.offset);
+        if flags {
+            h.add(v.flags & all);
+        }
+    }
+}
+
+/// Bytes of a page as they go into the hash: an access that fails counts as 256.
+pub fn byte_word(r: Result<u64, Errno>) -> u64 {
+    r.unwrap_or(256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vma(start: u64, file: Option<u32>) -> VmaInfo {
+        VmaInfo { start, end: start + PAGE, flags: VM_READ | VM_MAYSHARE, file, offset: 0 }
+    }
+
+    fn hash(v: &[VmaInfo], flags: bool) -> u64 {
+        let mut h = Hash::new();
+        hash_vmas(&mut h, v, flags);
+        h.value()
+    }
+
+    #[test]
+    fn shared_objects_are_compared_by_who_shares_them() {
+        let a = [vma(0, Some(100)), vma(PAGE, Some(101)), vma(2 * PAGE, Some(100))];
+        let b = [vma(0, Some(7)), vma(PAGE, Some(3)), vma(2 * PAGE, Some(7))];
+        let c = [vma(0, Some(7)), vma(PAGE, Some(3)), vma(2 * PAGE, Some(3))];
+        assert_eq!(hash(&a, true), hash(&b, true));
+        assert_ne!(hash(&a, true), hash(&c, true));
+        assert_ne!(hash(&[vma(0, Some(0))], false), hash(&[vma(0, Some(1))], false));
+    }
+
+    #[test]
+    fn hidden_flags_are_compared_only_when_looked_at() {
+        let mut w = vma(0, None);
+        w.flags |= VM_DONTDUMP;
+        assert_eq!(hash(&[w], false), hash(&[vma(0, None)], false));
+        assert_ne!(hash(&[w], true), hash(&[vma(0, None)], true));
+    }
+}

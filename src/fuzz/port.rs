@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The port as a backend: a kernel with one CPU in this process, booted anew for every round with the rules that it is to
+//! follow, and shut down at its end. So every round also checks that nothing was left: objects, pages, address spaces,
+//! charged memory, and that no warning was counted.
+//!
+//! It drives [`syscall`](crate::mm::syscall::syscall), as user mode does, on the calling thread; memory of the modelled
+//! machine is real memory, so bytes are real bytes.
+
+use super::backend::{
+    Backend, FILES, Hash, Look, OFFSETS, PAGE, Setup, Step, Stop, WINDOW, byte_word, file_byte, hash_vmas, result_of,
+};
+use super::probe::{Feature, Features};
+use crate::arch::Native;
+use crate::arch::native::{NativeMachine, OsCpu};
+use crate::cpu::tick::exit_to_user_mode;
+use crate::cpu::{Cpu, Errno};
+use crate::host::affinity;
+use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
+use crate::mm::mm_types::{CAP_IPC_LOCK, DEFAULT_MAX_MAP_COUNT, RLIM_INFINITY, RLIMIT_MEMLOCK};
+use crate::mm::{
+    Call, FileSpec, Kconfig, MmRules, Process, Variant, VmEvent, VmaInfo, file_open, fput, mm_alloc, mmput, syscall,
+    vma_infos,
+};
+use crate::with_variant;
+
+/// Memory of the modelled machine, bytes.
+const MEMORY: usize = 64 << 20;
+/// Where files are written before a round: far from the window, and unmapped again.
+const SCRATCH: u64 = 0x1000_0000_0000;
+
+/// Takes out what the port cannot do yet, seen by asking it.
+///
+/// # Errors
+/// Where the port cannot begin.
+pub fn limit(port: &mut dyn Backend, rules: &MmRules, features: &mut Features) -> Result<(), Stop> {
+    let at = WINDOW;
+    let len = PAGE;
+    let mut answer = |c: Call| -> Result<i64, Stop> {
+        let mut steps = Vec::new();
+        port.begin(&Setup { rules: *rules, pages: 8, room: None, heap: false })?;
+        port.run(0, &[c], &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
+        port.end()?;
+        Ok(steps[0].result)
+    };
+    let asked = [
+        (Feature::Mprotect, Call::Mprotect { addr: at, len, prot: 0 }),
+        (Feature::Madvise, Call::Madvise { addr: at, len, advice: libc::MADV_RANDOM }),
+        (Feature::Mremap, Call::Mremap { addr: at, old_len: len, new_len: len, flags: 0, new_addr: 0 }),
+        (Feature::Mlock, Call::Mlock { addr: at, len, flags: 0 }),
+        (Feature::Mlockall, Call::Mlockall { flags: 1 }),
+        (Feature::Mseal, Call::Mseal { addr: at, len }),
+        (Feature::Fork, Call::Fork),
+    ];
+    for (f, c) in asked {
+        if answer(c)? == -(Errno::ENOSYS as i64) {
+            features.remove(f);
+        }
+    }
+    let file = Call::Mmap { addr: at, len, prot: 1, flags: 0x11, fd: Some(0), offset: 0 };
+    if answer(file)? < 0 {
+        features.remove(Feature::Files);
+    }
+    Ok(())
+}
+
+/// A port of `variant`.
+///
+/// # Errors
+/// Why there is none.
+pub fn start(variant: &Variant) -> Result<Box<dyn Backend>, String> {
+    with_variant!(variant, Native, K => Ok(Box::new(Port::<K>::new(variant)?)))
+}
+
+/// What a running round has; all of it stands in the machine's memory.
+struct Round<K: Kconfig<A = Native>> {
+    process: Process<K>,
+    cpu: Cpu<Native>,
+    kernel: Box<Kernel<K>>,
+    pages: u32,
+    /// A mapping that grows down was asked for.
+    stacks: bool,
+}
+
+/// The port.
+pub struct Port<K: Kconfig<A = Native>> {
+    variant: Variant,
+    // Before the machine: it is dropped first.
+    round: Option<Round<K>>,
+    machine: NativeMachine,
+}
+
+impl<K: Kconfig<A = Native>> Port<K> {
+    /// A machine with one CPU.
+    ///
+    /// # Errors
+    /// Where the host gives no memory for it.
+    pub fn new(variant: &Variant) -> Result<Self, String> {
+        let cpu = affinity::allowed().first().copied().unwrap_or(0);
+        let machine = NativeMachine::new(&[OsCpu { cpu, node: 0 }], MEMORY, |_, _| 10)
+            .map_err(|e| format!("memory for the port: {e}"))?;
+        Ok(Port { variant: variant.clone(), round: None, machine })
+    }
+
+    fn round(&mut self) -> Result<&mut Round<K>, Stop> {
+        self.round.as_mut().ok_or_else(|| Stop("no round is running".into()))
+    }
+}
+
+impl<K: Kconfig<A = Native>> Round<K> {
+    fn call(&mut self, c: &Call) -> Result<u64, Errno> {
+        self.stacks |= matches!(c, Call::Mmap { flags, .. } if flags & libc::MAP_GROWSDOWN as u32 != 0);
+        let r = syscall(&self.cpu, &self.kernel, &mut self.process, c);
+        let _ = exit_to_user_mode(&self.cpu);
+        r
+    }
+
+    /// The window's VMAs.
+    fn maps(&self) -> Vec<VmaInfo> {
+        let end = WINDOW + u64::from(self.pages) * PAGE;
+        let mut v = vma_infos(&self.cpu, &self.kernel, self.process.mm, &self.process.files);
+        v.retain(|v| v.end > WINDOW && v.start < end);
+        v
+    }
+
+    fn look(&mut self, i: u64, look: &Look) -> u64 {
+        let mut h = Hash::new();
+        let maps = self.maps();
+        hash_vmas(&mut h, &maps, look.flags(i));
+        if look.bytes(i) {
+            for v in &maps {
+                for addr in (v.start..v.end).step_by(PAGE as usize) {
+                    for o in OFFSETS {
+                        h.add(byte_word(self.call(&Call::Read { addr: addr + o })));
+                    }
+                }
+            }
+        }
+        h.value()
+    }
+
+    /// Opens the files of a round and writes into them what they begin with.
+    fn open_files(&mut self) -> Result<(), Errno> {
+        for (i, &pages) in FILES.iter().enumerate() {
+            let file = file_open(&self.cpu, &self.kernel, &FileSpec::memfd(pages * PAGE))?;
+            self.process.files.push(file);
+            let (addr, len) = (SCRATCH, pages * PAGE);
+            self.call(&Call::Mmap { addr, len, prot: 3, flags: 0x11, fd: Some(i as u32), offset: 0 })?;
+            for p in 0..pages {
+                for o in OFFSETS {
+                    self.call(&Call::Write { addr: addr + p * PAGE + o, value: file_byte(i, p) })?;
+                }
+            }
+            self.call(&Call::Munmap { addr, len })?;
+        }
+        Ok(())
+    }
+
+    /// Ends the round; what was left.
+    fn end(mut self) -> Result<(), Stop> {
+        while !self.process.parents.is_empty() {
+            self.call(&Call::Exit).map_err(|e| Stop(format!("exit: {e}")))?;
+        }
+        let Round { process, cpu, kernel, stacks, .. } = self;
+        mmput(&cpu, &kernel, process.mm);
+        for f in process.files {
+            fput(&cpu, &kernel, f);
+        }
+        let mut left = shutdown(&cpu, &kernel);
+        if stacks {
+            // A stack is charged for what it grows whether its pages are accounted or not, and gives back only what is:
+            // the kernel's own arithmetic does not balance there.
+            left.committed = 0;
+        }
+        let n = |e| cpu.counters.get(e);
+        let balances = [
+            ("VMAs", n(VmEvent::VmaAlloc), n(VmEvent::VmaReclaim)),
+            ("anon_vmas", n(VmEvent::AnonVmaAlloc), n(VmEvent::AnonVmaFree)),
+            ("chain links", n(VmEvent::AnonVmaChainAlloc), n(VmEvent::AnonVmaChainFree)),
+        ];
+        let mut wrong: Vec<String> =
+            balances.iter().filter(|b| b.1 != b.2).map(|b| format!("{} {} made, {} freed", b.0, b.1, b.2)).collect();
+        if !left.is_clean() {
+            wrong.push(format!("left: {left:?}"));
+        }
+        if n(VmEvent::Warn) != 0 {
+            wrong.push(format!("{} warnings", n(VmEvent::Warn)));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(Stop(wrong.join("; "))) }
+    }
+}
+
+impl<K: Kconfig<A = Native>> Backend for Port<K> {
+    fn name(&self) -> String {
+        format!("the port ({})", self.variant.name)
+    }
+
+    fn begin(&mut self, setup: &Setup) -> Result<(), Stop> {
+        // A round that ended at a difference is not looked at once more.
+        self.round = None;
+        let mut config = KernelConfig { rules: setup.rules, ..KernelConfig::default() };
+        config.slab.allocator = self.variant.slab;
+        config.max_map_count = setup.room.map_or(DEFAULT_MAX_MAP_COUNT, |r| r as i32);
+        let kernel = Box::new(start_kernel::<K>(&self.machine, &config));
+        let cpu = kernel.cpu(0);
+        let mm = mm_alloc(&cpu, &kernel);
+        mm.caps.set(CAP_IPC_LOCK);
+        mm.rlim[RLIMIT_MEMLOCK].0.set(RLIM_INFINITY);
+        // Without a heap in the window there is none in its way either.
+        if setup.heap {
+            mm.start_brk.set(setup.start_brk());
+            mm.brk.set(setup.start_brk());
+        }
+        let mut round = Round { process: Process::new(mm), cpu, kernel, pages: setup.pages, stacks: false };
+        round.open_files().map_err(|e| Stop(format!("the port's files: {e}")))?;
+        self.round = Some(round);
+        Ok(())
+    }
+
+    fn run(&mut self, first: u64, calls: &[Call], look: &Look, out: &mut Vec<Step>) -> Result<(), Stop> {
+        let round = self.round()?;
+        for (i, c) in calls.iter().enumerate() {
+            let result = result_of(round.call(c));
+            let hash = round.look(first + i as u64, look);
+            out.push(Step { result, hash });
+        }
+        Ok(())
+    }
+
+    fn maps(&mut self) -> Result<Vec<VmaInfo>, Stop> {
+        Ok(self.round()?.maps())
+    }
+
+    fn end(&mut self) -> Result<(), Stop> {
+        self.round.take().map_or(Ok(()), Round::end)
+    }
+}
