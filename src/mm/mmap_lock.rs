@@ -123,6 +123,26 @@ pub fn lock_vma_found<A: Arch, L: VmaLock>(
 /// new VMA there does not cover `address` the fault aborts.
 #[inline]
 pub fn lock_vma_under_rcu<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, address: u64) -> Option<VmaPtr<K>> {
+    match __lock_vma_under_rcu(cpu, k, mm, address) {
+        Ok(vma) => Some(vma),
+        Err(cause) => {
+            count_abort(cpu, cause);
+            None
+        }
+    }
+}
+
+/// As [`lock_vma_under_rcu`], for callers that are not a fault: an abort is not counted.
+///
+/// # Errors
+/// Why it gave up.
+#[inline(always)]
+pub fn __lock_vma_under_rcu<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    address: u64,
+) -> Result<VmaPtr<K>, AbortCause> {
     rcu_read_lock(cpu);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, address, address);
     let cause = loop {
@@ -140,9 +160,8 @@ pub fn lock_vma_under_rcu<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<
         }
         // R7.
         rcu_read_unlock(cpu);
-        return Some(vma);
+        return Ok(vma);
     };
     rcu_read_unlock(cpu);
-    count_abort(cpu, cause);
-    None
+    Err(cause)
 }

@@ -24,6 +24,7 @@ pub mod mm_types;
 pub mod mmap;
 pub mod mmap_lock;
 pub mod mmu_gather;
+pub mod pagewalk;
 pub mod pgtable;
 pub mod rmap;
 pub mod rules;

@@ -8,7 +8,8 @@
 //!
 //! INVARIANT: a table exists only while some VMA, or one that is being unmapped, overlaps its span; so it may be freed
 //! when its whole span lies between the end of the VMA before and the start of the VMA behind.
-//! Lock order: `page_table_lock`; the lock of a PMD table; the lock of a PTE table. Never two of them at once.
+//! Lock order: `page_table_lock`; the lock of a PMD table; the lock of a PTE table. Never two of them at once, but for
+//! mremap, which takes two of one level, the source's first, under `mmap_lock` for write.
 
 use super::folio::{folio_put, page_folio};
 use super::kconfig::{Kconfig, MmPtr};
@@ -32,6 +33,8 @@ pub const PAGE_USER: u64 = 4;
 pub const PAGE_DIRTY: u64 = 0x40;
 /// A table below (the bits of a kernel's table entries).
 const TABLE: u64 = PAGE_PRESENT | PAGE_RW | PAGE_USER | 0x20 | PAGE_DIRTY;
+/// Entry without a page, where every access ends in SIGSEGV (`make_pte_marker(PTE_MARKER_GUARD)`): not none, not present.
+pub const PTE_MARKER_GUARD: u64 = 1 << 62;
 /// Address bits of an entry.
 pub const PTE_PFN_MASK: u64 = 0x000f_ffff_ffff_f000;
 const PTRS: usize = 512;
@@ -60,7 +63,7 @@ const PTL_OFFSET: usize = 40;
 
 /// `pte_lockptr()`, `pmd_lockptr()`: the lock of one table.
 #[inline(always)]
-fn ptlock_ptr<A: Hardware>(table: KRef<PageTable<A>>) -> KRef<RawSpinLock<A>> {
+pub(super) fn ptlock_ptr<A: Hardware>(table: KRef<PageTable<A>>) -> KRef<RawSpinLock<A>> {
     let p = page_record(table.as_ptr() as usize).wrapping_add(PTL_OFFSET).cast::<RawSpinLock<A>>();
     // SAFETY: a word of the record of a page that table_alloc() took, initialised there.
     unsafe { KRef::new(NonNull::new_unchecked(p)) }
@@ -127,6 +130,38 @@ pub fn pgd_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> *mut u8 {
 /// `pgd_free()`
 pub fn pgd_free<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
     table_free(cpu, k, pgd::<K>(mm));
+}
+
+/// `p4d_alloc()`, `pud_alloc()` down to the PUD entry of `addr`; and that PUD's table.
+///
+/// # Errors
+/// `ENOMEM`
+pub(super) fn pud_alloc<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    addr: u64,
+) -> Result<KRef<PageTable<K::A>>, Errno> {
+    let t = pgd::<K>(mm);
+    // ORDER: acquire stands for the address dependency; meets table_install().
+    let e = t.entry(TOP, addr).load(Acquire);
+    if e & PAGE_PRESENT != 0 { Ok(table_of(e)) } else { upper_alloc(cpu, k, mm, t, TOP, addr) }
+}
+
+/// The table with the entry of `addr` at `level` (2: its PUD, 1: its PMD), if that entry is not none.
+pub(super) fn table_above<K: Kconfig>(mm: MmPtr<K>, level: usize, addr: u64) -> Option<KRef<PageTable<K::A>>> {
+    let mut t = pgd::<K>(mm);
+    for above in (level..=TOP).rev() {
+        // ORDER: acquire stands for the address dependency; meets table_install().
+        let e = t.entry(above, addr).load(Acquire);
+        if e & PAGE_PRESENT == 0 {
+            return None;
+        }
+        if above > level {
+            t = table_of(e);
+        }
+    }
+    Some(t)
 }
 
 /// `p4d_alloc()`, `pud_alloc()`, `pmd_alloc()` down to the PMD entry of `addr`; and that PMD's table.
