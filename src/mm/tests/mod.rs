@@ -10,6 +10,7 @@ mod golden;
 mod limits;
 mod merge;
 mod mmap;
+mod mprotect;
 mod placement;
 mod random;
 mod stack;
@@ -222,6 +223,11 @@ pub fn modify<K: Kconfig<A = Native>>(
 /// The VMA at page `page` above [`BASE`].
 pub fn vma_at<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, page: u64) -> VmaPtr<K> {
     vma_lookup(cpu, k, mm, BASE + page * P).expect("a VMA there")
+}
+
+/// The flags of the VMA of page `page` above [`BASE`].
+pub fn flags_at<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, page: u64) -> u64 {
+    vma_at(cpu, k, mm, page).vm_flags().load(Relaxed)
 }
 
 /// Allocations and frees of VMAs that `f` makes.
