@@ -13,7 +13,7 @@ use super::file::{
 use super::fork::xa_is_zero;
 use super::gup::mm_populate;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
-use super::memory::{unmap_single_vma, zap_page_range_single};
+use super::memory::unmap_single_vma;
 use super::mm_types::{
     CAP_IPC_LOCK, MMAP_MIN_ADDR, RLIMIT_DATA, RLIMIT_MEMLOCK, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT,
     VM_DATA_DEFAULT_FLAGS, VM_DONTDUMP, VM_DROPPABLE, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
@@ -672,44 +672,4 @@ fn brk_vma<K: Kconfig>(
     K::Lock::vma_mark_attached(cpu, vma);
     mm.map_count.set(mm.map_count.get() + 1);
     Ok(())
-}
-
-/// madvise(2) with `MADV_DONTNEED`: the pages go, the VMAs stay, faulted ones stay faulted. Under `mmap_lock` for read,
-/// as in 6.12.
-///
-/// # Errors
-/// `EINVAL`; `ENOMEM` where a part is not mapped (the rest is done).
-pub fn madvise_dontneed<K: Kconfig>(
-    cpu: &Cpu<K::A>,
-    k: &Kernel<K>,
-    mm: MmPtr<K>,
-    addr: u64,
-    len: u64,
-) -> Result<(), Errno> {
-    K::A::charge(Work::KernelEntry);
-    let len = len.checked_add(MASK).ok_or(Errno::EINVAL)? & !MASK;
-    let end = addr.checked_add(len).ok_or(Errno::EINVAL)?;
-    if addr & MASK != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if len == 0 {
-        return Ok(());
-    }
-    mmap_read_lock(cpu, &*mm);
-    let mut mas = MaState::new(mm.mm_mt(), k.maple, addr, addr);
-    let mut vma = vma_next::<K>(cpu, &mut mas);
-    let mut at = addr;
-    let mut holes = false;
-    while let Some(v) = vma.filter(|v| start_of::<K>(*v) < end) {
-        holes |= start_of::<K>(v) > at;
-        let (s, e) = (start_of::<K>(v).max(addr), end_of::<K>(v).min(end));
-        zap_page_range_single(cpu, k, mm, v, s, e - s);
-        at = e;
-        if at >= end {
-            break;
-        }
-        vma = vma_next::<K>(cpu, &mut mas);
-    }
-    mmap_read_unlock(cpu, &*mm);
-    if holes || at < end { Err(Errno::ENOMEM) } else { Ok(()) }
 }

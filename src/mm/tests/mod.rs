@@ -8,6 +8,7 @@ mod file;
 mod fork;
 mod golden;
 mod limits;
+mod madvise;
 mod merge;
 mod mmap;
 mod mprotect;
