@@ -9,7 +9,12 @@ use super::fault::do_user_addr_fault;
 use super::file::File;
 use super::fork::{mmput, sys_fork};
 use super::kconfig::{Kconfig, MmPtr};
+use super::madvise::sys_madvise;
+use super::mlock::{sys_mlock, sys_mlockall, sys_munlock, sys_munlockall};
 use super::mmap::{MmapArgs, do_mmap, sys_brk, vm_munmap};
+use super::mprotect::sys_mprotect;
+use super::mremap::sys_mremap;
+use super::mseal::sys_mseal;
 use super::pgtable::{PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lookup};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Atomic, Relaxed};
@@ -173,6 +178,16 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
         }
         Call::Munmap { addr, len } => vm_munmap(cpu, k, mm, addr, len).map(|()| 0),
         Call::Brk { to } => Ok(sys_brk(cpu, k, mm, to)),
+        Call::Mprotect { addr, len, prot } => sys_mprotect(cpu, k, mm, addr, len, prot).map(|()| 0),
+        Call::Madvise { addr, len, advice } => sys_madvise(cpu, k, mm, addr, len, advice).map(|()| 0),
+        Call::Mremap { addr, old_len, new_len, flags, new_addr } => {
+            sys_mremap(cpu, k, mm, addr, old_len, new_len, flags, new_addr)
+        }
+        Call::Mlock { addr, len, flags } => sys_mlock(cpu, k, mm, addr, len, flags).map(|()| 0),
+        Call::Munlock { addr, len } => sys_munlock(cpu, k, mm, addr, len).map(|()| 0),
+        Call::Mlockall { flags } => sys_mlockall(cpu, k, mm, flags).map(|()| 0),
+        Call::Munlockall => sys_munlockall(cpu, k, mm).map(|()| 0),
+        Call::Mseal { addr, len } => sys_mseal(cpu, k, mm, addr, len, 0).map(|()| 0),
         Call::Read { addr } => user_byte(cpu, k, mm, addr, false).map(|b| u64::from(b.load(Relaxed))),
         Call::Write { addr, value } => {
             user_byte(cpu, k, mm, addr, true)?.store(value, Relaxed);
@@ -189,7 +204,6 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
             mmput(cpu, k, std::mem::replace(&mut p.mm, parent));
             Ok(0)
         }
-        _ => Err(Errno::ENOSYS),
     }
 }
 

@@ -14,9 +14,12 @@ use crate::maple_tree::{
 use crate::mm::file::{FileKind, FileSpec, file_open, fput};
 use crate::mm::fork::{dup_mm, try_mm_alloc};
 use crate::mm::mm_types::START_BRK;
-use crate::mm::mm_types::VM_DONTCOPY;
+use crate::mm::mm_types::{VM_DONTCOPY, VM_WRITE};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MmapArgs, do_mmap};
-use crate::mm::{madvise_dontneed, sys_brk, vm_mmap, vm_munmap};
+use crate::mm::{
+    madvise, madvise_dontneed, mremap, sys_brk, sys_madvise, sys_mlock, sys_mprotect, sys_mremap, sys_mseal, vm_mmap,
+    vm_munmap,
+};
 use crate::rcu::rcu_barrier;
 use crate::slab::{Allocator, FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
 
@@ -32,6 +35,11 @@ on_every_variant! {
     fn forking_unwinds = forking;
     fn faults_in_files_unwind = file_faults;
     fn stores_into_a_tree_unwind = stores;
+    fn changing_rights_unwinds = protecting;
+    fn advice_unwinds = advising;
+    fn locking_and_sealing_unwind = locking;
+    fn moving_unwinds = moving;
+    fn growing_unwinds = growing;
 }
 
 /// Boots with failures possible, runs `f`, checks that nothing is left.
@@ -433,5 +441,154 @@ fn stores<K: Kconfig<A = Native>>(slab: Allocator) {
         }
         assert!(refused > 150, "{refused}");
         mt_destroy(cpu, k.maple, &mt);
+    });
+}
+
+/// What is only for now is `ENOMEM` here.
+fn for_now(e: Errno) -> Errno {
+    if e == Errno::EAGAIN { Errno::ENOMEM } else { e }
+}
+
+fn protecting<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
+        // One in two places, one at both ends of a run, all of them.
+        for (at, n) in [(31, 1), (1, 64), (0, 90)] {
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    (0..30).for_each(|i| map(cpu, k, mm, 3 * i, 3).unwrap());
+                    // A border in each: different, then equal but for what is about to change.
+                    (0..30).step_by(2).for_each(|i| {
+                        sys_mprotect(cpu, k, mm, BASE + 3 * i * P, 3 * P, 7).unwrap();
+                    });
+                    (0..30).for_each(|i| write(cpu, k, mm, 3 * i));
+                },
+                |mm| sys_mprotect(cpu, k, mm, BASE + at * P, n * P, 1),
+                |mm| {
+                    for p in 0..90 {
+                        let inside = (at..at + n).contains(&p);
+                        assert_eq!(flags_at(cpu, k, mm, p) & VM_WRITE == 0, inside, "{at} {n} {p}");
+                    }
+                    assert_eq!(pte_lookup::<K>(mm, BASE + 33 * P) & PAGE_RW == 0, (at..at + n).contains(&33));
+                },
+            );
+            assert!(refused >= 1 && failed >= u32::from(n < 90), "{at} {n}: {refused} {failed}");
+        }
+    });
+}
+
+fn advising<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
+        for advice in [madvise::MADV_DONTFORK, madvise::MADV_POPULATE_WRITE, madvise::MADV_FREE] {
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    comb(cpu, k, mm, 20);
+                    map(cpu, k, mm, 100, 20).unwrap();
+                    write(cpu, k, mm, 105);
+                },
+                |mm| sys_madvise(cpu, k, mm, BASE + 103 * P, 10 * P, advice).map_err(for_now),
+                |mm| {
+                    assert_eq!(bytes::<K>(mm, 112).is_some(), advice == madvise::MADV_POPULATE_WRITE);
+                    assert_eq!(mm.map_count.get(), if advice == madvise::MADV_DONTFORK { 23 } else { 21 });
+                },
+            );
+            // A populate that has done something tries again.
+            let none = advice == madvise::MADV_FREE;
+            assert_eq!((refused >= 2, failed >= 1), (!none, !none), "{advice}: {refused} {failed}");
+        }
+    });
+}
+
+fn locking<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
+        for seal in [false, true] {
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    comb(cpu, k, mm, 20);
+                    map(cpu, k, mm, 100, 20).unwrap();
+                },
+                |mm| {
+                    if seal {
+                        sys_mseal(cpu, k, mm, BASE + 103 * P, 10 * P, 0)
+                    } else {
+                        sys_mlock(cpu, k, mm, BASE + 103 * P, 10 * P, 0).map_err(for_now)
+                    }
+                },
+                |mm| {
+                    assert_eq!(mm.locked_vm.get(), if seal { 0 } else { 10 });
+                    assert_eq!((103..113).filter(|p| bytes::<K>(mm, *p).is_some()).count(), if seal { 0 } else { 10 });
+                    assert_eq!(mm.map_count.get(), 23);
+                },
+            );
+            assert!(refused >= 2 && failed >= 2, "{refused} {failed}");
+        }
+    });
+}
+
+fn moving<K: Kconfig<A = Native>>(slab: Allocator) {
+    const FIXED: u32 = mremap::MREMAP_MAYMOVE | mremap::MREMAP_FIXED;
+    const PAGES: [u64; 4] = [400, 511, 600, 1100];
+    with_failures::<K>(slab, |cpu, k| {
+        // Entry by entry, by whole tables, with the source staying, growing on the way, over something.
+        for (at, n, to_n, to, flags) in [
+            (300, 900, 900, 70_000, FIXED),
+            (300, 900, 900, 300 + 512 * 600, FIXED),
+            (0, 1300, 1300, 512 * 600, FIXED),
+            (300, 900, 900, 70_000, FIXED | mremap::MREMAP_DONTUNMAP),
+            (300, 900, 1000, 70_000, FIXED),
+            (300, 900, 900, 1500, FIXED),
+        ] {
+            let there = |mm: MmPtr<K>, base: u64| PAGES.map(|p| bytes::<K>(mm, base + p).map(|b| b[3]));
+            let want = PAGES.map(|p| Some(p as u8));
+            let (refused, failed) = each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    map(cpu, k, mm, 0, 1300).unwrap();
+                    for p in PAGES {
+                        write(cpu, k, mm, p);
+                        bytes::<K>(mm, p).unwrap()[3] = p as u8;
+                    }
+                    vm_mmap(cpu, k, mm, Some(BASE + 2000 * P), 20 * P, VM_READ).unwrap();
+                },
+                |mm| {
+                    let r = sys_mremap(cpu, k, mm, BASE + at * P, n * P, to_n * P, flags, BASE + to * P);
+                    if r.is_err() {
+                        assert_eq!(there(mm, 0), want, "everything is where it was");
+                    }
+                    r.map(drop)
+                },
+                |mm| assert_eq!(there(mm, to - at), want, "{at} {n} {to_n} {to} {flags}"),
+            );
+            assert!(refused >= 3 && failed >= 3, "{at} {n} {to}: {refused} {failed}");
+        }
+    });
+}
+
+fn growing<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_failures::<K>(slab, |cpu, k| {
+        // Into a hole, and up to a neighbour whose anon_vma the survivor must take over.
+        for (to_n, faulted) in [(3, false), (3, true), (2, false)] {
+            each_allocation(
+                cpu,
+                k,
+                |mm| {
+                    comb(cpu, k, mm, 30);
+                    if faulted {
+                        write(cpu, k, mm, 33);
+                    }
+                },
+                |mm| sys_mremap(cpu, k, mm, BASE + 30 * P, 2 * P, to_n * P, 0, 0).map(drop),
+                |mm| {
+                    let pages: u64 = layout(cpu, k, mm).iter().map(|(a, b)| b - a).sum();
+                    assert_eq!(pages, 60 + to_n - 2);
+                },
+            );
+        }
     });
 }
