@@ -13,6 +13,7 @@ pub mod list;
 pub mod plot;
 pub mod replay;
 pub mod run;
+pub mod trace;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
@@ -67,6 +68,8 @@ enum Verb {
     Replay(replay::Args),
     /// Topology and pin plans; write a host file; hygiene report
     Host(host::Args),
+    /// Replay the memory calls of an strace -f log
+    Trace(trace::Args),
 }
 
 /// Parses the command line and runs its verb; returns the exit code.
@@ -91,6 +94,7 @@ pub fn main() -> i32 {
         Verb::Fuzz(a) => fuzz::main(&a),
         Verb::Replay(a) => replay::main(&a),
         Verb::Host(a) => host::main(&a),
+        Verb::Trace(a) => trace::main(&a),
     };
     match r {
         Ok(()) => 0,
@@ -121,7 +125,9 @@ fn usage(e: &clap::Error) -> i32 {
             return 0;
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprintln!("faultline: a command is missing; accepted: list, run, compare, letter, plot, fuzz, replay, host, help");
+            eprintln!(
+                "faultline: a command is missing; accepted: list, run, compare, letter, plot, fuzz, replay, host, trace, help"
+            );
             return 2;
         }
         _ => {}
@@ -146,7 +152,9 @@ fn usage(e: &clap::Error) -> i32 {
         ErrorKind::UnknownArgument => format!("{arg}: no such argument; --help lists what is accepted"),
         ErrorKind::InvalidSubcommand => {
             let verb = named(ContextKind::InvalidSubcommand);
-            format!("{verb}: no such command; accepted: list, run, compare, letter, plot, fuzz, replay, host, help")
+            format!(
+                "{verb}: no such command; accepted: list, run, compare, letter, plot, fuzz, replay, host, trace, help"
+            )
         }
         _ => one_line(e.to_string().lines().next().unwrap_or("bad arguments")).replacen("error: ", "", 1),
     };

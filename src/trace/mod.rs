@@ -7,15 +7,28 @@
 
 #[deny(unsafe_code)]
 pub mod flags;
+#[cfg(target_arch = "x86_64")]
+pub mod kernel;
+#[cfg(not(target_arch = "x86_64"))]
+#[deny(unsafe_code)]
+#[path = "kernel_none.rs"]
+pub mod kernel;
 #[deny(unsafe_code)]
 pub mod normalise;
 #[deny(unsafe_code)]
 pub mod open;
 #[deny(unsafe_code)]
 pub mod parse;
+#[deny(unsafe_code)]
+pub mod port;
+#[deny(unsafe_code)]
+pub mod program;
+#[deny(unsafe_code)]
+pub mod replay;
 
 pub use normalise::{Expect, Op, Step, Trace};
 pub use parse::{Log, Problem};
+pub use program::Program;
 
 use crate::host::fingerprint::fnv_1a;
 use std::path::Path;

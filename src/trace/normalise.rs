@@ -166,10 +166,10 @@ pub struct Trace {
 
 /// Ranges of addresses, none overlapping and none touching.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Ranges(BTreeMap<u64, u64>);
+pub(super) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    fn remove(&mut self, start: u64, end: u64) {
+    pub(super) fn remove(&mut self, start: u64, end: u64) {
         let hit: Vec<_> = self.0.range(..end).rev().take_while(|(_, e)| **e > start).map(|(s, e)| (*s, *e)).collect();
         for (s, e) in hit {
             self.0.remove(&s);
@@ -182,7 +182,7 @@ impl Ranges {
         }
     }
 
-    fn insert(&mut self, mut start: u64, mut end: u64) {
+    pub(super) fn insert(&mut self, mut start: u64, mut end: u64) {
         if start >= end {
             return;
         }
@@ -194,6 +194,11 @@ impl Ranges {
             end = e;
         }
         self.0.insert(start, end);
+    }
+
+    /// (first address, first behind) of each, from below.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.iter().map(|(s, e)| (*s, *e))
     }
 
     /// What of a range is not covered.

@@ -511,7 +511,12 @@ fn ret(text: &str) -> Result<Ret, String> {
             let n = text.split_once("errno ").and_then(|(_, n)| n.trim_end_matches(')').trim().parse().ok());
             n.map(|n| Ret::Error(flags::errno_name(n))).ok_or_else(|| format!("'{text}' names no error"))
         }
-        _ => number(word).map(Ret::Value).ok_or_else(|| format!("'{text}' is no result")),
+        _ => {
+            // --pidns-translation: the child's number in the log follows the one that its parent saw.
+            let outside = text.split_once("/* ").and_then(|(_, c)| c.split_once(" in strace's PID NS"));
+            let word = outside.map_or(word, |(n, _)| n);
+            number(word).map(Ret::Value).ok_or_else(|| format!("'{text}' is no result"))
+        }
     }
 }
 

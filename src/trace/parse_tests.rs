@@ -145,6 +145,7 @@ fn results_in_every_form() {
         ("0x7f00", Ret::Value(0x7f00)),
         ("0 <0.000123>", Ret::Value(0)),
         ("20506<python3>", Ret::Value(20506)),
+        ("5 /* 20506 in strace's PID NS */", Ret::Value(20506)),
         ("-1 ENOMEM (Cannot allocate memory)", Ret::Error("ENOMEM".into())),
         ("-1 EEXIST (File exists) <0.000010>", Ret::Error("EEXIST".into())),
         ("-1 (errno 22)", Ret::Error("EINVAL".into())),
