@@ -58,6 +58,7 @@ pub fn open(question: &str, workloads: &[&str]) {
         warm_up_ns,
         seed: 1,
         kernel: KernelConfig::default(),
+        programs: Default::default(),
     };
     let records = out_dir().join(format!("{name}-{}.jsonl", env!("FAULTLINE_COMMIT")));
     let mut blocks = Blocks::new(request, &records).unwrap_or_else(|e| die(&e));

@@ -7,7 +7,7 @@ use crate::measure::port::counter_slots;
 use crate::mm::variant;
 use crate::mm::vma_cache::CACHES;
 use crate::mm::vma_lock::PROTOCOLS;
-use crate::workload;
+use crate::workload::{self, Workload};
 use serde_json::{Value, json};
 
 /// Arguments.
@@ -47,6 +47,7 @@ fn rows(what: &str) -> Rows {
         }
         "workloads" => workload::LIST
             .iter()
+            .chain([&workload::trace::TraceLoop::ABOUT])
             .map(|a| {
                 let about = vec![
                     format!("operation: {}; default mode: {}", a.operation, a.mode.name()),
@@ -54,7 +55,8 @@ fn rows(what: &str) -> Rows {
                     format!("shows: {}", a.shows),
                     format!("cannot show: {}", a.cannot),
                 ];
-                (a.name.into(), about)
+                let name = if a.name == "trace" { "trace:FILE" } else { a.name };
+                (name.into(), about)
             })
             .collect(),
         "hosts" => {

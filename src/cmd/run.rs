@@ -17,11 +17,13 @@ use crate::rcu::QsPolicy;
 use crate::report::session::{Request, Session, World};
 use crate::report::store::{Appender, read_files};
 use crate::slab::FaultAttr;
-use crate::workload::{self, Mode};
+use crate::trace::{self, Program};
+use crate::workload::{self, About, Mode};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +41,7 @@ pub struct Args {
     /// the benches, `all` for every one built
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
-    /// Workloads; `all` for every one
+    /// Workloads; `all` for every one that needs no file; trace:FILE repeats the calls of a strace -f log
     #[arg(long, value_delimiter = ',', required = true)]
     workload: Vec<String>,
     /// thread (one mm), process (an mm per CPU), both, or default (each workload's own)
@@ -190,14 +192,28 @@ fn request(a: &Args) -> Result<Request, Failure> {
             .map(|n| variant::parse(n).map_err(|e| Failure::Input(format!("--variant {n}: {e}"))))
             .collect::<Result<_, _>>()?,
     };
-    let workloads = if a.workload.iter().any(|w| w == "all") {
-        workload::LIST.iter().collect()
-    } else {
-        once(&a.workload)
-            .into_iter()
-            .map(|w| workload::find(w).map_err(|e| Failure::Input(format!("--workload {w}: {e}"))))
-            .collect::<Result<_, _>>()?
-    };
+    let mut programs = BTreeMap::new();
+    let mut workloads: Vec<&'static About> = Vec::new();
+    for w in once(&a.workload) {
+        if w == "all" {
+            workloads.extend(workload::LIST);
+        } else if let Some(file) = w.strip_prefix(workload::trace::PREFIX) {
+            let of = |e| Failure::Input(format!("--workload {w}: {e}"));
+            let (log, trace) = trace::load(Path::new(file)).map_err(of)?;
+            if let Some(p) = log.problems.first() {
+                eprintln!("faultline: {p} ({} such lines; the rest is used)", log.problems.len());
+            }
+            let program = Program::new(&trace).map_err(of)?;
+            let about: &'static About = Box::leak(Box::new(workload::trace::about_of(file, trace.hash)));
+            programs.insert(about.name, Arc::new(program));
+            workloads.push(about);
+        } else {
+            workloads.push(workload::find(w).map_err(|e| Failure::Input(format!("--workload {w}: {e}")))?);
+        }
+    }
+    // `all` beside a name, or a file under two names.
+    let mut seen = BTreeSet::new();
+    workloads.retain(|w| seen.insert(w.name));
     let modes = match a.mode.as_str() {
         "default" => vec![],
         "thread" => vec![Mode::Thread],
@@ -306,6 +322,7 @@ fn request(a: &Args) -> Result<Request, Failure> {
         warm_up_ns,
         seed: a.seed,
         kernel,
+        programs,
     })
 }
 

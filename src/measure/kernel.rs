@@ -16,6 +16,7 @@ use crate::measure::outcome::{ReuseSeen, Traced};
 use crate::measure::perf::{PerfGroup, Reading, Ring, from_lines, to_lines};
 use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::measure::tracepoint::{Switch, Tracer, Walk};
+use crate::trace::Program;
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -70,7 +71,8 @@ struct Worker {
 /// Room for a worker's events and the reasons of those that were not counted.
 const TEXT_MAX: usize = 4096;
 
-struct HostSpace {
+struct HostSpace<'a> {
+    program: Option<&'a Program>,
     rng: Cell<u64>,
     countdown: Cell<u32>,
 }
@@ -85,7 +87,7 @@ fn errno() -> Errno {
     }
 }
 
-impl Space for HostSpace {
+impl Space for HostSpace<'_> {
     #[inline(always)]
     fn map(&self, at: Option<u64>, pages: u64) -> Result<u64, Errno> {
         let fixed = if at.is_some() { libc::MAP_FIXED } else { 0 };
@@ -125,6 +127,37 @@ impl Space for HostSpace {
         let r = unsafe { libc::madvise(addr as *mut libc::c_void, (pages * PAGE) as usize, libc::MADV_DONTNEED) };
         if r == 0 { Ok(()) } else { Err(errno()) }
     }
+    #[inline(always)]
+    fn map_as(&self, at: u64, pages: u64, prot: u32, noreserve: bool) -> Result<(), Errno> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let flags = if noreserve { flags | libc::MAP_NORESERVE } else { flags };
+        // SAFETY: inside the window, where only workloads map.
+        let p = unsafe { libc::mmap(at as *mut libc::c_void, (pages * PAGE) as usize, prot as i32, flags, -1, 0) };
+        if p == libc::MAP_FAILED { Err(errno()) } else { Ok(()) }
+    }
+    #[inline(always)]
+    fn protect(&self, addr: u64, pages: u64, prot: u32) -> Result<(), Errno> {
+        // SAFETY: memory of the workload's own, inside the window.
+        let r = unsafe { libc::mprotect(addr as *mut libc::c_void, (pages * PAGE) as usize, prot as i32) };
+        if r == 0 { Ok(()) } else { Err(errno()) }
+    }
+    #[inline(always)]
+    fn advise(&self, addr: u64, pages: u64, advice: i32) -> Result<(), Errno> {
+        // SAFETY: memory of the workload's own, whose contents nobody reads.
+        let r = unsafe { libc::madvise(addr as *mut libc::c_void, (pages * PAGE) as usize, advice) };
+        if r == 0 { Ok(()) } else { Err(errno()) }
+    }
+    #[inline(always)]
+    fn remap(&self, addr: u64, pages: u64, to: u64, new_pages: u64) -> Result<(), Errno> {
+        let flags = if to == addr { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
+        let (old, new) = ((pages * PAGE) as usize, (new_pages * PAGE) as usize);
+        // SAFETY: both ranges are the workload's own, inside the window.
+        let p = unsafe { libc::mremap(addr as *mut libc::c_void, old, new, flags, to as *mut libc::c_void) };
+        if p == libc::MAP_FAILED { Err(errno()) } else { Ok(()) }
+    }
+    fn program(&self) -> Option<&Program> {
+        self.program
+    }
     fn random(&self) -> u64 {
         self.rng.set(splitmix64(self.rng.get()));
         self.rng.get()
@@ -136,7 +169,7 @@ impl Space for HostSpace {
 
 struct HostHarness<'a> {
     trace: Option<Switch>,
-    space: &'a HostSpace,
+    space: &'a HostSpace<'a>,
     shared: &'a Shared,
     workers: u32,
     faults0: Cell<u64>,
@@ -216,7 +249,7 @@ pub fn rusage() -> (u64, u64) {
 /// words, a page of code.
 const STRAY_FAULTS: u64 = 64;
 
-/// Runs one sample of `W` on `cpus` (one worker each).
+/// Runs one sample of `W` on `cpus` (one worker each); `program` is what `trace:FILE` repeats.
 ///
 /// # Errors
 /// From fork or mmap, or where a child died; the sentence says of what.
@@ -226,8 +259,9 @@ pub fn sample<W: Workload>(
     warm_up_ns: u64,
     stop: Stop,
     seed: u64,
+    program: Option<&Program>,
 ) -> io::Result<KernelSample> {
-    run::<W>(cpus, mode, warm_up_ns, stop, seed, None, |_| ())
+    run::<W>(cpus, mode, Load { warm_up_ns, stop, seed, trace: None, program }, |_| ())
 }
 
 /// Caches whose objects are followed on the host.
@@ -235,7 +269,7 @@ pub const TRACED: [&str; 2] = ["vm_area_struct", "maple_node"];
 
 /// How long the host's kernel leaves freed objects alone, from its tracepoints: a run of `W` of its own on `cpu`, warmed
 /// up for `span_ns` and watched for as long. No timed sample runs while the tracepoints are on.
-pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64) -> ReuseSeen {
+pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64, program: Option<&Program>) -> ReuseSeen {
     let absent = |e: String| ReuseSeen { absent: Some(e), ..ReuseSeen::default() };
     let mut tracer = match Tracer::open(cpu, &TRACED) {
         Ok(t) => t,
@@ -243,7 +277,8 @@ pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64) -> ReuseSeen {
     };
     let mut walk = Walk::default();
     let switch = tracer.switch();
-    let r = run::<W>(&[cpu], Mode::Thread, span_ns, Stop::After(span_ns), seed, Some(switch), |child| {
+    let load = Load { warm_up_ns: span_ns, stop: Stop::After(span_ns), seed, trace: Some(switch), program };
+    let r = run::<W>(&[cpu], Mode::Thread, load, |child| {
         walk.own_pid = child as u32;
         tracer.drain(|e| walk.push(e));
     });
@@ -272,10 +307,7 @@ pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64) -> ReuseSeen {
 fn run<W: Workload>(
     cpus: &[u32],
     mode: Mode,
-    warm_up_ns: u64,
-    stop: Stop,
-    seed: u64,
-    trace: Option<Switch>,
+    load: Load<'_>,
     mut meanwhile: impl FnMut(libc::pid_t),
 ) -> io::Result<KernelSample> {
     if cpus.len() > MAX_WORKERS {
@@ -302,7 +334,7 @@ fn run<W: Workload>(
                 let group = children.first().copied().unwrap_or(0);
                 // SAFETY: a group of the sample's own, so that nobody else waits for its children.
                 unsafe { libc::setpgid(0, group) };
-                child::<W>(shared, members, cpus, Load { warm_up_ns, stop, seed, trace })
+                child::<W>(shared, members, cpus, load)
             }
             pid => {
                 children.push(pid);
@@ -311,7 +343,7 @@ fn run<W: Workload>(
             }
         }
     }
-    wait_all(&children, trace.map(|_| &mut meanwhile as &mut dyn FnMut(libc::pid_t)))?;
+    wait_all(&children, load.trace.map(|_| &mut meanwhile as &mut dyn FnMut(libc::pid_t)))?;
     let mut out = KernelSample::default();
     for (i, &cpu) in cpus.iter().enumerate() {
         let w = &shared.workers[i];
@@ -358,15 +390,17 @@ pub fn balances(s: &KernelSample) -> Vec<String> {
 
 /// What a child does.
 #[derive(Clone, Copy)]
-struct Load {
+struct Load<'a> {
     warm_up_ns: u64,
     stop: Stop,
     seed: u64,
     /// Switched on for the span.
     trace: Option<Switch>,
+    /// What `trace:FILE` repeats.
+    program: Option<&'a Program>,
 }
 
-fn child<W: Workload>(shared: &'static Shared, members: &[usize], cpus: &[u32], load: Load) -> ! {
+fn child<W: Workload>(shared: &'static Shared, members: &[usize], cpus: &[u32], load: Load<'_>) -> ! {
     // SAFETY: process-wide switches of the child alone: no huge pages; die with the parent.
     unsafe {
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
@@ -408,8 +442,8 @@ fn child<W: Workload>(shared: &'static Shared, members: &[usize], cpus: &[u32], 
     unsafe { libc::_exit(0) }
 }
 
-fn worker<W: Workload>(shared: &Shared, out: &Worker, workers: u32, seat: Seat, load: Load) -> Result<(), Errno> {
-    let space = HostSpace { rng: Cell::new(splitmix64(load.seed)), countdown: Cell::new(0) };
+fn worker<W: Workload>(shared: &Shared, out: &Worker, workers: u32, seat: Seat, load: Load<'_>) -> Result<(), Errno> {
+    let space = HostSpace { program: load.program, rng: Cell::new(splitmix64(load.seed)), countdown: Cell::new(0) };
     let words = if seat.threads == 1 {
         W::setup(&space, seat)?
     } else if seat.index == 0 {
@@ -552,7 +586,7 @@ mod tests {
             for mode in [Mode::Thread, Mode::Process] {
                 for n in 1..=cpus.len().min(2) {
                     let s = with_workload!(about.name, W => {
-                        sample::<W>(&cpus[..n], mode, 2_000_000, Stop::After(20_000_000), 3)
+                        sample::<W>(&cpus[..n], mode, 2_000_000, Stop::After(20_000_000), 3, None)
                     })
                     .unwrap_or_else(|e| panic!("{} {mode:?} x{n}: {e}", about.name));
                     for t in &s.tallies {
@@ -580,6 +614,7 @@ mod tests {
             warm_up_ns: 1_000_000,
             stop: Stop::After(2_000_000),
             kernel: KernelConfig::default(),
+            program: None,
         };
         let variant = variant::parse("v6.15").unwrap();
         let out =
@@ -592,7 +627,7 @@ mod tests {
     fn the_host_hands_out_and_frees_as_many_vmas_an_operation_as_the_port() {
         let cpu = affinity::allowed()[0];
         for name in ["brk1", "mmap_churn"] {
-            let seen = with_workload!(name, W => traced::<W>(cpu, 20_000_000, 3));
+            let seen = with_workload!(name, W => traced::<W>(cpu, 20_000_000, 3, None));
             if let Some(why) = seen.absent {
                 eprintln!("not traced: {why}");
                 return;

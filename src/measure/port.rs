@@ -16,22 +16,28 @@ use crate::measure::outcome::{Moves, Outcome, Over, ReuseSeen, Seated};
 use crate::measure::probe::{Probe, Seen};
 use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
+use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE};
+use crate::mm::syscall::{Call, Process, syscall};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::{QsPolicy, RcuCounter, RcuExtCounter, StallReport};
 use crate::slab::{FaultAttr, Reuse, alloc_page, free_pages};
 use crate::sync::{LockEvent, Saturation};
+use crate::trace::Program;
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ptr::{NonNull, null_mut};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// First address where workloads map: one page table's span into a top-level entry, far below where placement begins.
 const WINDOW: u64 = 0x1000_0000_0000;
 
 /// Points of a time series; a sample longer than that many ticks keeps its beginning.
 const OVER_MAX: usize = 4096;
+
+/// How traces map.
+const MAP: u32 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ pub struct Plan {
     pub stop: Stop,
     /// The kernel to boot.
     pub kernel: KernelConfig,
+    /// What `trace:FILE` repeats.
+    pub program: Option<Arc<Program>>,
 }
 
 /// Words that the workers of a sample share.
@@ -83,14 +91,23 @@ struct PortSpace<'a, K: Kconfig> {
     clock: Cell<Option<u64>>,
     /// Calls that found no memory and were made again.
     failures: Cell<u64>,
+    program: Option<&'a Program>,
 }
 
 /// Calls in a row that may find no memory before it is no longer chance.
 const RETRIES: u32 = 10_000;
 
 impl<'a, K: Kconfig> PortSpace<'a, K> {
-    fn new(cpu: &'a Cpu<K::A>, k: &'a Kernel<K>, mm: MmPtr<K>) -> Self {
-        PortSpace { cpu, k, mm, clock: Cell::new(None), failures: Cell::new(0) }
+    fn new(cpu: &'a Cpu<K::A>, k: &'a Kernel<K>, mm: MmPtr<K>, plan: &'a Plan) -> Self {
+        let program = plan.program.as_deref();
+        PortSpace { cpu, k, mm, clock: Cell::new(None), failures: Cell::new(0), program }
+    }
+
+    /// One of the system calls that only traces make.
+    #[inline(always)]
+    fn call(&self, call: Call) -> Result<(), Errno> {
+        K::A::charge(Work::KernelEntry);
+        self.made(|| syscall(self.cpu, self.k, &mut Process::new(self.mm), &call).map(drop))
     }
 
     /// Where allocations are refused on purpose, a call that found no memory is counted and made again, as a program
@@ -160,6 +177,28 @@ impl<K: Kconfig> Space for PortSpace<'_, K> {
     fn zap(&self, addr: u64, pages: u64) -> Result<(), Errno> {
         K::A::charge(Work::KernelEntry);
         self.made(|| mm::madvise_dontneed(self.cpu, self.k, self.mm, addr, pages * PAGE))
+    }
+    #[inline(always)]
+    fn map_as(&self, at: u64, pages: u64, prot: u32, noreserve: bool) -> Result<(), Errno> {
+        let flags = if noreserve { MAP | MAP_NORESERVE } else { MAP };
+        self.call(Call::Mmap { addr: at, len: pages * PAGE, prot, flags, fd: None, offset: 0 })
+    }
+    #[inline(always)]
+    fn protect(&self, addr: u64, pages: u64, prot: u32) -> Result<(), Errno> {
+        self.call(Call::Mprotect { addr, len: pages * PAGE, prot })
+    }
+    #[inline(always)]
+    fn advise(&self, addr: u64, pages: u64, advice: i32) -> Result<(), Errno> {
+        self.call(Call::Madvise { addr, len: pages * PAGE, advice })
+    }
+    #[inline(always)]
+    fn remap(&self, addr: u64, pages: u64, to: u64, new_pages: u64) -> Result<(), Errno> {
+        // MREMAP_MAYMOVE | MREMAP_FIXED, or in place.
+        let flags = if to == addr { 0 } else { 3 };
+        self.call(Call::Mremap { addr, old_len: pages * PAGE, new_len: new_pages * PAGE, flags, new_addr: to })
+    }
+    fn program(&self) -> Option<&Program> {
+        self.program
     }
     fn random(&self) -> u64 {
         self.cpu.random()
@@ -523,7 +562,7 @@ where
     let l = &*line;
     let (mm, shared) = if own || i == 0 {
         let mm = mm::mm_alloc(cpu, k);
-        let space = PortSpace::new(cpu, k, mm);
+        let space = PortSpace::new(cpu, k, mm, plan);
         let shared = process_image(cpu, k, mm).and_then(|()| W::setup(&space, seat));
         if !own {
             l.mm.store(mm.as_ptr(), Relaxed);
@@ -544,7 +583,7 @@ where
         let mm = unsafe { KRef::new(p) };
         (mm, if state == 1 { Ok(W::Shared::from(words)) } else { Err(Errno::ENOMEM) })
     };
-    let space = PortSpace::new(cpu, k, mm);
+    let space = PortSpace::new(cpu, k, mm, plan);
     let h = PortHarness {
         space: &space,
         line,

@@ -37,7 +37,7 @@ fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u
     let mut kernel = KernelConfig { seed, ..KernelConfig::default().hz(10_000) };
     kernel.slab.allocator = v.slab;
     let threads = m.config().cpus.len() as u32;
-    let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel };
+    let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel, program: None };
     with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
 }
 
@@ -108,7 +108,14 @@ fn a_run_survives_refused_allocations() {
             kernel.slab.allocator = v.slab;
             kernel.slab.failslab = Some(FaultAttr::per_million(30_000));
             kernel.slab.fail_page_alloc = Some(FaultAttr::per_million(30_000));
-            let plan = Plan { threads: 4, mode: w.mode, warm_up_ns: 100_000, stop: Stop::After(1_000_000), kernel };
+            let plan = Plan {
+                threads: 4,
+                mode: w.mode,
+                warm_up_ns: 100_000,
+                stop: Stop::After(1_000_000),
+                kernel,
+                program: None,
+            };
             let o = with_variant!(&v, Sim, K => with_workload!(w.name, W => sample::<K, W>(&m, &plan)));
             assert!(o.errors.is_empty(), "{} {}: {:?}", w.name, v.name, o.errors);
             assert!(o.counters["workload_failures"] > 0, "{} {}", w.name, v.name);
@@ -187,7 +194,7 @@ fn a_kernel_whose_sleepers_poll_closes_its_books_too() {
     let slept = |wait: Wait| {
         let kernel = KernelConfig { hung_task_blocker: true, ..KernelConfig::default().hz(10_000).wait(wait) };
         let stop = Stop::After(1_000_000);
-        let plan = Plan { threads: 4, mode: Mode::Thread, warm_up_ns: 100_000, stop, kernel };
+        let plan = Plan { threads: 4, mode: Mode::Thread, warm_up_ns: 100_000, stop, kernel, program: None };
         let v = variant::parse("v6.12").unwrap();
         let o = with_variant!(&v, Sim, K => with_workload!("fault_vs_unmap", W => sample::<K, W>(&m, &plan)));
         assert!(o.errors.is_empty(), "{wait:?}: {:?}", o.errors);

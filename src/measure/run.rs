@@ -140,6 +140,7 @@ fn ended(stop: Stop, ns: u64, steps: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::Program;
     use crate::workload::{Seat, anon_fault::AnonFault};
     use std::cell::Cell;
 
@@ -166,6 +167,21 @@ mod tests {
         fn zap(&self, _: u64, _: u64) -> Result<(), Errno> {
             self.now.set(self.now.get() + 1000);
             Ok(())
+        }
+        fn map_as(&self, _: u64, _: u64, _: u32, _: bool) -> Result<(), Errno> {
+            Ok(())
+        }
+        fn protect(&self, _: u64, _: u64, _: u32) -> Result<(), Errno> {
+            Ok(())
+        }
+        fn advise(&self, _: u64, _: u64, _: i32) -> Result<(), Errno> {
+            Ok(())
+        }
+        fn remap(&self, _: u64, _: u64, _: u64, _: u64) -> Result<(), Errno> {
+            Ok(())
+        }
+        fn program(&self) -> Option<&Program> {
+            None
         }
         fn random(&self) -> u64 {
             4

@@ -19,10 +19,12 @@ use crate::report::record::{
 };
 use crate::report::store::{Appender, Key};
 use crate::slab::ReuseCount;
+use crate::trace::Program;
 use crate::workload::{About, Mode};
 use crate::{with_variant, with_workload};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Where a run happens.
@@ -74,6 +76,8 @@ pub struct Request {
     pub seed: u64,
     /// The kernel to boot (CPU count and seed are set per sample).
     pub kernel: KernelConfig,
+    /// The programs of workloads `trace:FILE`, by their names in `workloads`.
+    pub programs: BTreeMap<&'static str, Arc<Program>>,
 }
 
 enum Machine {
@@ -210,8 +214,9 @@ impl Session {
         let slots = self.slots(cell.config.threads)?;
         let cpus: Vec<u32> = slots.iter().map(|s| s.cpu).collect();
         let (warm, stop) = (self.request.warm_up_ns, self.request.stop);
+        let program = self.request.programs.get(cell.config.workload).map(|p| &**p);
         let s = with_workload!(cell.config.workload, W => {
-            kernel::sample::<W>(&cpus, cell.config.mode, warm, stop, cell.seed)
+            kernel::sample::<W>(&cpus, cell.config.mode, warm, stop, cell.seed, program)
         })
         .map_err(|e| format!("kernel world: {e}"))?;
         let mut out = Outcome { errors: kernel::balances(&s), ..Outcome::default() };
@@ -222,7 +227,7 @@ impl Session {
         out.counters.insert("minor_faults".into(), s.minor_faults.iter().sum());
         out.kconfig = running_kernel();
         out.reuse = match &cpus[..] {
-            [cpu] => with_workload!(cell.config.workload, W => kernel::traced::<W>(*cpu, warm, cell.seed)),
+            [cpu] => with_workload!(cell.config.workload, W => kernel::traced::<W>(*cpu, warm, cell.seed, program)),
             _ => ReuseSeen { absent: Some("taken with one worker only".into()), ..ReuseSeen::default() },
         };
         if let Some(lost) = out.reuse.traced.as_ref().map(|t| t.lost).filter(|n| *n > 0) {
@@ -254,6 +259,7 @@ impl Session {
             warm_up_ns: self.request.warm_up_ns,
             stop: self.request.stop,
             kernel,
+            program: self.request.programs.get(cell.config.workload).cloned(),
         };
         let mut out = match &self.machines[&threads] {
             Machine::Native(m) => with_variant!(variant, Native, K => with_workload!(cell.config.workload, W => {
@@ -350,6 +356,7 @@ impl Session {
             out.warnings.push("placement could not be verified".into());
         }
         out.warnings.extend(self.request.host.warnings.iter().cloned());
+        out.warnings.extend(self.request.programs.get(cell.config.workload).map(|p| p.about()));
         out.kconfig.insert("pin".into(), self.request.pin.to_string());
         out.kconfig.insert("rustc".into(), env!("FAULTLINE_RUSTC").into());
         let id = &self.request.host.id;

@@ -7,6 +7,8 @@
 //! goes through [`Space`], behind which stands the port (one thread's CPU token and mm) or the host's own kernel.
 //! Randomness comes from the plan's seed through [`Space::random`].
 //!
+//! `trace:FILE` is a workload too: one for each file ([`trace`]).
+//!
 //! A new workload: write its file, add its line to [`with_workload!`](crate::with_workload) and [`LIST`].
 
 pub mod anon_fault;
@@ -14,8 +16,10 @@ pub mod brk1;
 pub mod fault_vs_unmap;
 pub mod mmap_churn;
 pub mod munmap_storm;
+pub mod trace;
 
 use crate::cpu::Errno;
+use crate::trace::Program;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -45,6 +49,29 @@ pub trait Space {
     /// # Errors
     /// Those of madvise(2).
     fn zap(&self, addr: u64, pages: u64) -> Result<(), Errno>;
+    /// Maps private anonymous memory with rights `prot` (`PROT_*`) at `at`, over whatever is there; `noreserve`: not
+    /// counted against the commit limit.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    fn map_as(&self, at: u64, pages: u64, prot: u32, noreserve: bool) -> Result<(), Errno>;
+    /// mprotect(2)
+    ///
+    /// # Errors
+    /// Those of mprotect(2).
+    fn protect(&self, addr: u64, pages: u64, prot: u32) -> Result<(), Errno>;
+    /// madvise(2)
+    ///
+    /// # Errors
+    /// Those of madvise(2).
+    fn advise(&self, addr: u64, pages: u64, advice: i32) -> Result<(), Errno>;
+    /// mremap(2): in place where `to` is `addr`, else to `to`, over whatever is there.
+    ///
+    /// # Errors
+    /// Those of mremap(2).
+    fn remap(&self, addr: u64, pages: u64, to: u64, new_pages: u64) -> Result<(), Errno>;
+    /// The recorded program of `trace:FILE`; `None` in a run of anything else.
+    fn program(&self) -> Option<&Program>;
     /// Next random number of this thread.
     fn random(&self) -> u64;
     /// A large part of the address space where nothing else maps: its first address.
@@ -143,7 +170,7 @@ pub trait Workload {
     fn finish<S: Space>(s: &S, shared: Self::Shared, seat: Seat) -> Result<(), Errno>;
 }
 
-/// Every workload, in the order of `faultline list workloads`.
+/// Every workload that needs no file, in the order of `faultline list workloads`; [`trace`] comes last there.
 pub const LIST: &[About] = &[
     anon_fault::AnonFault::ABOUT,
     brk1::Brk1::ABOUT,
@@ -159,7 +186,7 @@ pub const LIST: &[About] = &[
 pub fn find(name: &str) -> Result<&'static About, String> {
     LIST.iter().find(|a| a.name == name).ok_or_else(|| {
         let names: Vec<_> = LIST.iter().map(|a| a.name).collect();
-        format!("unknown workload '{name}'; accepted: {}", names.join(", "))
+        format!("unknown workload '{name}'; accepted: {}, trace:FILE", names.join(", "))
     })
 }
 
@@ -189,6 +216,11 @@ macro_rules! with_workload {
                 type $W = $crate::workload::munmap_storm::MunmapStorm;
                 $body
             }
+            // Each recorded program is a workload of its own name.
+            other if other.starts_with($crate::workload::trace::PREFIX) => {
+                type $W = $crate::workload::trace::TraceLoop;
+                $body
+            }
             other => unreachable!("workload '{other}' is in no list"),
         }
     };
@@ -204,6 +236,12 @@ mod tests {
         for e in std::fs::read_dir(dir).unwrap().flatten() {
             let name = e.file_name().to_string_lossy().trim_end_matches(".rs").to_string();
             if name == "mod" {
+                continue;
+            }
+            if name == "trace" {
+                // It has no list line: its name needs a file.
+                assert!(find("trace").unwrap_err().contains("trace:FILE"));
+                assert_eq!(with_workload!("trace:x.log", W => W::ABOUT.name), "trace");
                 continue;
             }
             let about = find(&name).unwrap();
