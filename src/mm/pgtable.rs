@@ -9,7 +9,8 @@
 //! INVARIANT: a table exists only while some VMA, or one that is being unmapped, overlaps its span; so it may be freed
 //! when its whole span lies between the end of the VMA before and the start of the VMA behind.
 //! Lock order: `page_table_lock`; the lock of a PMD table; the lock of a PTE table. Never two of them at once, but for
-//! mremap, which takes two of one level, the source's first, under `mmap_lock` for write.
+//! mremap, which takes two of one level, the source's first, and fork, which takes the child's PTE table and then the
+//! parent's, both under `mmap_lock` for write.
 
 use super::folio::{folio_put, page_folio};
 use super::kconfig::{Kconfig, MmPtr};

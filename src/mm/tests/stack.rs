@@ -9,7 +9,8 @@ use crate::mm::memory::get_mm_counter_sum;
 use crate::mm::mm_types::{MM_ANONPAGES, RLIMIT_STACK};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_PRIVATE, MmapArgs, PROT_READ, PROT_WRITE, do_mmap};
 use crate::mm::mmap_lock::{mmap_read_lock, mmap_read_unlock};
-use crate::mm::mmu_gather::{MAX_GATHER_BATCH, MAX_GATHER_BATCH_COUNT};
+use crate::mm::mmu_gather::{MAX_GATHER_BATCH, MAX_GATHER_BATCH_COUNT, MmuGather};
+use crate::mm::pgtable::alloc_user_page;
 use crate::mm::{dup_mm, vm_mmap, vm_munmap};
 
 on_every_variant! {
@@ -18,6 +19,7 @@ on_every_variant! {
     fn limits_of_a_stack = limits;
     fn populate_writes_what_is_private_and_writable = populate;
     fn a_queue_of_more_pages_than_it_holds = gather;
+    fn a_queue_is_full_after_its_nineteenth_page = full_queue;
 }
 
 fn map<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p: u64, n: u64, prot: u32, more: u32) {
@@ -142,5 +144,24 @@ fn gather<K: Kconfig<A = Native>>(slab: Allocator) {
             assert!(freed() - before >= n);
             assert_eq!(mm.pgtables_bytes.load(Relaxed), 0);
         }
+    });
+}
+
+fn full_queue<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, _| {
+        let freed = || cpu.counters.get(VmEvent::Pgfree);
+        let mut tlb = MmuGather::new();
+        // The second time the queue's own pages are there already.
+        for _ in 0..2 {
+            let before = freed();
+            let mut n = 1;
+            while !tlb.remove_page(cpu, k, alloc_user_page(cpu, k, "test")) {
+                n += 1;
+            }
+            assert_eq!((n, freed() - before), (7 + 19 * 509, 0), "an entry of each stays free");
+            tlb.flush(cpu, k);
+            assert_eq!(freed() - before, n);
+        }
+        tlb.finish(cpu, k);
     });
 }
