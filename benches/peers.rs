@@ -88,8 +88,8 @@ pub struct Figure {
 }
 
 impl Figure {
-    /// The fastest of `ns`.
-    fn fastest(name: &str, mut ns: Vec<f64>) -> Self {
+    /// The fastest of `ns`, which is not empty.
+    pub fn fastest(name: &str, mut ns: Vec<f64>) -> Self {
         ns.sort_by(f64::total_cmp);
         let n = ns.len();
         Figure { name: name.into(), ns: ns[0], spread: (ns[0], ns[n / 2]), samples: (n, n) }
