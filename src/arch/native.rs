@@ -6,6 +6,9 @@
 //!
 //! custom: no interrupts, so preemption and interrupts are never disabled; a tick is noticed at the operation
 //! boundary (`cpu/tick.rs`). Mixed-size accesses of the queued spinlock and the 16-byte exchanges are inline assembly.
+//!
+//! Under Miri, and with `--cfg race_check` for the thread sanitizer, words that a lock protects are ordinary memory and
+//! full-word accesses stand in for the assembly, so that the tool sees both (`scripts/miri`).
 
 use super::prim::{IntOps, WordOps};
 use super::{Arch, Arena, Fence, Hardware, Int, Job, Machine, Prim, RawCell, RawPlain, TickProbe, TickSignal, Work};
@@ -76,9 +79,11 @@ impl<T: Prim> RawCell<T> for NativeCell<T> {
 }
 
 /// A word that a lock protects: a relaxed move.
+#[cfg(not(any(miri, race_check)))]
 #[repr(transparent)]
 pub struct NativePlain<T: Prim>(T::Std);
 
+#[cfg(not(any(miri, race_check)))]
 impl<T: Prim> RawPlain<T> for NativePlain<T> {
     #[inline(always)]
     fn new(v: T) -> Self {
@@ -94,12 +99,44 @@ impl<T: Prim> RawPlain<T> for NativePlain<T> {
     }
 }
 
+/// A word that a lock protects, for tools that look for races: an ordinary access, which nothing but an order of the
+/// program's own keeps from being one.
+#[cfg(any(miri, race_check))]
+#[repr(transparent)]
+pub struct NativePlain<T: Prim>(std::cell::UnsafeCell<T>);
+
+#[cfg(any(miri, race_check))]
+impl<T: Prim> RawPlain<T> for NativePlain<T> {
+    fn new(v: T) -> Self {
+        NativePlain(std::cell::UnsafeCell::new(v))
+    }
+    fn get(&self) -> T {
+        // SAFETY: the contract of `Plain`: a lock orders all accesses. Here the tool finds out.
+        unsafe { *self.0.get() }
+    }
+    fn set(&self, v: T) {
+        // SAFETY: as above.
+        unsafe { *self.0.get() = v }
+    }
+}
+
+/// What fences of the build for the thread sanitizer exchange: it does not know fences. They synchronise with each other
+/// more than real ones do, as loom's.
+#[cfg(all(race_check, not(miri)))]
+static FENCE: AtomicU32 = AtomicU32::new(0);
+
 impl Arch for Native {
     const NAME: &'static str = "native";
     const RMW_IS_FULL: bool = cfg!(target_arch = "x86_64");
     type Cell<T: Prim> = NativeCell<T>;
     type PlainCell<T: Prim> = NativePlain<T>;
 
+    #[cfg(all(race_check, not(miri)))]
+    fn fence(_: Fence) {
+        FENCE.fetch_add(1, Ordering::AcqRel);
+    }
+
+    #[cfg(any(miri, not(race_check)))]
     #[inline(always)]
     fn fence(f: Fence) {
         std::sync::atomic::fence(match f {
@@ -163,7 +200,7 @@ impl Arch for Native {
         }
     }
 
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, race_check))))]
     #[inline(always)]
     fn store_low_byte_release(word: &NativeCell<u32>, v: u8) {
         // SAFETY: the byte lies inside the word; assembly because Rust's model has no mixed-size atomics. Every x86
@@ -174,7 +211,7 @@ impl Arch for Native {
         }
     }
 
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, race_check))))]
     #[inline(always)]
     fn store_low_half(word: &NativeCell<u32>, v: u16) {
         // SAFETY: as above.
@@ -184,7 +221,7 @@ impl Arch for Native {
         }
     }
 
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, race_check))))]
     #[inline(always)]
     fn xchg_high_half(word: &NativeCell<u32>, v: u16) -> u16 {
         let mut v = v;
@@ -196,7 +233,7 @@ impl Arch for Native {
         v
     }
 
-    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    #[cfg(all(target_arch = "aarch64", not(any(miri, race_check))))]
     #[inline(always)]
     fn store_low_byte_release(word: &NativeCell<u32>, v: u8) {
         // SAFETY: the byte lies inside the word; assembly because Rust's model has no mixed-size atomics.
@@ -334,7 +371,9 @@ impl Clock {
         #[cfg(target_arch = "x86_64")]
         {
             // CPUID 0x80000007 EDX bit 8: the counter runs at a constant rate in all states.
-            let invariant = std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
+            // An interpreter has its own clock.
+            let invariant = cfg!(not(miri))
+                && std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
                 && std::arch::x86_64::__cpuid(0x8000_0007).edx & (1 << 8) != 0;
             if invariant {
                 let (i0, t0) = (Instant::now(), rdtsc());

@@ -5,7 +5,7 @@
 //! custom: no interrupt: a due tick is noticed at the operation boundary, when the clock is looked at (each boundary
 //! where that is free, each eighth natively), so it comes up to that many operations late, never inside an operation,
 //! and softirqs never lengthen a lock hold (rcu.md 14). Ticks that were missed coalesce, as when interrupts are off.
-//! All CPUs' ticks fall on multiples of the period since the clock's start, as without `skew_tick`.
+//! All CPUs' ticks fall on multiples of the period since the clock's start, unless `skew_tick` is set.
 //!
 //! custom: a sleeping CPU keeps its tick only while RCU needs it, or where it polls instead of sleeping (`sched.rs`);
 //! it wakes for its next timer. stub: time keeping, the timer wheel ([`super::workqueue::TimerHook`] stands for it),
@@ -33,6 +33,8 @@ pub struct TickDevice {
     pub by_signal: Cell<bool>,
     /// Look at the clock every this many boundaries (1 where reading it is free).
     pub every: u32,
+    /// Ticks fall this long after multiples of the period, ns (`skew_tick`).
+    pub skew: Cell<u64>,
 }
 
 impl TickDevice {
@@ -44,6 +46,7 @@ impl TickDevice {
             countdown: Cell::new(u32::MAX),
             every: u32::MAX,
             by_signal: Cell::new(false),
+            skew: Cell::new(0),
         }
     }
 
@@ -53,15 +56,22 @@ impl TickDevice {
         TickDevice { period: 1_000_000_000 / u64::from(hz.max(1)), every: every.max(1), ..TickDevice::off() }
     }
 
-    /// `tick_setup_sched_timer()`: the first tick is the first multiple of the period after `now`.
+    /// `tick_setup_sched_timer()`: the first tick is the first multiple of the period after `now`, and the skew later.
     pub fn start(&self, now: u64) {
         if self.period != u64::MAX {
-            self.next_tick.set((now / self.period + 1) * self.period);
+            self.next_tick.set((now / self.period + 1) * self.period + self.skew.get());
             self.countdown.set(1);
         }
     }
 
-    /// `hrtimer_forward()`: to the first multiple of the period after `now`.
+    /// `skew_tick=1`: this CPU's share of half a period, so that the ticks of `nr_cpus` CPUs do not fall together.
+    pub fn set_skew(&self, cpu: u32, nr_cpus: u32) {
+        if self.period != u64::MAX {
+            self.skew.set(self.period / 2 / u64::from(nr_cpus) * u64::from(cpu));
+        }
+    }
+
+    /// `hrtimer_forward()`: to the first of its times after `now`.
     fn forward(&self, now: u64) {
         // A signal may be a little early by this clock.
         let k = 1 + now.saturating_sub(self.next_tick.get()) / self.period;

@@ -130,7 +130,9 @@ fn run_queued<A: Arch>(cpu: &Cpu<A>, wq: &Workqueue<A>) -> bool {
         // (set_work_pool_and_clear_pending()); meets queue_work().
         w.pending.swap(0, Full);
         // SAFETY: the word was made from a WorkFn in Work::new().
-        let f = unsafe { std::mem::transmute::<usize, WorkFn<A>>(w.func.load(Relaxed)) };
+        let f = unsafe {
+            std::mem::transmute::<*const (), WorkFn<A>>(std::ptr::with_exposed_provenance(w.func.load(Relaxed)))
+        };
         // SAFETY: the contract of WorkFn.
         unsafe { f(cpu, at.as_ptr()) };
     }

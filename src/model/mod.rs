@@ -12,6 +12,7 @@ mod faulty;
 mod grace_period;
 mod litmus;
 mod mutex;
+mod osq_lock;
 mod rcu_barrier;
 mod rcu_polled;
 mod rcuwait;
@@ -20,6 +21,7 @@ mod rwsem;
 mod seqcount;
 mod slab_record;
 mod spinlock;
+mod vm_refcnt;
 mod vma_lock;
 
 pub use faulty::{Fault, Faulty};

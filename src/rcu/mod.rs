@@ -29,6 +29,8 @@ pub mod rcu_seq;
 #[cfg(test)]
 mod script;
 #[cfg(test)]
+mod sim_limits;
+#[cfg(test)]
 mod sim_tests;
 #[cfg(test)]
 mod torture;
@@ -140,6 +142,8 @@ impl QsPolicy {
 pub struct RcuConfig {
     /// Ticks a second (`CONFIG_HZ`).
     pub hz: u32,
+    /// `skew_tick=1`: ticks of different CPUs fall at different times.
+    pub skew_tick: bool,
     /// What a tick is worth.
     pub qs_policy: QsPolicy,
     /// `CONFIG_RCU_FANOUT`
@@ -176,6 +180,7 @@ impl Default for RcuConfig {
     fn default() -> Self {
         RcuConfig {
             hz: 250,
+            skew_tick: false,
             qs_policy: QsPolicy::PREEMPT_ZERO,
             fanout: 64,
             fanout_leaf: 16,

@@ -148,6 +148,9 @@ impl<A: Arch> RcuState<A> {
             call_function: hook_call_function::<A>,
         }));
         self.tracers.this(cpu).restart(cpu, &rdp.mark);
+        if self.config.skew_tick {
+            cpu.tick.set_skew(cpu.id, self.nr_cpus);
+        }
         cpu.tick.start(A::now());
         rdp.remote.watching.eqs_exit();
     }

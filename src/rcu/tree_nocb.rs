@@ -44,7 +44,7 @@ const RCU_NOCB_WAKE_NOT: u32 = 0;
 const RCU_NOCB_WAKE_BYPASS: u32 = 1;
 const RCU_NOCB_WAKE_LAZY: u32 = 2;
 const RCU_NOCB_WAKE: u32 = 3;
-const RCU_NOCB_WAKE_FORCE: u32 = 4;
+pub(super) const RCU_NOCB_WAKE_FORCE: u32 = 4;
 
 /// The part of `rcu_data` that offloading needs, on lines of its own.
 #[repr(C, align(64))]
@@ -151,6 +151,12 @@ impl<A: Arch> NocbGp<A> {
             stop.store(1, Release);
             wake(t);
         }
+    }
+
+    /// Why rcuog shall be woken later, and in which jiffy.
+    #[cfg(test)]
+    pub fn deferred(&self) -> (u32, u64) {
+        (self.defer_wakeup.load(Relaxed), self.timer.load(Relaxed))
     }
 
     /// A grace period ended.

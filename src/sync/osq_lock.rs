@@ -90,12 +90,39 @@ pub fn osq_lock<A: Arch>(cpu: &Cpu<A>, lock: &OptimisticSpinQueue<A>) -> bool {
     osq_lock_unless(cpu, lock, || need_resched(cpu))
 }
 
+/// A step of leaving the queue that is done wrong on purpose, for the model checker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Twin {
+    /// As it should be.
+    None,
+    /// Without step A: the predecessor may leave at the same time.
+    #[cfg(test)]
+    SkipA,
+    /// Step B frees the lock in place of making the predecessor the tail.
+    #[cfg(test)]
+    ClearTail,
+    /// Step C does not tell the successor who its predecessor is now.
+    #[cfg(test)]
+    ForgetPrev,
+}
+
 /// [`osq_lock`] with the reason for leaving as a parameter, so that tests can leave at any moment.
 #[inline(always)]
-pub(super) fn osq_lock_unless<A: Arch>(
+pub(crate) fn osq_lock_unless<A: Arch>(
+    cpu: &Cpu<A>,
+    lock: &OptimisticSpinQueue<A>,
+    cancel: impl FnMut() -> bool,
+) -> bool {
+    osq_lock_twin(cpu, lock, cancel, Twin::None)
+}
+
+/// [`osq_lock_unless`] with a step that may be wrong.
+#[inline(always)]
+pub(crate) fn osq_lock_twin<A: Arch>(
     cpu: &Cpu<A>,
     lock: &OptimisticSpinQueue<A>,
     mut cancel: impl FnMut() -> bool,
+    twin: Twin,
 ) -> bool {
     if cpu.lock_nodes.is_empty() {
         // A CPU of a small test, without nodes: nobody spins.
@@ -132,6 +159,10 @@ pub(super) fn osq_lock_unless<A: Arch>(
 
     // Step A: the predecessor certain. Taking this node out of its `next` keeps it from leaving.
     loop {
+        #[cfg(test)]
+        if twin == Twin::SkipA {
+            break;
+        }
         // ORDER: full; meets the exchange in osq_unlock() and osq_wait_next().
         if prev.next.load(Relaxed) == ptr(me) && prev.next.cmpxchg(ptr(me), null_mut(), Full).is_ok() {
             break;
@@ -148,11 +179,20 @@ pub(super) fn osq_lock_unless<A: Arch>(
         smp_rmb::<A>();
     }
     // Step B: the successor certain, or none.
-    let Some(next) = osq_wait_next(cpu, lock, me, prev.cpu.load(Relaxed)) else {
+    let old_cpu = prev.cpu.load(Relaxed);
+    #[cfg(test)]
+    let old_cpu = if twin == Twin::ClearTail { OSQ_UNLOCKED_VAL } else { old_cpu };
+    let Some(next) = osq_wait_next(cpu, lock, me, old_cpu) else {
         return false;
     };
     // Step C: out. The predecessor waits for its `next`, the successor in its step A for its `prev`.
-    next.prev.store(ptr(prev), Relaxed);
+    #[cfg(test)]
+    let tell = twin != Twin::ForgetPrev;
+    #[cfg(not(test))]
+    let tell = twin == Twin::None;
+    if tell {
+        next.prev.store(ptr(prev), Relaxed);
+    }
     prev.next.store(ptr(next), Relaxed);
     false
 }

@@ -56,6 +56,18 @@ pub fn config(slab: Allocator) -> KernelConfig {
     c
 }
 
+/// Shuts a kernel of one CPU down: nothing may be left, nothing may have warned.
+pub fn close_the_books<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>) {
+    let left = shutdown(cpu, k);
+    assert!(left.is_clean(), "{left:?}");
+    let n = |e| cpu.counters.get(e);
+    assert_eq!(n(VmEvent::Warn), 0, "warnings");
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree), "VMAs left");
+    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaReclaim), "VMAs still with RCU");
+    assert_eq!(n(VmEvent::AnonVmaAlloc), n(VmEvent::AnonVmaFree), "anon_vmas left");
+    assert_eq!(n(VmEvent::AnonVmaChainAlloc), n(VmEvent::AnonVmaChainFree), "chain links left");
+}
+
 /// Runs `f` on a fresh kernel and mm of build `K` on one CPU, then checks that everything balances and nothing is left.
 pub fn with_mm<K: Kconfig<A = Native>>(slab: Allocator, f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
     with_config(&config(slab), f);
@@ -77,14 +89,8 @@ pub fn with_config<K: Kconfig<A = Native>>(config: &KernelConfig, f: impl FnOnce
     f(&cpu, &k, mm);
     check_tree(&cpu, &k, mm);
     mmput(&cpu, &k, mm);
-    let left = shutdown(&cpu, &k);
-    assert!(left.is_clean(), "{left:?}");
+    close_the_books(&cpu, &k);
     let n = |e| cpu.counters.get(e);
-    assert_eq!(n(VmEvent::Warn), 0, "warnings");
-    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree), "VMAs left");
-    assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaReclaim), "VMAs still with RCU");
-    assert_eq!(n(VmEvent::AnonVmaAlloc), n(VmEvent::AnonVmaFree), "anon_vmas left");
-    assert_eq!(n(VmEvent::AnonVmaChainAlloc), n(VmEvent::AnonVmaChainFree), "chain links left");
     assert_eq!(
         n(VmEvent::Pgfault),
         n(VmEvent::VmaLockSuccess) + n(VmEvent::VmaLockRetry) + n(VmEvent::VmaLockAbort),

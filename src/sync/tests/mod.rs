@@ -15,13 +15,13 @@
 //! | L7 | fast path and stealing | `rwsem_queue::the_fast_path_*`, every state of the bits |
 //! | L8 | no lost wake-up | `sleeps`, with delays around each full barrier; that a missing one is noticed: `model/rcuwait.rs`, `model/rwsem.rs` |
 //! | L9 | queued spinlock | `qspinlock`, `model/spinlock.rs` |
-//! | L10 | OSQ cancelled | `osq_lock`, real threads; in the model checker: not yet |
+//! | L10 | OSQ cancelled | `osq_lock`, real threads; `model/osq_lock.rs`, each step of leaving with a twin |
 //! | L11 | seqcount | `sync/seqlock.rs`, `model/seqcount.rs` |
 //! | L12 | refcount | `sync/refcount.rs`, `model/refcount.rs` |
-//! | L13, L14 | `vm_refcnt`, reuse | `model/vma_lock.rs`, `mm/tests/stress.rs`; legal values after each step: no test yet |
+//! | L13, L14 | `vm_refcnt`, reuse | `model/vm_refcnt.rs`: each value, each step, each reason to fall back; `model/vma_lock.rs`, `mm/tests/stress.rs` |
 //! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; `mm/tests/mmap.rs` for faults across it and the hole of 2^31 sections |
-//! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, rwsem, mutex, spinlock, grace_period |
-//! | L17 | interpreter, thread sanitizer | none: both need a nightly toolchain, which the build must not depend on. In their place the models check every [`Plain`](crate::arch::Plain) word for races, and the full-word spinlock that an interpreter would need runs in `qspinlock` |
+//! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, vm_refcnt, osq_lock, rwsem, mutex, spinlock, grace_period |
+//! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory under Miri, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`). The models check every [`Plain`] word of what they run. Thread sanitizer: none |
 //! | L18 | locked instructions of the fast paths | `tests/codegen.rs` |
 //! | L19 | cost | `benches/primitives.rs`: ratios, not gated |
 //! | L20 | layout | const assertions beside each struct |
@@ -35,7 +35,7 @@ mod rwsem_queue;
 mod sleeps;
 mod starvation;
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Native, Plain};
 use crate::cpu::Cpu;
 use crate::cpu::testing::{CpuSet, for_test_set};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -87,12 +87,24 @@ fn eventually(what: &str, cond: impl Fn() -> bool) {
 }
 
 /// The witness: who is inside. Its words are not the lock's, and std's on purpose.
-#[derive(Default)]
 struct Inside {
     writer: AtomicBool,
     readers: AtomicI64,
     /// Written by writers only, in two halves that agree outside.
     halves: [AtomicI64; 2],
+    /// Written by writers, read by readers: nothing but the lock orders it, which Miri and the thread sanitizer check.
+    protected: Plain<Native, u64>,
+}
+
+impl Default for Inside {
+    fn default() -> Self {
+        Inside {
+            writer: AtomicBool::new(false),
+            readers: AtomicI64::new(0),
+            halves: Default::default(),
+            protected: Plain::new(0),
+        }
+    }
 }
 
 impl Inside {
@@ -102,6 +114,7 @@ impl Inside {
         let v = self.halves[0].load(Ordering::Relaxed);
         assert_eq!(v, self.halves[1].load(Ordering::Relaxed), "a writer saw half of another's work");
         self.halves[0].store(v + 1, Ordering::Relaxed);
+        self.protected.set(self.protected.get() + 1);
         hold(cpu);
         self.halves[1].store(v + 1, Ordering::Relaxed);
         assert!(self.writer.swap(false, Ordering::Relaxed));
@@ -110,7 +123,9 @@ impl Inside {
         self.readers.fetch_add(1, Ordering::Relaxed);
         assert!(!self.writer.load(Ordering::Relaxed), "a reader beside a writer");
         let v = self.halves[0].load(Ordering::Relaxed);
+        let protected = self.protected.get();
         hold(cpu);
+        assert_eq!(protected, self.protected.get(), "a writer beside a reader");
         assert_eq!(v, self.halves[1].load(Ordering::Relaxed), "a reader saw half of a writer's work");
         self.readers.fetch_sub(1, Ordering::Relaxed);
     }
@@ -131,7 +146,7 @@ fn hold<A: Arch>(cpu: &Cpu<A>) {
 /// The facade adds nothing to a word; that it adds no instruction either is measured by `benches/primitives.rs`.
 #[test]
 fn native_words_are_the_words_themselves() {
-    use crate::arch::{Atomic, Native, Plain};
+    use crate::arch::Atomic;
     use crate::sync::{RawSpinLock, Rcuwait, Refcount, RwSemaphore, Seqcount};
     use std::mem::{align_of, size_of};
     use std::sync::atomic::{AtomicU32, AtomicU64};
