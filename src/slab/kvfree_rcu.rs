@@ -24,7 +24,8 @@ use super::kvfree_def::{
 };
 use super::page_alloc::{alloc_page, free_page};
 use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, kfree_rcu_sheaf};
-use super::slub::{kfree, kmem_cache_free_bulk};
+use super::slub::kfree;
+use super::slub_bulk::kmem_cache_free_bulk;
 use super::slub_def::{KmemCache, virt_to_slab};
 use super::{Allocator, PageAllocator, SlabState};
 use crate::arch::arena::{KRef, PAGE_SIZE};

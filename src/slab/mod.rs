@@ -44,6 +44,7 @@ mod sheaf_tests;
 mod sim_torture;
 pub mod slab_common;
 pub mod slub;
+mod slub_bulk;
 pub mod slub_def;
 pub mod slub_sheaves;
 pub mod stat;
@@ -66,10 +67,8 @@ pub use slab_common::{
     __kmem_cache_create_args, KmemCacheArgs, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_NO_SHEAVES, SLAB_PANIC,
     SLAB_TYPESAFE_BY_RCU, kmalloc_cache_create, kmem_cache_create, kmem_cache_destroy, kmem_cache_shrink,
 };
-pub use slub::{
-    flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_node,
-    kmem_cache_free, kmem_cache_free_bulk,
-};
+pub use slub::{flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_node, kmem_cache_free};
+pub use slub_bulk::{kmem_cache_alloc_bulk, kmem_cache_free_bulk};
 pub use slub_def::{KmemCache, Slab};
 pub use stat::StatItem;
 

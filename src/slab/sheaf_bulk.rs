@@ -16,7 +16,7 @@ use super::sheaf::{
     __kmem_cache_free_bulk, PCS_BATCH_MAX, SlabSheaf, alloc_empty_sheaf, free_empty_sheaf, refill_sheaf,
     sheaf_flush_unused,
 };
-use super::slub::ObjectArray;
+use super::slub_bulk::ObjectArray;
 use super::slub_def::{KmemCache, virt_to_slab};
 use super::slub_sheaves::refill_objects;
 use super::stat::StatItem;

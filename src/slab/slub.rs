@@ -26,9 +26,7 @@
 //! does not.
 
 use super::SLAB_TYPESAFE_BY_RCU;
-use super::hooks::{
-    slab_alloc_hooked, slab_free_hook, slab_free_hooked, slab_post_alloc_hook, slab_pre_alloc_hook, uncharge,
-};
+use super::hooks::{slab_alloc_hooked, slab_free_hooked};
 use super::memcg::free_slab_obj_exts;
 use super::page_alloc::{
     NUMA_NO_NODE, PG_NONE, PG_SLAB, Page, alloc_pages_node, destroy_compound_page, free_pages, prep_compound_page,
@@ -37,7 +35,6 @@ use super::page_alloc::{
 use super::record::{Freed, Record, push_chain, take_freelist};
 use super::reuse::{reuse_alloc, reuse_free};
 use super::sheaf::{pcs_flush_all, slab_alloc_sheaves, slab_free_sheaves};
-use super::sheaf_bulk::{alloc_bulk_sheaves, free_to_pcs_bulk};
 use super::slub_def::{KmemCache, KmemCacheCpu, KmemCacheNode, Slab, SlabCounters, TID_STEP, virt_to_slab, wrong_slab};
 use super::stat::StatItem;
 use crate::arch::arena::PAGE_SIZE;
@@ -140,7 +137,7 @@ fn slab_alloc_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCach
 /// `___slab_alloc()`: 0 when out of memory.
 #[cold]
 #[inline(never)]
-fn ___slab_alloc<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, c: &KmemCacheCpu<A>) -> usize {
+pub(super) fn ___slab_alloc<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, node: u32, c: &KmemCacheCpu<A>) -> usize {
     c.stat(StatItem::AllocSlowpath);
 
     let slab = c.slab.load(Relaxed);
@@ -521,7 +518,7 @@ pub unsafe fn kfree<A: Hardware>(cpu: &Cpu<A>, p: *mut u8) {
 /// # Safety
 /// The objects are allocated, of this slab of `s`, linked in order up to `tail`, and nobody else's. `c` is this CPU's.
 #[inline(always)]
-unsafe fn do_slab_free<A: Hardware>(
+pub(super) unsafe fn do_slab_free<A: Hardware>(
     cpu: &Cpu<A>,
     s: &KmemCache<A>,
     c: &KmemCacheCpu<A>,
@@ -810,143 +807,6 @@ unsafe fn flush_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, c: &KmemCacheC
     if !partial.is_null() {
         __put_partials(cpu, s, partial);
     }
-}
-
-/// `kmem_cache_alloc_bulk()`: fills `p` and returns its length, or frees what it got and returns 0.
-pub fn kmem_cache_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
-    if s.alloc_hooks && !slab_pre_alloc_hook(cpu, s) {
-        return 0;
-    }
-    let got = if s.cpu_sheaves { alloc_bulk_sheaves(cpu, s, p) } else { alloc_bulk_cpu_slab(cpu, s, p) };
-    if s.alloc_hooks {
-        p[..got].iter().for_each(|&o| slab_post_alloc_hook(cpu, s, o));
-    }
-    got
-}
-
-/// The 6.12 half of [`kmem_cache_alloc_bulk`].
-fn alloc_bulk_cpu_slab<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) -> usize {
-    let c = s.this_cpu(cpu);
-    for i in 0..p.len() {
-        let object = c.freelist.load(Relaxed);
-        if object != 0 {
-            // SAFETY: first of this CPU's freelist. Plain stores: the kernel disables interrupts here.
-            c.freelist.store(unsafe { s.get_freepointer(object) }, Relaxed);
-            p[i] = object as *mut u8;
-            c.stat(StatItem::AllocFastpath);
-            reuse_alloc(c, object);
-            continue;
-        }
-        c.bump_tid();
-        p[i] = ___slab_alloc(cpu, s, NUMA_NO_NODE, c) as *mut u8;
-        if p[i].is_null() {
-            // SAFETY: allocated just now.
-            unsafe { kmem_cache_free_bulk(cpu, s, &mut p[..i]) };
-            return 0;
-        }
-        reuse_alloc(c, p[i] as usize);
-    }
-    c.bump_tid();
-    p.len()
-}
-
-/// `kmem_cache_free_bulk()`: frees all of `p`, objects of one slab with one call where they lie close in the array,
-/// whose order is lost.
-///
-/// # Safety
-/// As [`kmem_cache_free`] for each.
-pub unsafe fn kmem_cache_free_bulk<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, p: &mut [*mut u8]) {
-    p.iter().for_each(|&o| reuse_free(s.this_cpu(cpu), o as usize));
-    if s.free_hooks {
-        for &o in p.iter() {
-            slab_free_hook(s, o);
-            // SAFETY: the caller's, or checked.
-            uncharge(cpu, s, unsafe { &*virt_to_slab::<A>(o) }, o as usize);
-        }
-    }
-    if s.cpu_sheaves {
-        // SAFETY: the caller's.
-        return unsafe { free_to_pcs_bulk(cpu, s, p) };
-    }
-    let mut size = p.len();
-    while size != 0 {
-        // SAFETY: the caller's; then a chain of one slab, linked just now.
-        unsafe {
-            let df = build_detached_freelist(s, p, size);
-            do_slab_free(cpu, s, s.this_cpu(cpu), &*df.slab, df.freelist, df.tail, df.cnt);
-            size = df.left;
-        }
-    }
-}
-
-/// An array of objects to be freed: a caller's, or a sheaf's.
-pub(super) trait ObjectArray {
-    fn at(&self, i: usize) -> usize;
-    fn exchange(&mut self, i: usize, j: usize);
-}
-
-impl ObjectArray for [*mut u8] {
-    #[inline(always)]
-    fn at(&self, i: usize) -> usize {
-        self[i] as usize
-    }
-    #[inline(always)]
-    fn exchange(&mut self, i: usize, j: usize) {
-        self.swap(i, j);
-    }
-}
-
-/// `struct detached_freelist`
-pub(super) struct DetachedFreelist<A: Hardware> {
-    pub(super) slab: *mut Slab<A>,
-    pub(super) freelist: usize,
-    pub(super) tail: usize,
-    pub(super) cnt: u32,
-    /// Objects of the array that are still to be freed: its first ones.
-    pub(super) left: usize,
-}
-
-/// `build_detached_freelist()`: links the objects of one slab among the last of the first `size` of `p`.
-///
-/// # Safety
-/// As [`kmem_cache_free_bulk`]; `size` is not 0 and not beyond the array.
-#[inline(always)]
-pub(super) unsafe fn build_detached_freelist<A: Hardware>(
-    s: &KmemCache<A>,
-    p: &mut (impl ObjectArray + ?Sized),
-    size: usize,
-) -> DetachedFreelist<A> {
-    let mut size = size - 1;
-    let tail = p.at(size);
-    // SAFETY: the caller's, here and below.
-    let slab = unsafe { &*virt_to_slab::<A>(tail as *const u8) };
-    if s.hardened && slab.slab_cache.load(Relaxed).cast_const() != from_ref(s) {
-        wrong_slab(tail, s.name);
-    }
-    let (mut head, mut cnt, mut same, mut lookahead) = (tail, 1, size, 3);
-    // SAFETY: as above.
-    unsafe { s.set_freepointer(tail, 0) };
-    while size != 0 {
-        size -= 1;
-        let object = p.at(size);
-        // SAFETY: as above.
-        if std::ptr::eq(unsafe { virt_to_slab::<A>(object as *const u8) }, slab) {
-            // SAFETY: as above.
-            unsafe { s.set_freepointer(object, head) };
-            head = object;
-            cnt += 1;
-            same -= 1;
-            if size != same {
-                p.exchange(size, same);
-            }
-            continue;
-        }
-        lookahead -= 1;
-        if lookahead == 0 {
-            break;
-        }
-    }
-    DetachedFreelist { slab: from_ref(slab).cast_mut(), freelist: head, tail, cnt, left: same }
 }
 
 /// Whether `flags` delay the pages of emptied slabs.
