@@ -9,8 +9,9 @@ use crate::mm::mm_types::{
     VM_DONTCOPY, VM_DONTDUMP, VM_DROPPABLE, VM_HUGEPAGE, VM_IO, VM_LOCKED, VM_MAYBE_GUARD, VM_MERGEABLE, VM_NOHUGEPAGE,
     VM_PFNMAP, VM_RAND_READ, VM_SEALED, VM_SEQ_READ, VM_WIPEONFORK,
 };
+use crate::mm::mmap::{MAP_FIXED, MAP_PRIVATE, MAP_SHARED};
 use crate::mm::pgtable::{PAGE_DIRTY, PTE_MARKER_GUARD};
-use crate::mm::{FaultError, MmRules, vm_mmap, vm_munmap};
+use crate::mm::{FaultError, FileSpec, MmRules, MmapArgs, do_mmap, file_open, fput, vm_mmap, vm_munmap};
 
 on_every_variant! {
     fn each_advice_sets_its_flags = flags;
@@ -25,6 +26,7 @@ on_every_variant! {
     fn guards_survive_what_they_should = guards_survive;
     fn a_seal_forbids_to_discard = sealed;
     fn names_keep_vmas_apart = names;
+    fn files_are_advised_differently = files;
 }
 
 fn map<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p: u64, n: u64, flags: u64) {
@@ -342,5 +344,47 @@ fn names<K: Kconfig<A = Native>>(slab: Allocator) {
         assert_eq!(name(4, 4, 7), Err(Errno::ENOMEM));
         assert_eq!(vma_at(cpu, k, mm, 5).anon_name().load(Relaxed), 7);
         assert_eq!(madvise_set_anon_name(cpu, k, mm, BASE + 1, P, 7), Err(Errno::EINVAL));
+    });
+}
+
+fn files<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
+        let file = file_open(cpu, k, &FileSpec::regular(8 * P, 7)).unwrap();
+        let args = |at: u64, prot, flags| MmapArgs {
+            addr: BASE + at * P,
+            len: 4 * P,
+            prot,
+            flags: flags | MAP_FIXED,
+            file: Some(file),
+            offset: 4 * P,
+        };
+        do_mmap(cpu, k, mm, &args(0, 3, MAP_SHARED)).unwrap();
+        do_mmap(cpu, k, mm, &args(10, 3, MAP_PRIVATE)).unwrap();
+        for p in [0, 1, 3, 11] {
+            write(cpu, k, mm, p);
+            bytes::<K>(mm, p).unwrap()[5] = 9;
+        }
+        let byte = |p: u64| bytes::<K>(mm, p).unwrap()[5];
+        // A private page of a private mapping is lost; what is shared comes back.
+        advise(cpu, k, mm, 0, 4, MADV_DONTNEED).unwrap();
+        advise(cpu, k, mm, 10, 4, MADV_DONTNEED).unwrap();
+        for p in [1, 11] {
+            do_user_addr_fault(cpu, k, mm, BASE + p * P, false).unwrap();
+        }
+        assert_eq!((byte(1), byte(11)), (9, 9), "the file's page, which the other mapping wrote");
+        assert_eq!(advise(cpu, k, mm, 10, 4, MADV_REMOVE), Err(Errno::EACCES), "not shared");
+        assert_eq!(advise(cpu, k, mm, 1, 1, MADV_REMOVE), Ok(()));
+        for p in [0, 3] {
+            do_user_addr_fault(cpu, k, mm, BASE + p * P, false).unwrap();
+        }
+        assert_eq!([0, 1, 3].map(byte), [9, 0, 9], "a hole of one page");
+        assert_eq!(advise(cpu, k, mm, 0, 4, MADV_FREE), Err(Errno::EINVAL), "anonymous memory only");
+        assert_eq!(advise(cpu, k, mm, 0, 4, MADV_WIPEONFORK), Err(Errno::EINVAL));
+        assert_eq!(madvise_set_anon_name(cpu, k, mm, BASE, P, 1), Err(Errno::EBADF));
+        assert_eq!(advise(cpu, k, mm, 0, 4, MADV_MERGEABLE), Ok(()));
+        assert_eq!(flags_at(cpu, k, mm, 0) & VM_MERGEABLE, 0, "shared: ignored");
+        assert_eq!(taken(cpu, || advise(cpu, k, mm, 0, 4, MADV_WILLNEED).unwrap()), (2, 0), "dropped and taken again");
+        assert_eq!(taken(cpu, || advise(cpu, k, mm, 0, 4, MADV_REMOVE).unwrap()), (2, 0));
+        fput(cpu, k, file);
     });
 }

@@ -5,10 +5,13 @@
 use super::*;
 use crate::cpu::Errno;
 use crate::mm::mm_types::{VM_ACCOUNT, VM_EXEC, VM_LOCKED, VM_MAYWRITE, VM_NORESERVE, VM_SEALED};
+use crate::mm::mmap::{MAP_FIXED, MAP_SHARED};
 use crate::mm::mprotect::{PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM};
 use crate::mm::pgtable::{PAGE_DIRTY, PAGE_USER};
 use crate::mm::vma::vma_lookup;
-use crate::mm::{FaultError, sys_mprotect, vm_mmap, vm_munmap};
+use crate::mm::{
+    FaultError, FileKind, FileSpec, MmapArgs, do_mmap, dup_mm, file_open, fput, sys_mprotect, vm_mmap, vm_munmap,
+};
 
 on_every_variant! {
     fn mprotect_allocates_and_frees_as_the_kernel = golden_rows;
@@ -22,6 +25,8 @@ on_every_variant! {
     fn the_zero_page_is_never_writable = zero_page;
     fn a_thread_stack_splits_in_two_places = thread_stacks;
     fn locked_memory_that_becomes_writable_is_there = locked;
+    fn what_a_child_has_too_is_not_writable_without_a_fault = after_fork;
+    fn shared_pages_are_writable_once_dirty = shared;
 }
 
 const R: u32 = 1;
@@ -267,5 +272,61 @@ fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
         protect(cpu, k, mm, 1, 2, 3).unwrap();
         let writable = |p: u64| pte_lookup::<K>(mm, BASE + p * P) & PAGE_RW != 0;
         assert_eq!([0, 1, 2, 3].map(writable), [false, true, true, false]);
+    });
+}
+
+fn after_fork<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
+        map(cpu, k, mm, 0, 2, RW);
+        for p in [0, 1] {
+            write(cpu, k, mm, p);
+            bytes::<K>(mm, p).unwrap()[0] = 5;
+        }
+        let child = dup_mm(cpu, k, mm).unwrap();
+        let writable = |mm, p: u64| pte_lookup::<K>(mm, BASE + p * P) & PAGE_RW != 0;
+        for m in [mm, child] {
+            protect(cpu, k, m, 0, 2, R).unwrap();
+            protect(cpu, k, m, 0, 2, 3).unwrap();
+            assert!(!writable(m, 0) && !writable(m, 1));
+        }
+        write(cpu, k, mm, 0);
+        bytes::<K>(mm, 0).unwrap()[0] = 6;
+        assert_eq!((bytes::<K>(mm, 0).unwrap()[0], bytes::<K>(child, 0).unwrap()[0]), (6, 5));
+        mmput(cpu, k, child);
+        // Alone again, but it takes a write fault to find that out.
+        protect(cpu, k, mm, 0, 2, R).unwrap();
+        protect(cpu, k, mm, 0, 2, 3).unwrap();
+        assert!(writable(mm, 0) && !writable(mm, 1));
+        write(cpu, k, mm, 1);
+        protect(cpu, k, mm, 0, 2, R).unwrap();
+        protect(cpu, k, mm, 0, 2, 3).unwrap();
+        assert!(writable(mm, 1));
+        assert_eq!(bytes::<K>(mm, 1).unwrap()[0], 5);
+    });
+}
+
+fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
+    with_mm::<K>(slab, |cpu, k, mm| {
+        let writable = |p: u64| pte_lookup::<K>(mm, BASE + p * P) & PAGE_RW != 0;
+        for (kind, at_once) in [(FileKind::Memfd, true), (FileKind::Regular, false)] {
+            let file = file_open(cpu, k, &FileSpec { kind, ..FileSpec::memfd(4 * P) }).unwrap();
+            let args = MmapArgs {
+                addr: BASE,
+                len: 4 * P,
+                prot: 3,
+                flags: MAP_SHARED | MAP_FIXED,
+                file: Some(file),
+                offset: 0,
+            };
+            do_mmap(cpu, k, mm, &args).unwrap();
+            write(cpu, k, mm, 1);
+            do_user_addr_fault(cpu, k, mm, BASE + 2 * P, false).unwrap();
+            protect(cpu, k, mm, 0, 4, R).unwrap();
+            assert!(!writable(1) && !writable(2));
+            protect(cpu, k, mm, 0, 4, 3).unwrap();
+            assert_eq!((writable(1), writable(2)), (true, at_once), "{kind:?}: who wants to hear of first writes does");
+            vm_munmap(cpu, k, mm, BASE, 4 * P).unwrap();
+            fput(cpu, k, file);
+        }
     });
 }

@@ -439,11 +439,14 @@ fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
+/// A call whose result is looked at.
+type Asked<'a, K> = &'a dyn Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>) -> Result<u64, Errno>;
+
 fn limits<K: Kconfig<A = Native>>(slab: Allocator) {
     const MAX: i32 = 12;
     for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
         // What each call says with `count` VMAs.
-        let with = |count: u64, call: &dyn Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>) -> Result<u64, Errno>| {
+        let with = |count: u64, call: Asked<'_, K>| {
             let mut r = Ok(0);
             with_config::<K>(&KernelConfig { rules, max_map_count: MAX, ..config(slab) }, |cpu, k, mm| {
                 map(cpu, k, mm, 0, 3, RW);
@@ -454,9 +457,7 @@ fn limits<K: Kconfig<A = Native>>(slab: Allocator) {
             r.is_ok()
         };
         let at_entry = rules.mremap_limit_at_entry;
-        let last = |call: &dyn Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>) -> Result<u64, Errno>| {
-            (4..=MAX as u64).filter(|&c| with(c, call)).max()
-        };
+        let last = |call: Asked<'_, K>| (4..=MAX as u64).filter(|&c| with(c, call)).max();
         let max = MAX as u64;
         // In place, the same size, smaller: only 7.3 looks.
         let never = Some(if at_entry { max - 4 } else { max });
