@@ -126,8 +126,8 @@ fn against_a_table<K: Kconfig<A = Native>>(slab: Allocator) {
                     let r = modify(cpu, k, mm, (at, len), change);
                     let hole = range.clone().find(|i| table[*i] == Page::default());
                     assert_eq!(r.is_err(), hole.is_some(), "round {round}");
-                    for i in range.start..hole.unwrap_or(range.end) {
-                        table[i].flags = change(table[i].flags);
+                    for page in &mut table[range.start..hole.unwrap_or(range.end)] {
+                        page.flags = change(page.flags);
                     }
                 }
                 _ => {
