@@ -111,6 +111,8 @@ pub struct Gen {
     stacks: bool,
     droppable: bool,
     depth: usize,
+    /// Moves made: from, bytes, to. Some are made back, because what comes home may merge again.
+    moves: Vec<(u64, u64, u64)>,
 }
 
 impl Gen {
@@ -146,11 +148,9 @@ impl Gen {
         if !has(Feature::Mseal) || rng.percent(50) {
             off(&[Kind::Mseal]);
         }
-        if !has(Feature::Fork) {
+        // A fork at the limit would copy all that fills the address space.
+        if !has(Feature::Fork) || room.is_some() {
             off(&[Kind::Fork, Kind::Exit]);
-        }
-        if room.is_some() {
-            weights[Kind::Fork as usize] /= 4;
         }
         // Few combinations, so that ranges meet their like.
         let all_prots = [3, 3, 3, 1, 1, 0, 0, 5, 7, 2];
@@ -178,7 +178,7 @@ impl Gen {
             advice.retain(|a| *a != libc::MADV_PAGEOUT);
             advice.push(libc::MADV_DONTNEED);
         }
-        Gen { rng, setup, weights, prots, extras, advice, files, stacks, droppable, depth: 1 }
+        Gen { rng, setup, weights, prots, extras, advice, files, stacks, droppable, depth: 1, moves: Vec::new() }
     }
 
     /// How the round begins.
@@ -204,6 +204,9 @@ impl Gen {
                 match c {
                     Call::Fork => self.depth += 1,
                     Call::Exit => self.depth -= 1,
+                    Call::Mremap { addr, old_len, new_len, flags, new_addr } if flags & FIXED != 0 => {
+                        self.moves.push((addr, old_len.min(new_len), new_addr));
+                    }
                     _ => {}
                 }
                 return c;
@@ -419,6 +422,12 @@ impl Gen {
     }
 
     fn mremap(&mut self, view: &[VmaInfo], odd: bool) -> Call {
+        if !odd && !self.moves.is_empty() && self.rng.percent(25) {
+            let last = self.moves.len() - 1;
+            let back = last - (self.rng.below(4) as usize).min(last);
+            let (from, len, to) = self.moves[back];
+            return Call::Mremap { addr: to, old_len: len, new_len: len, flags: MAYMOVE | FIXED, new_addr: from };
+        }
         let (addr, old_len) = self.range(view, odd);
         let (mut new_addr, other) = self.range(view, false);
         let room = self.setup.end().saturating_sub(addr);

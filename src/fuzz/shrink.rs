@@ -3,14 +3,17 @@
 //! what remains plain.
 //!
 //! Any difference counts, not only the first one seen: a smaller case of another rule is as welcome. Each try is a fresh
-//! round on both sides.
+//! round on both sides; after some thousand tries or most of a minute the smallest so far is given.
 
 use super::backend::{Backend, Look, PAGE, Stop, WINDOW};
 use super::driver::{Difference, differs};
 use crate::mm::Call;
+use std::time::{Duration, Instant};
 
 /// Tries in all: enough for a few hundred calls, and a bound where each try is dear.
 const TRIES: u32 = 4000;
+/// And seconds.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The smallest case found that still differs.
 ///
@@ -24,6 +27,7 @@ pub fn shrink(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<(Difference, Look), Stop> {
     let mut tries = 0;
+    let begin = Instant::now();
     // Looking at everything after every call shows a difference as early as it is there.
     let always = differs(&d.setup, &d.calls, &Look::ALWAYS, lead, other)?;
     let look = if always.is_some() { Look::ALWAYS } else { *look };
@@ -34,7 +38,7 @@ pub fn shrink(
     let mut setup = best.setup;
     let mut test = |calls: &[Call], setup: &super::Setup| -> Result<Option<usize>, Stop> {
         tries += 1;
-        if tries > TRIES || stop() { Ok(None) } else { differs(setup, calls, &look, lead, other) }
+        if tries > TRIES || begin.elapsed() > PATIENCE || stop() { Ok(None) } else { differs(setup, calls, &look, lead, other) }
     };
     for s in [super::Setup { room: None, ..setup }, super::Setup { heap: false, room: None, ..setup }] {
         if s != setup && test(&best.calls, &s)?.is_some() {
