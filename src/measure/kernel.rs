@@ -650,9 +650,11 @@ mod tests {
             // Type-stable objects come back at once on both sides.
             assert!(c.bins[0] + 1 >= c.allocs, "{name}: {c:?}");
             if fs::read_to_string("/sys/kernel/slab/vm_area_struct/destroy_by_rcu").is_ok_and(|t| t.trim() == "1") {
-                // Whoever else runs on the CPU is in these figures too.
+                // Whoever else runs on the CPU is in these figures too; what somebody forks meanwhile was never freed
+                // before, so only hand-outs of objects that were seen freed count.
                 let h = &seen.caches["vm_area_struct"];
-                assert!(h.bins[0] * 2 >= h.allocs, "{name}: {h:?}");
+                let again: u64 = h.bins.iter().sum();
+                assert!(again > 0 && h.bins[0] * 2 >= again, "{name}: {h:?}");
             }
         }
     }
