@@ -13,6 +13,7 @@
 //! A port's memory is gone before the kernel's turn, else fork would copy its page tables too; the child of the kernel's
 //! fork does get the rest of this process, a few dozen VMAs, and the time to wait for its end is counted.
 
+#[expect(dead_code, reason = "no two CPUs and no instruction counts here")]
 mod peers;
 
 use faultline::arch::Native;

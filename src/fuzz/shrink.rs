@@ -38,7 +38,11 @@ pub fn shrink(
     let mut setup = best.setup;
     let mut test = |calls: &[Call], setup: &super::Setup| -> Result<Option<usize>, Stop> {
         tries += 1;
-        if tries > TRIES || begin.elapsed() > PATIENCE || stop() { Ok(None) } else { differs(setup, calls, &look, lead, other) }
+        if tries > TRIES || begin.elapsed() > PATIENCE || stop() {
+            Ok(None)
+        } else {
+            differs(setup, calls, &look, lead, other)
+        }
     };
     for s in [super::Setup { room: None, ..setup }, super::Setup { heap: false, room: None, ..setup }] {
         if s != setup && test(&best.calls, &s)?.is_some() {
