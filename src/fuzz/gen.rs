@@ -37,7 +37,7 @@ impl Rng {
     }
     /// Below `n`, which is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.word()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.word()) * u128::from(n)) >> 64) as u64
     }
     /// True `n` times in a hundred.
     pub fn percent(&mut self, n: u64) -> bool {

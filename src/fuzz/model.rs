@@ -1070,7 +1070,7 @@ impl Thread<'_> {
 
     fn grow(&mut self, i: usize, addr: u64, old_len: u64, new_len: u64) -> Done {
         let v = self.p.vmas.list[i];
-        let (from, to) = (v.end, addr.checked_add(new_len).unwrap_or(u64::MAX));
+        let (from, to) = (v.end, addr.saturating_add(new_len));
         // Moving would need a place of the kernel's choice: nobody asks for it.
         if old_len != v.end - addr || to > TASK_SIZE || self.p.vmas.any(from, to) {
             return Err(Errno::ENOMEM);

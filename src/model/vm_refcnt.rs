@@ -355,7 +355,8 @@ fn to_another_mm(cpu: &C, s: &Shared) {
 fn each_value_and_each_step_of_the_count_is_legal() {
     let mut causes = BTreeSet::new();
     let mut values = BTreeSet::new();
-    let cases: [(u32, usize, fn(&C, &Shared)); 4] =
+    type Writer = fn(&C, &Shared);
+    let cases: [(u32, usize, Writer); 4] =
         [(1, 2, write_lock), (1, 2, moved), (1, 2, to_another_mm), (2, 2, Shared::detach_of)];
     for (readers, preemptions, writer) in cases {
         let met = all(readers, preemptions, writer);
@@ -410,7 +411,8 @@ fn hasty(cpu: &C, s: &Shared) {
 #[test]
 fn who_breaks_a_rule_is_caught() {
     type Reader = fn(&C, &Shared, &Met);
-    let cases: [(&str, Reader, fn(&C, &Shared), &str); 3] = [
+    type Writer = fn(&C, &Shared);
+    let cases: [(&str, Reader, Writer, &str); 3] = [
         ("a reader without a limit", unlimited, write_lock, "a reader went in at 0x4000000"),
         ("a writer that does not wait", read, impatient, "with readers inside"),
         ("a detach that does not wait", read, hasty, "detached at 0x1"),
