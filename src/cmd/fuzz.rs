@@ -6,7 +6,7 @@
 //! had, with the reason.
 
 use super::Failure;
-use crate::fuzz::backend::{Backend, Look, MAX_PAGES};
+use crate::fuzz::backend::{Backend, COUNTED, Look, MAX_PAGES};
 use crate::fuzz::driver::{self, Outcome, Tally};
 use crate::fuzz::kernel::Kernel;
 use crate::fuzz::model::Model;
@@ -60,6 +60,9 @@ pub struct Args {
     #[arg(long, default_value_t = Look::USUAL.bytes_every, value_name = "N", allow_negative_numbers = true)]
     #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
     bytes_every: u32,
+    /// Count for each call the objects that the kernel really allocates and frees, too (root; slow)
+    #[arg(long)]
+    objects: bool,
     /// The result as JSON
     #[arg(long)]
     json: bool,
@@ -114,6 +117,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         let names: Vec<_> = Feature::ALL.iter().map(|(_, n)| *n).collect();
         without.push(f.ok_or_else(|| Failure::Input(format!("--without {w}: accepted: {}", names.join(", "))))?);
     }
+    let stop = interrupt();
     let mut lead = backend(subject, &a.variant)?;
     let mut other = backend(against, &a.variant)?;
     let host = if against == Side::Kernel {
@@ -134,9 +138,28 @@ pub fn main(a: &Args) -> Result<(), Failure> {
             println!("host: {name}: {value}");
         }
     }
+    if a.objects {
+        if against != Side::Kernel || subject != Side::Port {
+            return Err(Failure::Input("--objects: only the port against the kernel has objects on both sides".into()));
+        }
+        let seen = probe::probe_objects(&mut *other).map_err(|e| Failure::Input(format!("--objects: {e}")))?;
+        features.counted = seen;
+        // Both would reach what the helper has outside the window.
+        features.remove(Feature::Mlockall);
+        features.remove(Feature::Room);
+        if !a.json {
+            for (i, (what, strict)) in COUNTED.iter().enumerate() {
+                let how = match (seen >> i & 1 == 1, strict) {
+                    (false, _) => "cannot be seen here",
+                    (true, true) => "compared",
+                    (true, false) => "counted",
+                };
+                println!("objects: {what}: {how}");
+            }
+        }
+    }
     let look = Look { flags_every: a.flags_every, bytes_every: a.bytes_every };
     let o = Options { ops: a.ops, seed: a.seed, rules: host.rules, features, look, pages: a.pages };
-    let stop = interrupt();
     let bar = progress(a.ops);
     let mut pulse = |done: u64| {
         bar.set_position(done);
@@ -164,7 +187,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         let line = json!({
             "kind": "fuzz", "against": a.against, "subject": a.subject, "variant": a.variant, "seed": a.seed,
             "operations": tally.ops, "rounds": tally.rounds, "per_second": tally.rate().round(),
-            "calls": calls_json(&tally), "host": seen, "difference": difference,
+            "calls": calls_json(&tally), "objects": objects_json(&tally), "host": seen, "difference": difference,
         });
         println!("{line}");
     } else {
@@ -211,10 +234,19 @@ fn calls_json(t: &Tally) -> Value {
     Value::Object(t.calls.iter().map(|(n, c)| ((*n).to_string(), one(c))).collect())
 }
 
+fn objects_json(t: &Tally) -> Value {
+    let one = |((call, what), (mine, theirs, differ)): (&(&str, &str), &(u64, u64, u64))| json!({"call": call, "what": what, "here": mine, "there": theirs, "calls_that_differ": differ});
+    Value::Array(t.counts.iter().map(one).collect())
+}
+
 fn print_tally(t: &Tally) {
     for (name, (ok, errors)) in &t.calls {
         let errors: Vec<_> = errors.iter().map(|(e, n)| format!("{} {n}", text::errno_name(*e))).collect();
         println!("{name:<12} {ok:>9} done   {}", errors.join(", "));
+    }
+    for ((call, what), (mine, theirs, differ)) in &t.counts {
+        let differ = if *differ == 0 { String::new() } else { format!(", not the same in {differ} calls") };
+        println!("{call:<12} {what}: {mine} here, {theirs} there{differ}");
     }
     println!("{} calls in {} rounds, {:.1} s, {:.0} calls a second", t.ops, t.rounds, t.ns as f64 / 1e9, t.rate());
 }

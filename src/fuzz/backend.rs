@@ -45,6 +45,8 @@ pub struct Setup {
     pub room: Option<u32>,
     /// Whether the heap begins inside the window, at three quarters of it.
     pub heap: bool,
+    /// Which of [`COUNTED`] are counted for each call, a bit each.
+    pub counted: u16,
 }
 
 impl Setup {
@@ -83,14 +85,41 @@ impl Look {
     }
 }
 
+/// What both a kernel's tracepoints and the port's counters count, and whether the two must be equal: how many tree
+/// nodes are asked for, and how often a lock is taken, differs between kernels that do the same.
+pub const COUNTED: [(&str, bool); 9] = [
+    ("VMAs allocated", true),
+    ("VMAs freed", true),
+    ("anon_vmas allocated", true),
+    ("anon_vmas freed", true),
+    ("chain links allocated", true),
+    ("chain links freed", true),
+    ("tree nodes allocated", false),
+    ("tree writes", false),
+    ("mmap_lock acquisitions", false),
+];
+/// Numbers, in the order of [`COUNTED`].
+pub type Counts = [u16; COUNTED.len()];
+
 /// The answer to a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Step {
     /// What the system call returned: negative is an errno.
     pub result: i64,
     /// Hash of what was looked at.
     pub hash: u64,
+    /// What the call cost, where it is counted; zero for a fork and an exit.
+    pub counts: Counts,
 }
+
+/// Equal in all that must be equal.
+impl PartialEq for Step {
+    fn eq(&self, other: &Step) -> bool {
+        let strict = |c: &Counts| -> Counts { std::array::from_fn(|i| if COUNTED[i].1 { c[i] } else { 0 }) };
+        self.result == other.result && self.hash == other.hash && strict(&self.counts) == strict(&other.counts)
+    }
+}
+impl Eq for Step {}
 
 /// Why a backend cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,9 @@
 //! The first side leads: the generator sees its maps. The other side gets the same calls in batches, so that a process
 //! switch is paid once in hundreds of calls; the comparison is by call all the same.
 
-use super::backend::{Backend, Look, Setup, Step, Stop, file_name};
+use super::backend::{Backend, COUNTED, Counts, Look, Setup, Step, Stop, WINDOW, file_name};
 use super::r#gen::{Gen, allowed};
+use super::port::PANICKED;
 use super::probe::Features;
 use super::text;
 use super::wire::{NAMES, encode};
@@ -45,6 +46,8 @@ pub struct Tally {
     pub rounds: u64,
     /// Nanoseconds.
     pub ns: u64,
+    /// By name of the call and of what is counted: sums of both sides, and calls in which they differ.
+    pub counts: BTreeMap<(&'static str, &'static str), (u64, u64, u64)>,
 }
 
 impl Tally {
@@ -56,6 +59,16 @@ impl Tally {
             t.0 += 1;
         }
         self.ops += 1;
+    }
+    fn add_counts(&mut self, c: &Call, mine: &Counts, theirs: &Counts) {
+        for (i, (what, _)) in COUNTED.iter().enumerate() {
+            if mine[i] != 0 || theirs[i] != 0 {
+                let t = self.counts.entry((NAMES[encode(c)[0] as usize], what)).or_default();
+                t.0 += u64::from(mine[i]);
+                t.1 += u64::from(theirs[i]);
+                t.2 += u64::from(mine[i] != theirs[i]);
+            }
+        }
     }
     /// Calls a second.
     pub fn rate(&self) -> f64 {
@@ -132,16 +145,25 @@ fn round(
     let (mut calls, mut mine, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let mut sent = 0;
     for i in 0..length {
-        let c = g.next(&lead.maps()?);
+        let view = lead.maps()?;
+        if let (Some(v), Some(c)) = (view.iter().find(|v| v.start < WINDOW || v.end > setup.end()), calls.last()) {
+            let why =
+                format!("{} put {:#x}..{:#x}, outside the window: {}", lead.name(), v.start, v.end, text::call(c));
+            return Err(Stop(why));
+        }
+        let c = g.next(&view);
         lead.run(i, &[c], &o.look, &mut mine)?;
         calls.push(c);
         t.add(&c, mine[i as usize].result);
-        if i + 1 == length || (i + 1).is_multiple_of(BATCH) {
+        if i + 1 == length || (i + 1).is_multiple_of(BATCH) || mine[i as usize].result == PANICKED {
             other.run(sent, &calls[sent as usize..], &o.look, &mut theirs)?;
             if let Some(at) = first_difference(&mine, &theirs) {
                 calls.truncate(at + 1);
                 // The sides are left as they are: whoever looks closer begins anew.
                 return Ok(Some(Difference { setup, calls, at_end: None }));
+            }
+            for j in sent as usize..calls.len() {
+                t.add_counts(&calls[j], &mine[j].counts, &theirs[j].counts);
             }
             sent = i + 1;
         }
@@ -184,6 +206,10 @@ pub fn differs(
             break;
         }
         lead.run(i as u64, std::slice::from_ref(c), look, &mut mine)?;
+        if mine[i].result == PANICKED {
+            usable = i + 1;
+            break;
+        }
     }
     let sound = lead.end().is_ok();
     other.begin(setup)?;
@@ -252,7 +278,10 @@ pub fn account(
         } else {
             format!("{} says {}, {} says {}", lead.name(), text::result(c, x), other.name(), text::result(c, y))
         };
-        out.script.push(format!("{}. {} -> {answer}", i + 1, text::call(c)));
+        let costs = (0..COUNTED.len()).filter(|&j| COUNTED[j].1 && mine[i].counts[j] != theirs[i].counts[j]);
+        let costs: String =
+            costs.map(|j| format!("; {}: {} and {}", COUNTED[j].0, mine[i].counts[j], theirs[i].counts[j])).collect();
+        out.script.push(format!("{}. {} -> {answer}{costs}", i + 1, text::call(c)));
     }
     if a != b || out.differs {
         out.after = vec![(lead.name(), a), (other.name(), b)];

@@ -87,13 +87,14 @@ const KINDS: [Kind; 14] = [
     Kind::Exit,
 ];
 
-/// Plain, faults and protections, moves, locks, forks, advice.
-const PROFILES: [Weights; 6] = [
+/// Plain, faults and protections, moves, locks, forks, moves by children, advice.
+const PROFILES: [Weights; 7] = [
     [300, 150, 200, 100, 80, 30, 30, 20, 0, 0, 40, 200, 0, 0],
     [250, 80, 350, 40, 30, 20, 0, 0, 0, 0, 50, 350, 0, 0],
     [250, 80, 60, 30, 400, 10, 10, 5, 0, 0, 50, 250, 0, 0],
     [250, 80, 150, 60, 80, 30, 150, 120, 4, 4, 50, 200, 0, 0],
     [250, 80, 150, 100, 120, 20, 20, 10, 0, 1, 80, 250, 40, 30],
+    [200, 40, 60, 20, 400, 10, 10, 5, 0, 0, 30, 250, 60, 40],
     [250, 60, 80, 400, 40, 10, 20, 20, 0, 4, 100, 200, 4, 4],
 ];
 
@@ -120,9 +121,9 @@ impl Gen {
     pub fn new(seed: u64, rules: MmRules, features: &Features) -> Self {
         let mut rng = Rng::new(seed);
         let has = |f: Feature| features.has(f);
-        let room = (has(Feature::Room) && rng.percent(1)).then(|| 8 + rng.below(16) as u32);
+        let room = (has(Feature::Room) && rng.percent(features.at_limit)).then(|| 8 + rng.below(16) as u32);
         let heap = has(Feature::Heap) && rng.percent(60);
-        let setup = Setup { rules, pages: 24 + rng.below(41) as u32, room, heap };
+        let setup = Setup { rules, pages: 24 + rng.below(41) as u32, room, heap, counted: features.counted };
         let mut weights = PROFILES[rng.below(PROFILES.len() as u64) as usize];
         let mut off = |kinds: &[Kind]| {
             for k in kinds {
@@ -487,6 +488,7 @@ pub fn allowed(c: &Call, view: &[VmaInfo], setup: &Setup) -> bool {
         return false;
     }
     match *c {
+        Call::Brk { .. } => setup.heap,
         Call::Mmap { prot, .. } | Call::Mprotect { prot, .. } if keyed(prot) => false,
         Call::Mmap { addr, len, flags, .. } => {
             let fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) as u32 != 0;

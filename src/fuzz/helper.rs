@@ -16,8 +16,8 @@
 //! lock.
 
 use super::backend::{
-    FILES, Hash, Look, MAX_DEPTH, MAX_PAGES, OFFSETS, PAGE, Setup, Step, WINDOW, byte_word, compared_flags, file_byte,
-    line_bits, result_of,
+    COUNTED, FILES, Hash, Look, MAX_DEPTH, MAX_PAGES, OFFSETS, PAGE, Setup, Step, WINDOW, byte_word, compared_flags,
+    file_byte, line_bits, result_of,
 };
 use super::wire::{Record, WORDS, decode, encode};
 use crate::cpu::Errno;
@@ -71,6 +71,12 @@ pub struct Shared {
     pub depth: AtomicU32,
     /// VMAs below.
     pub nr_vmas: AtomicU32,
+    /// Numbers of the tracepoints that count [`COUNTED`]; 0: not there.
+    pub tracepoints: [AtomicU64; COUNTED.len()],
+    /// Which of them are wanted, a bit each.
+    pub counted: AtomicU32,
+    /// What the calls cost.
+    pub counts: [[AtomicU32; COUNTED.len()]; BATCH],
     /// Calls.
     pub calls: [[AtomicU64; WORDS]; BATCH],
     /// Answers.
@@ -103,7 +109,34 @@ struct Fds {
     inodes: [u64; FILES.len()],
     maps: i32,
     smaps: i32,
+    /// Counters of the running process; -1: none.
+    counters: [i32; COUNTED.len()],
 }
+
+/// What each tracepoint of [`COUNTED`] is filtered by.
+const FILTERS: [Option<&CStr>; COUNTED.len()] = [
+    Some(c"name == \"vm_area_struct\""),
+    Some(c"name == \"vm_area_struct\""),
+    Some(c"name == \"anon_vma\""),
+    Some(c"name == \"anon_vma\""),
+    Some(c"name == \"anon_vma_chain\""),
+    Some(c"name == \"anon_vma_chain\""),
+    Some(c"name == \"maple_node\""),
+    None,
+    None,
+];
+/// Where each is found below `events/`.
+pub const TRACEPOINTS: [&str; COUNTED.len()] = [
+    "kmem/kmem_cache_alloc",
+    "kmem/kmem_cache_free",
+    "kmem/kmem_cache_alloc",
+    "kmem/kmem_cache_free",
+    "kmem/kmem_cache_alloc",
+    "kmem/kmem_cache_free",
+    "kmem/kmem_cache_alloc",
+    "maple_tree/ma_write",
+    "mmap_lock/mmap_lock_acquire_returned",
+];
 
 struct Helper<'a> {
     s: &'a Shared,
@@ -185,8 +218,17 @@ fn serve(shared: i32, commands: i32, answers: i32) -> i32 {
     let Some(sink_map) = map_shared(sink, PAGE as usize) else { return 3 };
     let text = Box::new(UnsafeCell::new([0u8; TEXT]));
     let vmas = Box::new(UnsafeCell::new([[0u64; 5]; MAX_VMAS]));
-    let fds =
-        Fds { commands, answers, bytes, sink, files: [-1; FILES.len()], inodes: [0; FILES.len()], maps: -1, smaps: -1 };
+    let fds = Fds {
+        commands,
+        answers,
+        bytes,
+        sink,
+        files: [-1; FILES.len()],
+        inodes: [0; FILES.len()],
+        maps: -1,
+        smaps: -1,
+        counters: [-1; COUNTED.len()],
+    };
     let mut h = Helper { s, fds, sink: sink_map, text: &text, vmas: &vmas };
     answer(answers);
     loop {
@@ -264,6 +306,7 @@ impl Helper<'_> {
             // SAFETY: plain setting of this process.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             self.open_proc(first);
+            self.open_counters();
             if first {
                 self.set_heap();
                 self.crowd();
@@ -302,6 +345,52 @@ impl Helper<'_> {
                 *fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
             }
         }
+    }
+
+    /// Opens a counter of this process for each tracepoint that is wanted; one that is refused stays 0.
+    fn open_counters(&mut self) {
+        const PERF_TYPE_TRACEPOINT: u64 = 2;
+        const ATTR_SIZE_VER0: u64 = 64;
+        const PERF_FLAG_FD_CLOEXEC: u64 = 8;
+        const IOC_SET_FILTER: u64 = 0x4008_2406;
+        let wanted = self.s.counted.load(Relaxed);
+        for (i, fd) in self.fds.counters.iter_mut().enumerate() {
+            if *fd >= 0 {
+                // SAFETY: the parent's descriptor.
+                unsafe { libc::close(*fd) };
+                *fd = -1;
+            }
+            let id = self.s.tracepoints[i].load(Relaxed);
+            if wanted >> i & 1 == 0 || id == 0 {
+                continue;
+            }
+            // struct perf_event_attr, its first version: type, size, config, then counting without sampling.
+            let mut attr = [0u64; ATTR_SIZE_VER0 as usize / 8];
+            attr[0] = PERF_TYPE_TRACEPOINT | ATTR_SIZE_VER0 << 32;
+            attr[1] = id;
+            // SAFETY: the attribute block is ours and says its size; a new descriptor or -1 comes back.
+            *fd = unsafe { libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), 0, -1, -1, PERF_FLAG_FD_CLOEXEC) }
+                as i32;
+            if let (true, Some(f)) = (*fd >= 0, FILTERS[i]) {
+                // SAFETY: the filter is a string that outlives the call.
+                unsafe { libc::syscall(libc::SYS_ioctl, *fd, IOC_SET_FILTER, f.as_ptr()) };
+            }
+        }
+    }
+
+    /// What the counters show.
+    fn counts(&self) -> [u64; COUNTED.len()] {
+        let mut out = [0; COUNTED.len()];
+        if self.s.counted.load(Relaxed) == 0 {
+            return out;
+        }
+        for (v, &fd) in out.iter_mut().zip(&self.fds.counters) {
+            if fd >= 0 {
+                // SAFETY: a word of ours.
+                unsafe { libc::read(fd, std::ptr::from_mut(v).cast(), 8) };
+            }
+        }
+        out
     }
 
     /// Moves the heap into the window. The way that needs no privilege wants all of `struct prctl_mm_map`.
@@ -449,8 +538,13 @@ impl Helper<'_> {
                 }
                 Some(Call::Exit) => self.finish_call(0),
                 Some(c) => {
+                    let before = self.counts();
                     let result = self.call(&c);
+                    let after = self.counts();
                     self.finish_call(result);
+                    for (i, to) in s.counts[at].iter().enumerate() {
+                        to.store((after[i] - before[i]) as u32, Relaxed);
+                    }
                 }
                 None => self.finish_call(REFUSED),
             }
@@ -746,6 +840,7 @@ pub fn safe(c: &Call, end: u64) -> bool {
 pub fn put_setup(s: &Shared, setup: &Setup) {
     s.pages.store(setup.pages.into(), Relaxed);
     s.start_brk.store(if setup.heap { setup.start_brk() } else { 0 }, Relaxed);
+    s.counted.store(setup.counted.into(), Relaxed);
     s.room.store(setup.room.map_or(0, |r| r + 1), Relaxed);
 }
 
@@ -758,6 +853,9 @@ pub fn put_batch(s: &Shared, first: u64, calls: &[Call], look: &Look) {
     }
     s.look[0].store(look.flags_every, Relaxed);
     s.look[1].store(look.bytes_every, Relaxed);
+    for c in s.counts.iter().flatten() {
+        c.store(0, Relaxed);
+    }
     s.first.store(first, Relaxed);
     s.at.store(0, Relaxed);
     s.n.store(calls.len() as u32, Relaxed);
@@ -766,7 +864,11 @@ pub fn put_batch(s: &Shared, first: u64, calls: &[Call], look: &Look) {
 /// Answers so far.
 pub fn get_steps(s: &Shared, out: &mut Vec<Step>) {
     let n = (s.at.load(Relaxed) as usize).min(BATCH);
-    out.extend(s.steps[..n].iter().map(|w| Step { result: w[0].load(Relaxed) as i64, hash: w[1].load(Relaxed) }));
+    out.extend((0..n).map(|i| Step {
+        result: s.steps[i][0].load(Relaxed) as i64,
+        hash: s.steps[i][1].load(Relaxed),
+        counts: std::array::from_fn(|j| s.counts[i][j].load(Relaxed) as u16),
+    }));
 }
 
 #[cfg(test)]

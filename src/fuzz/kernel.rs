@@ -7,8 +7,8 @@
 
 use super::backend::{Backend, Look, Setup, Step, Stop};
 use super::helper::{
-    ARGUMENT, BATCH, BEGIN, DONE, END, MAPS, MAX_VMAS, REFUSED, RUN, Shared, get_steps, procmap_query, put_batch,
-    put_setup,
+    ARGUMENT, BATCH, BEGIN, DONE, END, MAPS, MAX_VMAS, REFUSED, RUN, Shared, TRACEPOINTS, get_steps, procmap_query,
+    put_batch, put_setup,
 };
 use crate::mm::{Call, VmaInfo};
 use std::io;
@@ -102,6 +102,9 @@ impl Kernel {
         drop((command_in, answer_out, memory));
         k.wait()?;
         k.s().query.store(u32::from(query_works()), Relaxed);
+        for (to, path) in k.s().tracepoints.iter().zip(TRACEPOINTS) {
+            to.store(tracepoint(path), Relaxed);
+        }
         Ok(k)
     }
 
@@ -163,6 +166,13 @@ impl Kernel {
             }
         }
     }
+}
+
+/// The number of a tracepoint; 0: not there, or not readable for this user.
+fn tracepoint(path: &str) -> u64 {
+    let tracefs = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    let id = |t: &&str| std::fs::read_to_string(format!("{t}/events/{path}/id")).ok()?.trim().parse().ok();
+    tracefs.iter().find_map(id).unwrap_or(0)
 }
 
 /// Whether the host has `PROCMAP_QUERY`.

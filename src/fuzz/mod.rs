@@ -34,3 +34,6 @@ pub mod wire;
 pub use backend::{Backend, Look, Setup, Step, Stop};
 pub use driver::{Difference, Options, Outcome, Tally, fuzz};
 pub use probe::{Feature, Features, Host};
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use super::backend::{
     Backend, FILES, Hash, Look, MAX_DEPTH, OFFSETS, PAGE, Setup, Step, Stop, WINDOW, byte_word, file_byte, hash_vmas,
     result_of,
 };
-use super::model_merge::{Anon, Mutation, Vma, Vmas};
+use super::model_merge::{Anon, Mutation, New, Vma, Vmas};
 use crate::cpu::Errno;
 use crate::mm::mm_types::{
     DEFAULT_MAX_MAP_COUNT, MMAP_MIN_ADDR, TASK_SIZE, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP,
@@ -127,7 +127,7 @@ impl Backend for Model {
         for (i, c) in calls.iter().enumerate() {
             let result = result_of(self.call(c));
             let hash = self.look(first + i as u64, look);
-            out.push(Step { result, hash });
+            out.push(Step { result, hash, ..Step::default() });
         }
         Ok(())
     }
@@ -552,7 +552,7 @@ impl Thread<'_> {
             file
         };
         let v = Vma { start: addr, end, flags: vm, pgoff, anon_pgoff: addr / PAGE, file, anon: None };
-        if self.p.vmas.merge_new(&v, false, None).is_none() {
+        if self.p.vmas.merge_new(&v, New::Plain).is_none() {
             self.p.vmas.insert(v);
         }
         let populate = libc::MAP_POPULATE as u32;
@@ -846,11 +846,10 @@ impl Thread<'_> {
         let flags = VM_READ | VM_WRITE | MAY | VM_ACCOUNT | self.p.def_flags;
         let page = old_page / PAGE;
         let v = Vma { start: old_page, end: new_page, flags, pgoff: page, anon_pgoff: page, file: None, anon: None };
-        let left_only = !self.broken(Mutation::BrkMergesRight);
         // What is before the start of the heap is not looked at.
         let foreign = self.p.vmas.at_or_after(old_page).checked_sub(1).map(|p| self.p.vmas.list[p]);
         let foreign = foreign.filter(|f| f.end <= self.p.start_brk).map(|f| f.start);
-        if self.p.vmas.merge_new(&v, left_only, foreign).is_none() {
+        if self.p.vmas.merge_new(&v, New::Heap { foreign }).is_none() {
             self.p.vmas.insert(v);
         }
         self.p.brk = to;
@@ -1082,7 +1081,7 @@ impl Thread<'_> {
             anon_pgoff: v.anon_pgoff.wrapping_add(v.pages()),
             ..v
         };
-        if self.p.vmas.merge_new(&range, false, None).is_none() {
+        if self.p.vmas.merge_new(&range, New::Extension).is_none() {
             return Err(Errno::ENOMEM);
         }
         if v.flags & VM_LOCKED != 0 {
@@ -1145,7 +1144,7 @@ impl Thread<'_> {
             }
         }
         let apart = keep && !rules.dontunmap_merges_source && v.is_anonymous() && v.anon.is_none();
-        if self.p.vmas.merge_new(&new, false, apart.then_some(v.start)).is_none() {
+        if self.p.vmas.merge_new(&new, New::Copy { keep: apart.then_some(v.start) }).is_none() {
             self.p.vmas.insert(new);
         }
         self.move_pages(addr, end, new_addr);

@@ -56,8 +56,6 @@ pub enum Mutation {
     LimitOneHigher,
     /// Discarded pages keep their bytes.
     DontneedKeepsBytes,
-    /// The heap merges with what follows.
-    BrkMergesRight,
 }
 
 impl Mutation {
@@ -85,7 +83,6 @@ impl Mutation {
         Mutation::DontneedLocked,
         Mutation::LimitOneHigher,
         Mutation::DontneedKeepsBytes,
-        Mutation::BrkMergesRight,
     ];
 }
 
@@ -136,6 +133,25 @@ impl Vma {
         self.pgoff = self.pgoff.wrapping_add_signed(pages);
         self.anon_pgoff = self.anon_pgoff.wrapping_add_signed(pages);
     }
+}
+
+/// How a new range came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum New {
+    /// By mmap(2).
+    Plain,
+    /// A VMA grows by it.
+    Extension,
+    /// mremap(2) copies a VMA to it.
+    Copy {
+        /// The start of a VMA that it must not join.
+        keep: Option<u64>,
+    },
+    /// The heap grows: it joins what is below it only.
+    Heap {
+        /// The start of a VMA below the heap's beginning, which it does not see.
+        foreign: Option<u64>,
+    },
 }
 
 /// The VMAs of one address space, and the rules that hold for them.
@@ -193,15 +209,16 @@ impl Vmas {
             && created
     }
 
-    /// Whether the range's anon_vma and the neighbour's may become one. `old` says that the range is a VMA already.
-    fn anon_fits(&self, range: &Vma, neighbour: &Vma, old: bool) -> bool {
+    /// Whether the range's anon_vma and the neighbour's may become one. `own` says that the range is a VMA or a copy of one,
+    /// and not just an extension.
+    fn anon_fits(&self, range: &Vma, neighbour: &Vma, own: bool) -> bool {
         if self.broken(Mutation::MergeIgnoresAnonVma) {
             return true;
         }
         let single = |a: Anon| a.links == 1 || self.broken(Mutation::ForkChildMerges);
         if self.rules.merge_faulted_with_unfaulted {
             return match (range.anon, neighbour.anon) {
-                (Some(a), None) => !old || single(a),
+                (Some(a), None) => !own || single(a),
                 (None, Some(b)) => single(b),
                 (a, b) => a.map(|a| a.id) == b.map(|b| b.id),
             };
@@ -213,12 +230,12 @@ impl Vmas {
     }
 
     /// Which neighbours of the range at place `i` fit: the one before `i`, the one at `next`.
-    fn fits(&self, range: &Vma, prev: Option<Vma>, next: Option<Vma>, old: bool) -> (bool, bool) {
+    fn fits(&self, range: &Vma, prev: Option<Vma>, next: Option<Vma>, own: bool) -> (bool, bool) {
         if range.flags & VM_SPECIAL != 0 {
             return (false, false);
         }
-        let left = prev.is_some_and(|p| self.same(&p, range) && self.anon_fits(range, &p, old));
-        let mut right = next.is_some_and(|n| self.same(range, &n) && self.anon_fits(range, &n, old));
+        let left = prev.is_some_and(|p| self.same(&p, range) && self.anon_fits(range, &p, own));
+        let mut right = next.is_some_and(|n| self.same(range, &n) && self.anon_fits(range, &n, own));
         if left && right {
             let (p, n) = (prev.and_then(|p| p.anon), next.and_then(|n| n.anon));
             let apart = p.is_some() && n.is_some() && p.map(|a| a.id) != n.map(|a| a.id);
@@ -228,13 +245,19 @@ impl Vmas {
     }
 
     /// A new range joins its neighbours where it fits: the number of the VMA that it became part of. The range is free.
-    /// `keep` is a VMA that it must not join, by its start.
-    pub fn merge_new(&mut self, range: &Vma, left_only: bool, keep: Option<u64>) -> Option<usize> {
+    /// `how` it came to be decides what it may join.
+    pub fn merge_new(&mut self, range: &Vma, how: New) -> Option<usize> {
+        let keep = match how {
+            New::Copy { keep } => keep,
+            New::Heap { foreign } => foreign,
+            New::Plain | New::Extension => None,
+        };
+        let left_only = matches!(how, New::Heap { .. });
         let next_at = self.at_or_after(range.start);
         let known = |v: Vma| (Some(v.start) != keep).then_some(v);
         let prev = next_at.checked_sub(1).map(|i| self.list[i]).and_then(known);
         let next = self.list.get(next_at).copied().filter(|_| !left_only).and_then(known);
-        let (left, right) = self.fits(range, prev, next, false);
+        let (left, right) = self.fits(range, prev, next, matches!(how, New::Copy { .. }));
         let gu = self.sticky();
         match (left, right) {
             (false, false) => None,
@@ -412,12 +435,12 @@ mod tests {
         let mut s = vmas(MmRules::V6_12);
         s.insert(v(0, 1, 3, one(1)));
         s.insert(v(2, 3, 3, one(2)));
-        assert_eq!(s.merge_new(&v(1, 2, 3, None), false, None), Some(0));
+        assert_eq!(s.merge_new(&v(1, 2, 3, None), New::Plain), Some(0));
         assert_eq!(s.list.iter().map(|v| v.end / PAGE).collect::<Vec<_>>(), [2, 3]);
         let mut s = vmas(MmRules::V6_12);
         s.insert(v(0, 1, 3, None));
         s.insert(v(2, 3, 3, one(2)));
-        assert_eq!(s.merge_new(&v(1, 2, 3, None), false, None), Some(0));
+        assert_eq!(s.merge_new(&v(1, 2, 3, None), New::Plain), Some(0));
         assert_eq!((s.list.len(), s.list[0].anon), (1, one(2)));
     }
 

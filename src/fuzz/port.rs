@@ -7,7 +7,8 @@
 //! machine is real memory, so bytes are real bytes.
 
 use super::backend::{
-    Backend, FILES, Hash, Look, OFFSETS, PAGE, Setup, Step, Stop, WINDOW, byte_word, file_byte, hash_vmas, result_of,
+    Backend, COUNTED, FILES, Hash, Look, OFFSETS, PAGE, Setup, Step, Stop, WINDOW, byte_word, file_byte, hash_vmas,
+    result_of,
 };
 use super::probe::{Feature, Features};
 use crate::arch::Native;
@@ -16,13 +17,17 @@ use crate::cpu::tick::exit_to_user_mode;
 use crate::cpu::{Cpu, Errno};
 use crate::host::affinity;
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
+use crate::maple_tree::MapleEvent;
 use crate::mm::mm_types::{CAP_IPC_LOCK, DEFAULT_MAX_MAP_COUNT, RLIM_INFINITY, RLIMIT_MEMLOCK};
 use crate::mm::{
     Call, FileSpec, Kconfig, MmRules, Process, Variant, VmEvent, VmaInfo, file_open, fput, mm_alloc, mmput, syscall,
     vma_infos,
 };
 use crate::with_variant;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Result of a call in which the port panicked.
+pub const PANICKED: i64 = -5000;
 /// Memory of the modelled machine, bytes.
 const MEMORY: usize = 64 << 20;
 /// Where files are written before a round: far from the window, and unmapped again.
@@ -37,7 +42,7 @@ pub fn limit(port: &mut dyn Backend, rules: &MmRules, features: &mut Features) -
     let len = PAGE;
     let mut answer = |c: Call| -> Result<i64, Stop> {
         let mut steps = Vec::new();
-        port.begin(&Setup { rules: *rules, pages: 8, room: None, heap: false })?;
+        port.begin(&Setup { rules: *rules, pages: 8, room: None, heap: false, counted: 0 })?;
         port.run(0, &[c], &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
         port.end()?;
         Ok(steps[0].result)
@@ -79,6 +84,8 @@ struct Round<K: Kconfig<A = Native>> {
     pages: u32,
     /// A mapping that grows down was asked for.
     stacks: bool,
+    /// What is counted, as [`Setup`] says.
+    counted: u16,
 }
 
 /// The port.
@@ -112,6 +119,33 @@ impl<K: Kconfig<A = Native>> Round<K> {
         let r = syscall(&self.cpu, &self.kernel, &mut self.process, c);
         let _ = exit_to_user_mode(&self.cpu);
         r
+    }
+
+    /// Counters in the order of [`COUNTED`].
+    fn counts(&self) -> [u64; COUNTED.len()] {
+        let n = |e| self.cpu.counters.get(e);
+        let m = |e| self.cpu.counters.get(e);
+        let writes = [
+            MapleEvent::StoreExact,
+            MapleEvent::StoreSlot,
+            MapleEvent::StoreNode,
+            MapleEvent::StoreAppend,
+            MapleEvent::Split,
+            MapleEvent::Rebalance,
+            MapleEvent::Spanning,
+            MapleEvent::NewRoot,
+        ];
+        [
+            n(VmEvent::VmaAlloc),
+            n(VmEvent::VmaFree),
+            n(VmEvent::AnonVmaAlloc),
+            n(VmEvent::AnonVmaFree),
+            n(VmEvent::AnonVmaChainAlloc),
+            n(VmEvent::AnonVmaChainFree),
+            m(MapleEvent::NodeAlloc),
+            writes.into_iter().map(m).sum(),
+            n(VmEvent::MmapLockRead) + n(VmEvent::MmapLockWrite),
+        ]
     }
 
     /// The window's VMAs.
@@ -210,7 +244,8 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
             mm.start_brk.set(setup.start_brk());
             mm.brk.set(setup.start_brk());
         }
-        let mut round = Round { process: Process::new(mm), cpu, kernel, pages: setup.pages, stacks: false };
+        let mut round =
+            Round { process: Process::new(mm), cpu, kernel, pages: setup.pages, stacks: false, counted: setup.counted };
         round.open_files().map_err(|e| Stop(format!("the port's files: {e}")))?;
         self.round = Some(round);
         Ok(())
@@ -219,18 +254,29 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
     fn run(&mut self, first: u64, calls: &[Call], look: &Look, out: &mut Vec<Step>) -> Result<(), Stop> {
         let round = self.round()?;
         for (i, c) in calls.iter().enumerate() {
-            let result = result_of(round.call(c));
+            let before = round.counts();
+            // A BUG_ON() or a failed assertion is a difference like any other: it is shrunk and told.
+            let Ok(result) = catch_unwind(AssertUnwindSafe(|| result_of(round.call(c)))) else {
+                out.push(Step { result: PANICKED, ..Step::default() });
+                // What it holds is not to be touched any more.
+                std::mem::forget(self.round.take());
+                return Ok(());
+            };
+            let after = round.counts();
+            let counted = |i: usize| round.counted >> i & 1 == 1 && !matches!(c, Call::Fork | Call::Exit);
+            let counts = std::array::from_fn(|i| if counted(i) { (after[i] - before[i]) as u16 } else { 0 });
             let hash = round.look(first + i as u64, look);
-            out.push(Step { result, hash });
+            out.push(Step { result, hash, counts });
         }
         Ok(())
     }
 
     fn maps(&mut self) -> Result<Vec<VmaInfo>, Stop> {
-        Ok(self.round()?.maps())
+        Ok(self.round.as_ref().map_or(Vec::new(), Round::maps))
     }
 
     fn end(&mut self) -> Result<(), Stop> {
-        self.round.take().map_or(Ok(()), Round::end)
+        let Some(round) = self.round.take() else { return Ok(()) };
+        catch_unwind(AssertUnwindSafe(|| round.end())).unwrap_or_else(|_| Err(Stop("it panicked".into())))
     }
 }

@@ -5,7 +5,7 @@
 //! What an experiment could not show (the call is missing, the configuration hides it) is said in a sentence, and the
 //! calls that would need it are not drawn.
 
-use super::backend::{Backend, Look, PAGE, Setup, Stop, WINDOW};
+use super::backend::{Backend, COUNTED, Look, PAGE, Setup, Stop, WINDOW};
 use super::r#gen::ADVICE;
 use super::model::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use crate::mm::mm_types::VM_MAYBE_GUARD;
@@ -69,12 +69,21 @@ impl Feature {
 pub struct Features {
     has: Vec<Feature>,
     advice: Vec<i32>,
+    /// Of a hundred rounds, how many run at the limit of VMAs.
+    pub at_limit: u64,
+    /// What is counted for each call, bits of [`COUNTED`](super::backend::COUNTED).
+    pub counted: u16,
 }
 
 impl Features {
     /// Everything.
     pub fn all() -> Self {
-        Features { has: Feature::ALL.iter().map(|(f, _)| *f).collect(), advice: ADVICE.to_vec() }
+        Features {
+            has: Feature::ALL.iter().map(|(f, _)| *f).collect(),
+            advice: ADVICE.to_vec(),
+            at_limit: 8,
+            counted: 0,
+        }
     }
     /// Whether `f` may be drawn.
     pub fn has(&self, f: Feature) -> bool {
@@ -150,9 +159,11 @@ fn experiment(b: &mut dyn Backend, setup: &Setup, calls: &[Call]) -> Result<(Vec
 /// # Errors
 /// Why it cannot be looked at.
 pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
-    let setup = Setup { rules: MmRules::V6_12, pages: 32, room: None, heap: false };
+    let setup = Setup { rules: MmRules::V6_12, pages: 32, room: None, heap: false, counted: 0 };
     let mut rules = MmRules::V6_12;
     let mut features = Features::all();
+    // Such a round costs a real kernel tens of thousands of mappings.
+    features.at_limit = 1;
     let mut seen = Vec::new();
     let mut say = |name: &str, value: &str| seen.push((name.to_string(), value.to_string()));
     let yes = |b: bool| if b { "yes" } else { "no" };
@@ -283,6 +294,42 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     }
     say("every mremap looks at the limit of VMAs", yes(rules.mremap_limit_at_entry));
     Ok(Host { rules, features, seen })
+}
+
+/// Which of [`COUNTED`](super::backend::COUNTED) can be seen on the host, by calls that certainly change them.
+///
+/// # Errors
+/// Why none can be seen.
+pub fn probe_objects(b: &mut dyn Backend) -> Result<u16, Stop> {
+    let all = (1 << COUNTED.len()) - 1;
+    let setup = Setup { rules: MmRules::V6_12, pages: 32, room: None, heap: false, counted: all };
+    b.begin(&setup)?;
+    let mut steps = Vec::new();
+    let mut calls = vec![map(0, 1, RW), touch(0), Call::Munmap { addr: at(0), len: PAGE }];
+    // Enough for a tree to want nodes.
+    calls.extend((0..16).map(|i| map(2 * i, 1, RW)));
+    b.run(0, &calls, &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
+    b.end()?;
+    let n = |step: usize, i: usize| steps[step].counts[i];
+    let nodes: u16 = steps.iter().map(|s| s.counts[6]).sum();
+    let seen = [
+        n(0, 0) == 1,
+        n(2, 1) == 1,
+        n(1, 2) == 1,
+        n(2, 3) == 1,
+        n(1, 4) == 1,
+        n(2, 5) == 1,
+        nodes > 0,
+        n(0, 7) > 0,
+        n(0, 8) > 0,
+    ];
+    let mask = seen.iter().enumerate().fold(0, |m, (i, s)| m | u16::from(*s) << i);
+    if mask == 0 {
+        return Err(Stop(
+            "no tracepoint of objects can be counted: tracefs is not readable, or perf events are refused".into(),
+        ));
+    }
+    Ok(mask)
 }
 
 /// Whether this user may lock without limit.

@@ -28,12 +28,15 @@ pub fn shrink(
 ) -> Result<(Difference, Look), Stop> {
     let mut tries = 0;
     let begin = Instant::now();
-    // Looking at everything after every call shows a difference as early as it is there.
-    let always = differs(&d.setup, &d.calls, &Look::ALWAYS, lead, other)?;
-    let look = if always.is_some() { Look::ALWAYS } else { *look };
-    let mut best = d.clone();
-    if let Some(i) = always {
-        best.calls.truncate(i + 1);
+    // Looking closer after every call shows a difference as early as it is there; bytes are dear to look at.
+    let closer = [Look { flags_every: 1, bytes_every: u32::MAX }, Look::ALWAYS];
+    let (mut look, mut best) = (*look, d.clone());
+    for l in closer {
+        if let Some(i) = differs(&d.setup, &d.calls, &l, lead, other)? {
+            best.calls.truncate(i + 1);
+            look = l;
+            break;
+        }
     }
     let mut setup = best.setup;
     let mut test = |calls: &[Call], setup: &super::Setup| -> Result<Option<usize>, Stop> {

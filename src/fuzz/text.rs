@@ -170,6 +170,7 @@ pub fn errno_name(e: i64) -> String {
 /// A result in words.
 pub fn result(c: &Call, r: i64) -> String {
     match (r, c) {
+        (super::port::PANICKED, _) => "a panic".into(),
         (r, _) if r < 0 => errno_name(-r),
         (r, Call::Mmap { .. } | Call::Mremap { .. } | Call::Brk { .. }) => place(r as u64),
         (r, Call::Read { .. }) => format!("byte {r}"),

@@ -174,6 +174,7 @@ impl Case {
         put(&mut b, self.setup.pages.into());
         put(&mut b, self.setup.room.map_or(0, |r| u64::from(r) + 1));
         put(&mut b, self.setup.heap.into());
+        put(&mut b, self.setup.counted.into());
         put(&mut b, self.variant.len() as u64);
         b.extend(self.variant.bytes());
         put(&mut b, self.calls.len() as u64);
@@ -222,6 +223,7 @@ impl Case {
         let pages = u32::try_from(get(from)?).ok().filter(|p| (1..=MAX_PAGES).contains(p))?;
         let room = u32::try_from(get(from)?).ok()?.checked_sub(1);
         let heap = get(from)? == 1;
+        let counted = u16::try_from(get(from)?).ok()?;
         let len = get(from)?;
         let variant = (0..len.min(200)).map(|_| from.next()).collect::<Option<Vec<u8>>>()?;
         let variant = String::from_utf8(variant).ok()?;
@@ -237,7 +239,7 @@ impl Case {
             }
             calls.push(decode(&r)?);
         }
-        Some(Case { subject, against, variant, setup: Setup { rules, pages, room, heap }, calls })
+        Some(Case { subject, against, variant, setup: Setup { rules, pages, room, heap, counted }, calls })
     }
 }
 
@@ -250,7 +252,7 @@ mod tests {
             subject: Side::Port,
             against: Side::Kernel,
             variant: "v6.12".into(),
-            setup: Setup { rules: MmRules::V6_18, pages: 40, room: Some(9), heap: true },
+            setup: Setup { rules: MmRules::V6_18, pages: 40, room: Some(9), heap: true, counted: 3 },
             calls: vec![
                 Call::Mmap { addr: WINDOW, len: 4096, prot: 3, flags: 0x32, fd: None, offset: 0 },
                 Call::Mmap { addr: WINDOW + 4096, len: u64::MAX, prot: 3, flags: 0x12, fd: Some(1), offset: 8192 },

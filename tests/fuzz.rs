@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `faultline fuzz` and `faultline replay` as their user meets them, and the port against the kernel that runs here.
+
+use serde_json::Value;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_faultline")).args(args).stdin(Stdio::null()).output().expect("the binary starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn against_the_model_is_green_and_counts_what_it_did() {
+    let o = run(&["fuzz", "--ops", "3000", "--seed", "4", "--against", "model", "--json"]);
+    assert_eq!(o.status.code(), Some(0), "{}", text(&o.stderr));
+    let v: Value = serde_json::from_slice(&o.stdout).expect("one line of JSON");
+    assert_eq!((v["kind"].as_str(), v["operations"].as_u64()), (Some("fuzz"), Some(3000)));
+    assert!(v["difference"].is_null() && v["calls"]["mmap"]["done"].as_u64() > Some(100));
+    let o = run(&["fuzz", "--ops", "500", "--against", "model", "--variant", "v6.15", "--rules", "7.3"]);
+    assert!(o.status.success() && text(&o.stdout).contains("500 calls in"), "{}", text(&o.stdout));
+}
+
+/// Some thousand calls; a host that refuses (no memfd, no shared memory) must say why in one line.
+#[test]
+fn against_the_kernel_is_green_or_says_why_not() {
+    for subject in ["model", "port"] {
+        let o = run(&["fuzz", "--ops", "8000", "--seed", "12", "--against", "kernel", "--subject", subject]);
+        let (out, err) = (text(&o.stdout), text(&o.stderr));
+        match o.status.code() {
+            Some(0) => assert!(out.contains("host: ") && out.contains("8000 calls in"), "{out}"),
+            Some(2) => {
+                assert!(err.lines().count() == 1 && err.contains("--against kernel"), "{err}");
+                eprintln!("the host refuses: {err}");
+            }
+            c => panic!("{subject}: exit code {c:?}\n{out}\n{err}"),
+        }
+    }
+}
+
+#[test]
+fn bad_input_is_one_line_and_exit_code_2() {
+    let token = "fz1.AAAA";
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["fuzz"], &["--against"]),
+        (&["fuzz", "--against", "moon"], &["--against moon", "kernel, model"]),
+        (&["fuzz", "--against", "model", "--ops", "0"], &["--ops 0"]),
+        (&["fuzz", "--against", "model", "--variant", "v9"], &["--variant v9", "v6.12"]),
+        (&["fuzz", "--against", "model", "--rules", "5.4"], &["--rules 5.4", "6.18"]),
+        (&["fuzz", "--against", "kernel", "--rules", "6.12"], &["--rules", "seen on the host"]),
+        (&["fuzz", "--against", "model", "--pages", "3"], &["--pages 3"]),
+        (&["fuzz", "--against", "model", "--without", "gravity"], &["--without gravity", "mremap"]),
+        (&["fuzz", "--against", "model", "--subject", "kernel"], &["--subject kernel", "port"]),
+        (&["replay"], &["TOKEN"]),
+        (&["replay", "nonsense"], &["TOKEN", "fz1."]),
+        (&["replay", token], &["TOKEN", "checksum"]),
+        (&["replay", "fz1.a"], &["TOKEN"]),
+    ];
+    for (args, words) in cases {
+        let o = run(args);
+        let e = text(&o.stderr);
+        assert_eq!(o.status.code(), Some(2), "{args:?}: {e}");
+        assert_eq!(e.trim_end().lines().count(), 1, "{args:?}: {e}");
+        for w in *words {
+            assert!(e.contains(w), "{args:?}: no '{w}' in: {e}");
+        }
+    }
+}
+
+/// Processes of this program that have `id` as their parent or process group, zombies left out.
+fn helpers_of(id: u32) -> Vec<String> {
+    let mut out = Vec::new();
+    for e in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(line) = std::fs::read_to_string(e.path().join("cmdline")) else { continue };
+        let Ok(stat) = std::fs::read_to_string(e.path().join("stat")) else { continue };
+        let after: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let group = after.get(2).and_then(|g| g.parse::<u32>().ok());
+        if line.contains("__fuzz-helper") && group == Some(id) && after.first() != Some(&"Z") {
+            out.push(line.replace('\0', " "));
+        }
+    }
+    out
+}
+
+#[test]
+fn an_interrupted_run_ends_soon_and_leaves_no_process_behind() {
+    use std::os::unix::process::CommandExt;
+    for signal in [libc::SIGINT, libc::SIGKILL] {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_faultline"));
+        c.args(["fuzz", "--ops", "1000000000", "--against", "kernel", "--subject", "model"]);
+        // A group of its own, as a shell would give it: its processes are known by it.
+        c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        let mut child = c.spawn().expect("the binary starts");
+        let begin = Instant::now();
+        while helpers_of(child.id()).is_empty() && begin.elapsed() < Duration::from_secs(20) {
+            if child.try_wait().expect("a child").is_some() {
+                eprintln!("the host refuses; see the other test");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        // SAFETY: our own child.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        let id = child.id();
+        let o = child.wait_with_output().expect("it ends");
+        if signal == libc::SIGINT {
+            assert_eq!(o.status.code(), Some(130), "{}", text(&o.stderr));
+            assert!(text(&o.stderr).contains("interrupted after"), "{}", text(&o.stderr));
+        }
+        let begin = Instant::now();
+        while !helpers_of(id).is_empty() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "left behind: {:?}", helpers_of(id));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
