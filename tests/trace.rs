@@ -140,7 +140,7 @@ fn samples(extra: &[&str]) -> Vec<Value> {
     let out = dir.path().join("a.jsonl");
     let path = recorded("python-threads.log.xz");
     let mut c = Command::new(env!("CARGO_BIN_EXE_faultline"));
-    c.args(["run", "--workload", &format!("trace:{path}"), "--trials", "1", "--warm-up", "0.01", "--seconds", "0.05"]);
+    c.args(["run", "--workload", &format!("trace:{path}"), "--trials", "1", "--warm-up", "0.01"]);
     let o = c.args(extra).arg("--out").arg(&out).stdin(Stdio::null()).output().expect("the binary starts");
     assert!(o.status.success(), "{extra:?}: {}", text(&o.stderr));
     let all = std::fs::read_to_string(&out).expect("records");
@@ -150,14 +150,15 @@ fn samples(extra: &[&str]) -> Vec<Value> {
 #[test]
 fn a_trace_is_a_workload_in_every_world() {
     let worlds: [&[&str]; 3] = [
-        &["--variant", "v6.12", "--threads", "1"],
+        &["--variant", "v6.12", "--threads", "1", "--seconds", "0.05"],
         &["--variant", "v6.15", "--threads", "2", "--world", "sim", "--seconds", "0.005"],
-        &["--world", "kernel", "--threads", "1"],
+        &["--world", "kernel", "--threads", "1", "--seconds", "0.05"],
     ];
     for w in worlds {
         let v = samples(w);
         let s = v.iter().find(|s| s["kind"] == "sample").expect("a sample");
-        assert_eq!(s["errors"].as_array().map(Vec::len), Some(0), "{w:?}: {}", s["errors"]);
+        // Without errors the key is left out.
+        assert!(s.get("errors").is_none(), "{w:?}: {}", s["errors"]);
         let name = s["workload"].as_str().expect("a name");
         let hash = name.strip_prefix("trace:python-threads.log.xz#").expect("the file's name");
         assert!(hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
