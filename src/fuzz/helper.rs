@@ -807,6 +807,7 @@ fn parse_flags(line: &[u8]) -> u64 {
 /// Whether `c` stays in the window that ends at `end`, or fails whatever is mapped.
 pub fn safe(c: &Call, end: u64) -> bool {
     const TOP: u64 = 0x7fff_ffff_f000;
+    const PROT_GROWSDOWN: u32 = 0x0100_0000;
     let align = |len: u64| len.checked_add(PAGE - 1).map(|l| l & !(PAGE - 1));
     let inside =
         |addr: u64, len: u64| addr >= WINDOW && align(len).and_then(|l| addr.checked_add(l)).is_some_and(|e| e <= end);
@@ -823,6 +824,8 @@ pub fn safe(c: &Call, end: u64) -> bool {
         Call::Madvise { addr, len, .. } => {
             inside(addr, len) || align(len).is_none() || align(len).is_some_and(|l| addr.checked_add(l).is_none())
         }
+        // To grow down it begins at the first mapping of the range, wherever that is.
+        Call::Mprotect { addr, len, prot } if prot & PROT_GROWSDOWN != 0 => inside(addr, len),
         Call::Mprotect { addr, .. } | Call::Mseal { addr, .. } => stops_at_holes(addr),
         Call::Mlock { addr, .. } | Call::Munlock { addr, .. } => stops_at_holes(addr),
         Call::Mremap { addr, old_len, new_len, flags, new_addr } => {
@@ -898,6 +901,7 @@ mod tests {
             Call::Brk { to: end + 1 },
             Call::Write { addr: end, value: 1 },
             Call::Mprotect { addr: 0x7fff_0000_0000, len: 4096, prot: 0 },
+            Call::Mprotect { addr: WINDOW, len: 1 << 46, prot: 0x0100_0000 },
         ];
         for c in no {
             assert!(!safe(&c, end), "{c:?}");
