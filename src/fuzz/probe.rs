@@ -71,7 +71,7 @@ pub struct Features {
     advice: Vec<i32>,
     /// Of a hundred rounds, how many run at the limit of VMAs.
     pub at_limit: u64,
-    /// What is counted for each call, bits of [`COUNTED`](super::backend::COUNTED).
+    /// What is counted for each call, bits of [`COUNTED`].
     pub counted: u16,
 }
 
@@ -296,7 +296,7 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     Ok(Host { rules, features, seen })
 }
 
-/// Which of [`COUNTED`](super::backend::COUNTED) can be seen on the host, by calls that certainly change them.
+/// Which of [`COUNTED`] can be seen on the host, by calls that certainly change them.
 ///
 /// # Errors
 /// Why none can be seen.

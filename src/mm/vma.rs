@@ -2,7 +2,7 @@
 //! Operations on VMAs: splitting, merging, copying, taking a range out of the address space [mm/vma.c, mm/vma.h,
 //! mm/mmap.c, 6.12].
 //!
-//! Four parts, each a file: [`iter`], [`merge`], [`munmap`] and [`file`]; here are splits, copies and what is counted.
+//! Four parts, each a file: [`iter`], [`merge`], [`munmap`] and [`mod@file`]; here are splits, copies and what is counted.
 //!
 //! dup: which object survives each operation (a partial unmap frees the ORIGINAL, a change of flags keeps it), the
 //! order of locks, of changing, storing, detaching and freeing. Where versions differ in what merges,

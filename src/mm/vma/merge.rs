@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! When neighbours become one VMA, and how [mm/vma.c, mm/vma.h, 6.12; conditions of 6.18 and 7.3 by
-//! [`MmRules`](crate::mm::MmRules)].
+//! [`MmRules`]].
 //!
 //! dup: every condition and their order, which object survives, the boundary that moves without an allocation, the
 //! order of locks (the file's, then the anon_vma's), what an attempt without memory leaves. custom: C says "no merge"
