@@ -7,14 +7,15 @@
 //!
 //! custom: the search descends by recursion instead of climbing by parent words; it visits the same nodes.
 
+use super::memory::MapleMemory;
 use super::node::{Enode, MapleNode, MapleType, Parent, mte_node_type, mte_safe_root, mte_to_node, xa_is_node};
 use super::state::{MaState, MaStatus, MapleTree, mas_reset};
-use crate::arch::{Hardware, Relaxed};
+use crate::arch::Relaxed;
 use crate::cpu::Errno;
 use std::ops::ControlFlow;
 
 /// `mas_leaf_max_gap()`: length of the largest hole in a leaf.
-pub(crate) fn leaf_max_gap<A: Hardware>(node: MapleNode<A>, min: u64, max: u64, end: usize) -> u64 {
+pub(crate) fn leaf_max_gap<A: MapleMemory>(node: MapleNode<A>, min: u64, max: u64, end: usize) -> u64 {
     let (mut start, mut gap) = (min, 0);
     for i in 0..=end {
         let last = node.safe_pivot(i, end, max);
@@ -27,7 +28,7 @@ pub(crate) fn leaf_max_gap<A: Hardware>(node: MapleNode<A>, min: u64, max: u64, 
 }
 
 /// `ma_max_gap()`: index and length of the largest gap of an inner node.
-pub(crate) fn max_gap<A: Hardware>(node: MapleNode<A>, end: usize) -> (usize, u64) {
+pub(crate) fn max_gap<A: MapleMemory>(node: MapleNode<A>, end: usize) -> (usize, u64) {
     let mut best = (0, node.gap(0).load(Relaxed));
     for i in 1..=end {
         let g = node.gap(i).load(Relaxed);
@@ -39,7 +40,7 @@ pub(crate) fn max_gap<A: Hardware>(node: MapleNode<A>, end: usize) -> (usize, u6
 }
 
 /// `mas_update_gap()`: the cursor's leaf has changed.
-pub(crate) fn mas_update_gap<A: Hardware>(mas: &MaState<'_, A>) {
+pub(crate) fn mas_update_gap<A: MapleMemory>(mas: &MaState<'_, A>) {
     if !mas.tree.is_alloc() {
         return;
     }
@@ -50,7 +51,7 @@ pub(crate) fn mas_update_gap<A: Hardware>(mas: &MaState<'_, A>) {
 }
 
 /// `mas_parent_gap()`: child `slot` of `node` now has largest gap `new`; goes up as long as a maximum changes.
-pub(crate) fn mas_parent_gap<A: Hardware>(mut node: MapleNode<A>, mut slot: usize, mut new: u64) {
+pub(crate) fn mas_parent_gap<A: MapleMemory>(mut node: MapleNode<A>, mut slot: usize, mut new: u64) {
     let kind = MapleType::Arange64;
     loop {
         let old = node.gap(slot).load(Relaxed);
@@ -108,7 +109,7 @@ impl Search {
     }
 
     /// One slot: `Break` with a hit, or go on.
-    fn slot<A: Hardware>(
+    fn slot<A: MapleMemory>(
         &self,
         at: (Enode, u64, u64, usize),
         i: usize,
@@ -134,7 +135,7 @@ impl Search {
         self.node::<A>(word, slot_min, slot_max, rev)
     }
 
-    fn node<A: Hardware>(&self, enode: Enode, min: u64, max: u64, rev: bool) -> ControlFlow<Hit> {
+    fn node<A: MapleMemory>(&self, enode: Enode, min: u64, max: u64, rev: bool) -> ControlFlow<Hit> {
         let (node, kind) = (mte_to_node::<A>(enode), mte_node_type(enode));
         let end = node.data_end(kind, max);
         let at = (enode, min, max, end);
@@ -163,7 +164,7 @@ impl Search {
     }
 }
 
-fn empty_area<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, max: u64, size: u64, rev: bool) -> Result<(), Errno> {
+fn empty_area<A: MapleMemory>(mas: &mut MaState<'_, A>, min: u64, max: u64, size: u64, rev: bool) -> Result<(), Errno> {
     if min > max || size == 0 || max - min < size - 1 {
         return Err(Errno::EINVAL);
     }
@@ -201,13 +202,18 @@ fn empty_area<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, max: u64, size: u
 ///
 /// # Errors
 /// `EBUSY` (no such hole), `EINVAL`.
-pub fn mas_empty_area_rev<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, max: u64, size: u64) -> Result<(), Errno> {
+pub fn mas_empty_area_rev<A: MapleMemory>(
+    mas: &mut MaState<'_, A>,
+    min: u64,
+    max: u64,
+    size: u64,
+) -> Result<(), Errno> {
     empty_area(mas, min, max, size, true)
 }
 /// `mas_empty_area()`: the lowest hole of `size` keys within `min ..= max`, as `index ..= last`. Writer's lock.
 ///
 /// # Errors
 /// `EBUSY` (no such hole), `EINVAL`.
-pub fn mas_empty_area<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, max: u64, size: u64) -> Result<(), Errno> {
+pub fn mas_empty_area<A: MapleMemory>(mas: &mut MaState<'_, A>, min: u64, max: u64, size: u64) -> Result<(), Errno> {
     empty_area(mas, min, max, size, false)
 }

@@ -9,7 +9,11 @@
 //! `rebalance.rs` stores beyond one; `gap.rs` holes; `prealloc.rs` where nodes come from and go; `validate.rs` what
 //! must hold.
 //!
-//! `dup.rs` copies a tree for fork.
+//! `dup.rs` copies a tree for fork. In the tests `oracle.rs` holds a tree against an ordered map, `golden.rs` against the
+//! kernel's own, `cost.rs` counts nodes.
+//!
+//! Whose rules writers follow comes with the allocator ([`MapleRules`]): trees have the shape, node for node, that they
+//! have in that kernel.
 //!
 //! stub: dense nodes, the internal lock and its mtree_* calls, erase, insert,
 //! bulk insertion, value entries, the retry loop of an allocation under a dropped lock.
@@ -18,6 +22,7 @@
 
 mod dup;
 mod gap;
+mod memory;
 mod node;
 mod prealloc;
 mod rebalance;
@@ -27,18 +32,30 @@ mod validate;
 mod walk;
 
 #[cfg(test)]
+mod cost;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod steps;
+#[cfg(test)]
 mod test;
+#[cfg(test)]
+mod torture;
+
+#[cfg(test)]
+pub(crate) use node::{Enode, MapleNode, mt_mk_node, mte_mk_root, mte_to_node};
 
 pub use dup::__mt_dup;
 pub use gap::{mas_empty_area, mas_empty_area_rev};
+pub use memory::MapleMemory;
 pub use node::{MAPLE_ARANGE64_SLOTS, MAPLE_NODE_SIZE, MAPLE_RANGE64_SLOTS, MapleType};
 pub use prealloc::{mas_destroy, mt_destroy};
 pub use state::{
     __mas_set_range, MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MaState, MaStatus, MapleEvent,
-    MapleState, MapleTree, maple_tree_init, mas_pause, mas_reset, mas_set, mas_set_range, mt_clear_in_rcu,
-    mt_set_in_rcu,
+    MapleRules, MapleState, MapleTree, maple_tree_init, maple_tree_init_with, mas_pause, mas_reset, mas_set,
+    mas_set_range, mt_clear_in_rcu, mt_set_in_rcu,
 };
 pub use store::{mas_preallocate, mas_store_gfp, mas_store_prealloc};
 pub use validate::{TreeShape, mt_validate};

@@ -18,7 +18,8 @@
 //! INVARIANT: a [`MapleNode`] or enode is only made from a word found in a tree under RCU or the writer's lock, or from
 //! a fresh object of the node cache, and is not kept past that protection.
 
-use crate::arch::{Acquire, Atomic, Hardware, Prim, Relaxed, smp_rmb, smp_wmb};
+use super::memory::MapleMemory;
+use crate::arch::{Acquire, Atomic, Relaxed, smp_rmb, smp_wmb};
 use crate::rcu::RcuHead;
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -122,12 +123,12 @@ const PARENT_RANGE64: usize = 0x06;
 
 /// `mt_mk_node()`
 #[inline(always)]
-pub(crate) fn mt_mk_node<A: Hardware>(node: MapleNode<A>, kind: MapleType) -> Enode {
+pub(crate) fn mt_mk_node<A: MapleMemory>(node: MapleNode<A>, kind: MapleType) -> Enode {
     node.0.map_addr(|a| a | (kind as usize) << 3 | ENODE_BIT)
 }
 /// `mte_to_node()`
 #[inline(always)]
-pub(crate) fn mte_to_node<A: Hardware>(enode: Enode) -> MapleNode<A> {
+pub(crate) fn mte_to_node<A: MapleMemory>(enode: Enode) -> MapleNode<A> {
     MapleNode(enode.map_addr(|a| a & !(MAPLE_NODE_SIZE - 1)), PhantomData)
 }
 /// `mte_node_type()`
@@ -161,20 +162,20 @@ pub(crate) fn is_child(word: *mut ()) -> bool {
 }
 
 /// The address of a node. See the module for what makes one valid.
-pub(crate) struct MapleNode<A: Hardware>(*mut (), PhantomData<A>);
-impl<A: Hardware> Clone for MapleNode<A> {
+pub(crate) struct MapleNode<A: MapleMemory>(*mut (), PhantomData<A>);
+impl<A: MapleMemory> Clone for MapleNode<A> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<A: Hardware> Copy for MapleNode<A> {}
-impl<A: Hardware> PartialEq for MapleNode<A> {
+impl<A: MapleMemory> Copy for MapleNode<A> {}
+impl<A: MapleMemory> PartialEq for MapleNode<A> {
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
         self.0.addr() == other.0.addr()
     }
 }
-impl<A: Hardware> std::fmt::Debug for MapleNode<A> {
+impl<A: MapleMemory> std::fmt::Debug for MapleNode<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MapleNode({:p})", self.0)
     }
@@ -182,7 +183,7 @@ impl<A: Hardware> std::fmt::Debug for MapleNode<A> {
 
 /// What a parent word says.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Parent<A: Hardware> {
+pub(crate) enum Parent<A: MapleMemory> {
     /// The node is the root.
     Root,
     /// The node is dead.
@@ -191,7 +192,7 @@ pub(crate) enum Parent<A: Hardware> {
     Node(MapleNode<A>, usize),
 }
 
-impl<A: Hardware> MapleNode<A> {
+impl<A: MapleMemory> MapleNode<A> {
     /// A fresh object of the node cache.
     #[inline(always)]
     pub(crate) fn from_object(p: *mut u8) -> Self {
@@ -208,31 +209,36 @@ impl<A: Hardware> MapleNode<A> {
     }
 
     #[inline(always)]
-    fn word<'n, T: Prim>(self, offset: usize) -> &'n Atomic<A, T> {
+    fn int<'n>(self, offset: usize) -> &'n Atomic<A, u64> {
         debug_assert!(offset + 8 <= MAPLE_NODE_SIZE);
-        // SAFETY: the invariant of the module: 256 live bytes, only ever accessed through atomics of 8 bytes (or
-        // unshared, by clear and copy). A cell of a `Hardware` world is as large as its value.
-        unsafe { &*self.0.byte_add(offset).cast() }
+        // SAFETY: the invariant of the module: a live node.
+        unsafe { A::int(self.0, offset) }
+    }
+    #[inline(always)]
+    fn ptr<'n>(self, offset: usize) -> &'n Atomic<A, *mut ()> {
+        debug_assert!(offset + 8 <= MAPLE_NODE_SIZE);
+        // SAFETY: the invariant of the module: a live node.
+        unsafe { A::ptr(self.0, offset) }
     }
     /// Pivot `i`: relaxed; a slot store may move one while readers look.
     #[inline(always)]
     pub(crate) fn pivot<'n>(self, i: usize) -> &'n Atomic<A, u64> {
-        self.word(PIVOT + i * 8)
+        self.int(PIVOT + i * 8)
     }
     /// Slot `i`.
     #[inline(always)]
     pub(crate) fn slot<'n>(self, kind: MapleType, i: usize) -> &'n Atomic<A, *mut ()> {
-        self.word(kind.slot_offset() + i * 8)
+        self.ptr(kind.slot_offset() + i * 8)
     }
     /// Gap `i` of an arange64 node.
     #[inline(always)]
     pub(crate) fn gap<'n>(self, i: usize) -> &'n Atomic<A, u64> {
-        self.word(offset_of!(MapleArange64, gap) + i * 8)
+        self.int(offset_of!(MapleArange64, gap) + i * 8)
     }
     /// The word of the meta bytes: end in byte 0, gap in byte 1.
     #[inline(always)]
     pub(crate) fn meta<'n>(self, kind: MapleType) -> &'n Atomic<A, u64> {
-        self.word(kind.meta_offset())
+        self.int(kind.meta_offset())
     }
     /// `ma_set_meta()`
     #[inline(always)]
@@ -272,7 +278,7 @@ impl<A: Hardware> MapleNode<A> {
 
     #[inline(always)]
     fn parent_word<'n>(self) -> &'n Atomic<A, *mut ()> {
-        self.word(PARENT)
+        self.ptr(PARENT)
     }
     /// `mte_parent()` and `mte_parent_slot()`.
     #[inline(always)]
@@ -340,39 +346,47 @@ impl<A: Hardware> MapleNode<A> {
     }
     /// What the callback of a dead node needs: its kind (for a subtree) and the state.
     pub(crate) fn set_dead_info(self, kind: MapleType, state: *mut ()) {
-        self.word::<u64>(DEAD_KIND).store((kind as u64) << 32, Relaxed);
-        self.word::<*mut ()>(DEAD_STATE).store(state, Relaxed);
+        self.int(DEAD_KIND).store((kind as u64) << 32, Relaxed);
+        self.ptr(DEAD_STATE).store(state, Relaxed);
     }
     /// What [`MapleNode::set_dead_info`] wrote.
     pub(crate) fn dead_info(self) -> (MapleType, *mut ()) {
-        let kind = match self.word::<u64>(DEAD_KIND).load(Relaxed) >> 32 {
+        let kind = match self.int(DEAD_KIND).load(Relaxed) >> 32 {
             1 => MapleType::Leaf64,
             2 => MapleType::Range64,
             _ => MapleType::Arange64,
         };
-        (kind, self.word::<*mut ()>(DEAD_STATE).load(Relaxed))
+        (kind, self.ptr(DEAD_STATE).load(Relaxed))
     }
     /// The link of an unshared node in a chain of supplied nodes.
     #[inline(always)]
     pub(crate) fn link<'n>(self) -> &'n Atomic<A, *mut ()> {
-        self.word(PARENT)
+        self.ptr(PARENT)
     }
     /// Zeroes an unshared node.
     #[inline(always)]
     pub(crate) fn clear(self) {
-        // SAFETY: 256 bytes that only this CPU knows.
-        unsafe { A::clear(self.as_ptr(), MAPLE_NODE_SIZE) }
+        // SAFETY: a node that only this CPU knows.
+        unsafe { A::clear_node(self.0) }
+    }
+    /// Makes this node equal to `from`.
+    ///
+    /// # Safety
+    /// Nobody reads this node, nobody writes `from`.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_from(self, from: MapleNode<A>) {
+        // SAFETY: the caller's; two different nodes.
+        unsafe { A::copy_words(self.0, 0, from.0, 0, MAPLE_NODE_SIZE / 8) }
     }
     /// Copies `n` pivots and `n` slots from `from_i` of `from` to `to_i` of this unshared leaf.
     #[inline(always)]
     pub(crate) fn copy_leaf(self, to_i: usize, from: MapleNode<A>, from_i: usize, n: usize) {
         let kind = MapleType::Leaf64;
         let np = n.min(kind.pivots() - from_i.min(kind.pivots())).min(kind.pivots() - to_i.min(kind.pivots()));
-        let at = |m: MapleNode<A>, off: usize| m.as_ptr().wrapping_add(off);
         // SAFETY: inside two different nodes; the source is written by the lock's holder alone, which is the caller.
         unsafe {
-            A::copy(at(self, PIVOT + to_i * 8), at(from, PIVOT + from_i * 8), np * 8);
-            A::copy(at(self, kind.slot_offset() + to_i * 8), at(from, kind.slot_offset() + from_i * 8), n * 8);
+            A::copy_words(self.0, PIVOT + to_i * 8, from.0, PIVOT + from_i * 8, np);
+            A::copy_words(self.0, kind.slot_offset() + to_i * 8, from.0, kind.slot_offset() + from_i * 8, n);
         }
     }
 }

@@ -2,30 +2,35 @@
 //! The tree against an ordered map of disjoint ranges: random stores, clears, walks, steps and searches for holes, the
 //! validator after every store on small trees and now and then on large ones, and every node given back at the end.
 
+use super::golden::fingerprint;
 use super::*;
 use crate::arch::arena::KRef;
 use crate::arch::{Arena, Native};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, splitmix64};
 use crate::rcu::{RcuConfig, RcuState, rcu_barrier};
-use crate::slab::{Allocator, SlabOptions, kmem_cache_init, page_alloc_init};
+use crate::slab::{Allocator, FaultAttr, SlabOptions, SlabState, kmem_cache_init, kvfree_rcu_barrier, page_alloc_init};
 use std::collections::BTreeMap;
 use std::ptr::{null_mut, without_provenance_mut};
 
 /// A kernel as far as the tree needs one.
 pub(super) struct Kernel {
     pub state: KRef<MapleState<Native>>,
+    pub slab: KRef<SlabState<Native>>,
     _arena: Arena,
 }
 pub(super) fn boot(nr_cpus: u32) -> Kernel {
     boot_with(nr_cpus, SlabOptions::default())
 }
 pub(super) fn boot_with(nr_cpus: u32, options: SlabOptions) -> Kernel {
+    boot_rules(nr_cpus, options, None)
+}
+pub(super) fn boot_rules(nr_cpus: u32, options: SlabOptions, rules: Option<MapleRules>) -> Kernel {
     let arena = Arena::new(1, 64 << 20, None, None).expect("64 MiB");
     let rcu = RcuState::<Native>::new(&arena, nr_cpus, |_| 0, &RcuConfig::default());
     let pages = page_alloc_init(&arena, nr_cpus, &|_| 0);
     let slab = kmem_cache_init(&arena, pages, rcu, nr_cpus, options);
-    let state = maple_tree_init(&arena, slab);
-    Kernel { state, _arena: arena }
+    let state = maple_tree_init_with(&arena, slab, rules);
+    Kernel { state, slab, _arena: arena }
 }
 pub(super) const MM_MT_FLAGS: u32 = MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU;
 
@@ -96,6 +101,65 @@ impl<'a> Pair<'a> {
             // The cursor stands on what was stored, a hole widened.
             assert_eq!((i, l, found), self.model_slot(a), "cursor after store {a:#x}..={b:#x} {e:?}");
         }
+    }
+    /// Stores while the allocator refuses its first request, then its second, and so on until the store needs no more:
+    /// each refused store leaves tree and cursor as they were, and nothing allocated. Returns how many were refused.
+    pub fn store_refused(&mut self, a: u64, b: u64, e: *mut (), prealloc: bool) -> u64 {
+        let faults = self.k.slab.faults;
+        for n in 1.. {
+            let (before, live) = (fingerprint(&self.mt), self.outstanding());
+            let mut mas = MaState::new(&self.mt, self.k.state, a, b);
+            faults.set_fail_nth(self.cpu, n);
+            let r =
+                if prealloc { mas_preallocate(self.cpu, &mut mas, e) } else { mas_store_gfp(self.cpu, &mut mas, e) };
+            faults.set_fail_nth(self.cpu, 0);
+            if r.is_ok() {
+                if prealloc {
+                    mas_store_prealloc(self.cpu, &mut mas, e);
+                }
+                self.model_store(a, b, e);
+                return u64::from(n) - 1;
+            }
+            assert_eq!((mas.index, mas.last, mas.supplied()), (a, b, 0), "a refused store");
+            assert_eq!((fingerprint(&self.mt), self.outstanding()), (before, live), "a refused store");
+        }
+        unreachable!()
+    }
+    /// Copies the tree, with refused requests, and stores into the copy: the source does not notice.
+    pub fn check_dup(&self, rng: impl Fn() -> u64) -> u64 {
+        let (before, live) = (fingerprint(&self.mt), self.outstanding());
+        let copy = MapleTree::new(self.mt.attr());
+        let faults = self.k.slab.faults;
+        let mut refused = 0;
+        for n in 1.. {
+            faults.set_fail_nth(self.cpu, n);
+            let r = __mt_dup(self.cpu, self.k.state, &self.mt, &copy);
+            faults.set_fail_nth(self.cpu, 0);
+            if r.is_ok() {
+                break;
+            }
+            refused += 1;
+            assert!(copy.is_empty() && self.outstanding() == live, "a refused copy");
+        }
+        assert_eq!((fingerprint(&copy), fingerprint(&self.mt)), (before, before), "copy and source");
+        assert_eq!(mt_validate(&copy).expect("the copy"), mt_validate(&self.mt).expect("the source"));
+        mt_clear_in_rcu(&copy);
+        for _ in 0..8 {
+            let a = rng() >> (rng() % 60);
+            let mut mas = MaState::new(&copy, self.k.state, a, a.saturating_add(rng() % 0x8000));
+            let e = if rng() & 1 == 0 { null_mut() } else { entry(rng() % 1000) };
+            mas_store_gfp(self.cpu, &mut mas, e).expect("memory");
+            mt_validate(&copy).expect("the copy after a store");
+        }
+        mt_destroy(self.cpu, self.k.state, &copy);
+        assert_eq!(fingerprint(&self.mt), before, "the source after stores into the copy");
+        refused
+    }
+    /// Empties the tree by `mt_destroy()`.
+    pub fn empty(&mut self) {
+        mt_destroy(self.cpu, self.k.state, &self.mt);
+        self.map.clear();
+        assert_eq!(self.validate(), TreeShape::default());
     }
     pub fn check_walk(&self, key: u64) {
         let mut mas = self.mas(key, key);
@@ -228,38 +292,66 @@ impl<'a> Pair<'a> {
     pub fn outstanding(&self) -> u64 {
         self.cpu.counters.get(MapleEvent::NodeAlloc) - self.cpu.counters.get(MapleEvent::NodeFree)
     }
+    /// Frees the tree's nodes; others of the kernel may live on.
+    pub fn destroy_some(self) {
+        mt_destroy(self.cpu, self.k.state, &self.mt);
+    }
     pub fn destroy(self) {
         mt_destroy(self.cpu, self.k.state, &self.mt);
+        // Where there was no memory for a sheaf, kfree_rcu() took another way.
+        kvfree_rcu_barrier(self.cpu, &self.k.slab);
         rcu_barrier(self.cpu, &self.k.state.rcu);
         assert_eq!(self.outstanding(), 0, "nodes not given back");
         assert_eq!(self.k.state.node_cache.live_objects(), 0, "the allocator counts otherwise");
     }
 }
 
-/// Random operations over `keys` keys (spread out by `stride`, so that bounds and holes vary); about `fill` entries.
-fn fuzz(flags: u32, seed: u64, ops: u64, keys: u64, stride: u64, span: u64) {
-    for allocator in [Allocator::Slub, Allocator::Sheaves] {
-        fuzz_on(allocator, flags, seed, ops, keys, stride, span);
-    }
+/// How a run of random operations is drawn.
+#[derive(Clone, Copy, Debug)]
+struct Mix {
+    flags: u32,
+    allocator: Allocator,
+    rules: Option<MapleRules>,
+    seed: u64,
+    ops: u64,
+    /// Keys are multiples of `stride` below `keys * stride`, some moved up by less than a stride, and the ends of the
+    /// key space.
+    keys: u64,
+    stride: u64,
+    /// Strides a store covers, most of the time less.
+    span: u64,
 }
 
-fn fuzz_on(allocator: Allocator, flags: u32, seed: u64, ops: u64, keys: u64, stride: u64, span: u64) {
+/// Kinds of operations and of stores that were met; 0 of one kind would show that the run tests less than it says.
+#[derive(Clone, Copy, Debug, Default)]
+struct Met {
+    refused: u64,
+    copies: u64,
+    emptied: u64,
+    kept: u64,
+    height: usize,
+}
+
+fn fuzz(mix: Mix) -> Met {
     let cpu = Cpu::<Native>::for_test(0);
-    let k = boot_with(1, SlabOptions { allocator, ..SlabOptions::default() });
-    let mut p = Pair::new(&cpu, &k, flags);
-    let state = std::cell::Cell::new(seed);
+    let nth = Some(FaultAttr::NTH);
+    let options = SlabOptions { allocator: mix.allocator, failslab: nth, ..SlabOptions::default() };
+    let k = boot_rules(1, options, mix.rules);
+    let mut p = Pair::new(&cpu, &k, mix.flags);
+    let state = std::cell::Cell::new(splitmix64(mix.seed));
     let rng = || {
-        state.set(crate::cpu::splitmix64(state.get()));
+        state.set(splitmix64(state.get()));
         state.get()
     };
+    let Mix { keys, stride, span, .. } = mix;
     let key = || match rng() % 64 {
         0 => 0,
         1 => u64::MAX,
         2 => 1,
         _ => (rng() % keys).saturating_mul(stride).saturating_add(if rng() % 4 == 0 { rng() % stride } else { 0 }),
     };
-    let mut high = 0;
-    for op in 0..ops {
+    let mut met = Met::default();
+    for op in 0..mix.ops {
         let a = key();
         let b = match rng() % 128 {
             0 => u64::MAX,
@@ -273,7 +365,22 @@ fn fuzz_on(allocator: Allocator, flags: u32, seed: u64, ops: u64, keys: u64, str
                 let e = p.fresh();
                 p.store(a, b, e, rng() & 1 == 0);
             }
-            6..10 => p.store(a, b, null_mut(), rng() & 1 == 0),
+            6..9 => p.store(a, b, null_mut(), rng() & 1 == 0),
+            9 => {
+                let e = if rng() & 1 == 0 { p.fresh() } else { null_mut() };
+                match rng() % 16 {
+                    0..4 => met.refused += p.store_refused(a, b, e, rng() & 1 == 0),
+                    // Asked for a wide store, used for a narrow one; or not at all.
+                    4..8 => {
+                        let mut mas = p.mas(a, b);
+                        mas_preallocate(&cpu, &mut mas, e).expect("memory");
+                        mas_destroy(&cpu, &mut mas);
+                        assert_eq!(mas.supplied(), 0);
+                        met.kept += 1;
+                    }
+                    _ => p.store(a, b, e, true),
+                }
+            }
             10 => {
                 // What the mm does most: move a boundary, replace exactly, fill a hole.
                 let (x, y, e) = p.model_slot(a);
@@ -296,20 +403,29 @@ fn fuzz_on(allocator: Allocator, flags: u32, seed: u64, ops: u64, keys: u64, str
                 if b - a >= size - 1 {
                     p.check_gap(a, b, size);
                 }
-                p.check_gap(0, u64::MAX, size);
+                if p.map.len() < 200 || op % 64 == 0 {
+                    p.check_gap(0, u64::MAX, size);
+                }
             }
-            _ => {
-                let shape = if p.map.len() < 40 || op % 64 == 0 { p.validate() } else { TreeShape::default() };
-                high = high.max(shape.height);
-            }
+            _ => match rng() % 4096 {
+                0..16 => {
+                    met.copies += 1;
+                    met.refused += p.check_dup(rng);
+                }
+                16 => {
+                    met.emptied += 1;
+                    p.empty();
+                }
+                17 => p.store(0, u64::MAX, null_mut(), rng() & 1 == 0),
+                _ => {}
+            },
         }
-        if p.map.len() < 40 {
-            let shape = p.validate();
-            high = high.max(shape.height);
+        if p.map.len() < 40 || op % 64 == 0 {
+            met.height = met.height.max(p.validate().height);
         }
         if op % 4096 == 0 {
             p.check_all();
-            if flags & MT_FLAGS_USE_RCU != 0 {
+            if mix.flags & MT_FLAGS_USE_RCU != 0 {
                 rcu_barrier(&cpu, &k.state.rcu);
             }
             let live = p.validate().nodes as u64;
@@ -317,30 +433,47 @@ fn fuzz_on(allocator: Allocator, flags: u32, seed: u64, ops: u64, keys: u64, str
         }
     }
     p.check_all();
-    eprintln!("seed {seed}: {} entries, height up to {high}, {:?}", p.map.len(), p.validate());
-    let counters = cpu.counters.snapshot();
-    let all: Vec<_> = MapleEvent::NAMES.iter().zip(&counters[MapleEvent::BASE..]).collect();
-    eprintln!("{all:?}");
+    p.validate();
     p.destroy();
+    met
 }
 
+/// `FAULTLINE_MAPLE_STEPS=5000000`: that many in all, in place of some 300,000.
 #[test]
-fn small_trees() {
-    for seed in 0..12 {
-        fuzz(MM_MT_FLAGS, seed, 2_000, 40, 0x1000, 4);
-        fuzz(MT_FLAGS_LOCK_EXTERN, seed, 2_000, 40, 0x1000, 4);
-        fuzz(MT_FLAGS_ALLOC_RANGE, seed, 1_000, 12, 1, 3);
+fn random_operations() {
+    let steps = match std::env::var("FAULTLINE_MAPLE_STEPS") {
+        Ok(v) => v.parse().expect("FAULTLINE_MAPLE_STEPS is a number"),
+        Err(_) => 300_000,
+    };
+    let mixes: [(u32, u64, u64, u64, u64); 7] = [
+        // flags, share of 100, keys, stride, span
+        (MM_MT_FLAGS, 14, 40, 0x1000, 4),
+        (MM_MT_FLAGS, 26, 1 << 20, 0x1000, 3),
+        (MM_MT_FLAGS, 20, 1 << 9, 0x1000, 6),
+        (MT_FLAGS_LOCK_EXTERN, 10, 40, 0x1000, 4),
+        (MT_FLAGS_LOCK_EXTERN, 10, 1 << 16, 0x1000, 3),
+        (MT_FLAGS_ALLOC_RANGE, 10, 12, 1, 3),
+        (MT_FLAGS_ALLOC_RANGE, 10, 1 << 12, 0x10, 3),
+    ];
+    let versions = [(Allocator::Slub, None), (Allocator::Sheaves, None), (Allocator::Sheaves, Some(MapleRules::V6_18))];
+    let mut sum = Met::default();
+    for (m, (flags, share, keys, stride, span)) in mixes.into_iter().enumerate() {
+        for (v, (allocator, rules)) in versions.into_iter().enumerate() {
+            let ops = steps * share / 300;
+            // Long runs are cut, so that trees grow from nothing often.
+            let runs = ops.div_ceil(60_000);
+            for r in 0..runs {
+                let seed = (m * 8 + v) as u64 + r * 1000;
+                let mix = Mix { flags, allocator, rules, seed, ops: ops / runs, keys, stride, span };
+                let met = fuzz(mix);
+                sum.refused += met.refused;
+                sum.copies += met.copies;
+                sum.emptied += met.emptied;
+                sum.kept += met.kept;
+                sum.height = sum.height.max(met.height);
+            }
+        }
     }
-}
-
-#[test]
-fn large_trees_in_rcu_mode() {
-    fuzz(MM_MT_FLAGS, 1, 60_000, 1 << 20, 0x1000, 3);
-    fuzz(MM_MT_FLAGS, 2, 30_000, 1 << 12, 0x1000, 8);
-}
-
-#[test]
-fn large_trees_without_rcu() {
-    fuzz(MT_FLAGS_ALLOC_RANGE, 3, 30_000, 1 << 14, 0x10, 3);
-    fuzz(MT_FLAGS_LOCK_EXTERN, 4, 40_000, 1 << 20, 0x1000, 3);
+    eprintln!("{steps} operations: {sum:?}");
+    assert!(sum.refused > 100 && sum.copies > 10 && sum.emptied > 0 && sum.kept > 100 && sum.height >= 4, "{sum:?}");
 }

@@ -9,24 +9,33 @@
 //! Where the node cache has sheaves, 7.3's way: more than one node come as a prefilled sheaf, which goes back whole, and
 //! a replaced node goes to kfree_rcu(), which puts a sheaf's worth of them behind one grace period.
 //!
-//! custom: supplied nodes hang in a chain through their first word (the kernel packs their addresses into the first
-//! node; its bulk calls to the allocator are single calls here). stub: the maple_alloc request words.
+//! As in the kernel the first node of a request is a single allocation and the others one bulk call, both ways.
+//!
+//! custom: supplied nodes hang in a chain through their first word (6.12 packs their addresses into the first node;
+//! outside RCU mode it also keeps a replaced node for the cursor's next request, which here is freed). stub: the
+//! maple_alloc request words.
 //!
 //! INVARIANT: maple_node_alloc = maple_node_free + live nodes + dead nodes waiting for RCU + supplied nodes. A node is
 //! supplied when it was allocated by itself; those of a sheaf are the allocator's until they are popped, and a node given
 //! to kfree_rcu() is the allocator's at once.
 
-use super::node::{Enode, MapleNode, MapleType, is_child, mte_node_type, mte_safe_root, mte_to_node, xa_is_node};
+use super::memory::MapleMemory;
+use super::node::{
+    Enode, MAPLE_RANGE64_SLOTS, MapleNode, MapleType, is_child, mte_node_type, mte_safe_root, mte_to_node, xa_is_node,
+};
 use super::state::{MaState, MapleEvent, MapleState, MapleTree};
 use crate::arch::arena::KRef;
 use crate::arch::{Hardware, Relaxed, Release};
 use crate::cpu::{Cpu, Errno};
 use crate::rcu::{RcuHead, call_rcu};
 use crate::slab::{
-    kfree_rcu, kmem_cache_alloc, kmem_cache_alloc_from_sheaf, kmem_cache_free, kmem_cache_prefill_sheaf,
-    kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
+    kfree_rcu, kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_alloc_from_sheaf, kmem_cache_free,
+    kmem_cache_free_bulk, kmem_cache_prefill_sheaf, kmem_cache_refill_sheaf, kmem_cache_return_sheaf,
 };
 use std::ptr::{NonNull, null_mut};
+
+/// `MAPLE_ALLOC_SLOTS`: nodes of one bulk request.
+const MAPLE_ALLOC_SLOTS: usize = 30;
 
 /// `mas_alloc_nodes()`: supplies the cursor with at least `n` nodes.
 ///
@@ -37,18 +46,64 @@ pub(crate) fn mas_alloc_nodes<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A
     if mas.state.node_cache.sheaf_capacity() != 0 && (n > 1 || !mas.sheaf.is_null()) {
         return mas_alloc_sheaf(cpu, mas, n as u32);
     }
-    while mas.alloc_count < n {
+    if mas.alloc_count >= n {
+        return Ok(());
+    }
+    if mas.alloc_count == 0 {
         let p = kmem_cache_alloc(cpu, &mas.state.node_cache);
         if p.is_null() {
             return Err(Errno::ENOMEM);
         }
         cpu.count(MapleEvent::NodeAlloc);
-        let node = MapleNode::<A>::from_object(p);
-        node.link().store(mas.alloc, Relaxed);
-        mas.alloc = p.cast();
-        mas.alloc_count += 1;
+        chain(mas, p);
+    }
+    if mas.alloc_count < n { mas_alloc_bulk(cpu, mas, n) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn chain<A: Hardware>(mas: &mut MaState<'_, A>, p: *mut u8) {
+    MapleNode::<A>::from_object(p).link().store(mas.alloc, Relaxed);
+    mas.alloc = p.cast();
+    mas.alloc_count += 1;
+}
+
+/// The rest of [`mas_alloc_nodes`] of 6.12: all but the first node come in bulk.
+#[cold]
+fn mas_alloc_bulk<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, n: usize) -> Result<(), Errno> {
+    while mas.alloc_count < n {
+        let mut nodes = [null_mut(); MAPLE_ALLOC_SLOTS];
+        let want = &mut nodes[..(n - mas.alloc_count).min(MAPLE_ALLOC_SLOTS)];
+        mt_alloc_bulk(cpu, &mas.state, want)?;
+        want.iter().for_each(|&p| chain(mas, p));
     }
     Ok(())
+}
+
+/// `mt_alloc_bulk()`: fills `nodes`.
+///
+/// # Errors
+/// `ENOMEM`, with nothing allocated.
+pub(super) fn mt_alloc_bulk<A: Hardware>(
+    cpu: &Cpu<A>,
+    state: &MapleState<A>,
+    nodes: &mut [*mut u8],
+) -> Result<(), Errno> {
+    let n = nodes.len();
+    if kmem_cache_alloc_bulk(cpu, &state.node_cache, nodes) != n {
+        return Err(Errno::ENOMEM);
+    }
+    cpu.counters.add(MapleEvent::NodeAlloc, n as u64);
+    Ok(())
+}
+
+/// `mt_free_bulk()`
+///
+/// # Safety
+/// Nodes of this cache that nobody else knows, or knows any more.
+pub(super) unsafe fn mt_free_bulk<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, nodes: &mut [*mut u8]) {
+    cpu.counters.add(MapleEvent::NodeFree, nodes.len() as u64);
+    // SAFETY: the caller's.
+    unsafe { kmem_cache_free_bulk(cpu, &state.node_cache, nodes) }
 }
 
 /// `mas_alloc_nodes()` of 7.3 where more than one node is wanted, or a sheaf is held already.
@@ -102,17 +157,36 @@ pub fn mas_destroy<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) {
 
 #[inline(always)]
 fn free_chain<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) {
-    while mas.alloc_count > 0 {
-        let node = MapleNode::<A>::from_object(mas.alloc.cast());
-        mas.alloc = node.link().load(Relaxed);
-        mas.alloc_count -= 1;
-        free_node(cpu, &mas.state, node);
+    if mas.alloc_count > 1 {
+        free_chain_bulk(cpu, mas);
+    }
+    if mas.alloc_count == 1 {
+        free_node(cpu, &mas.state, MapleNode::from_object(mas.alloc.cast()));
+        mas.alloc_count = 0;
     }
     mas.alloc = null_mut();
 }
 
+/// All but one node of the supply, in bulk.
+#[cold]
+fn free_chain_bulk<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>) {
+    while mas.alloc_count > 1 {
+        let mut nodes = [null_mut(); MAPLE_ALLOC_SLOTS];
+        let mut n = 0;
+        while n < MAPLE_ALLOC_SLOTS && mas.alloc_count > 1 {
+            let node = MapleNode::<A>::from_object(mas.alloc.cast());
+            mas.alloc = node.link().load(Relaxed);
+            mas.alloc_count -= 1;
+            nodes[n] = node.as_ptr();
+            n += 1;
+        }
+        // SAFETY: supplied nodes are their cursor's alone.
+        unsafe { mt_free_bulk(cpu, &mas.state, &mut nodes[..n]) }
+    }
+}
+
 #[inline(always)]
-fn free_node<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>) {
+pub(super) fn free_node<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>) {
     cpu.count(MapleEvent::NodeFree);
     // SAFETY: taken from this cache, out of every tree, and no reader is left (unshared, or after a grace period).
     unsafe { kmem_cache_free(cpu, &state.node_cache, node.as_ptr()) }
@@ -157,22 +231,35 @@ unsafe fn mt_free_walk<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
     free_subtree(cpu, &dead_state(state), node, kind);
 }
 
-/// Frees `node` and all below it; nobody looks any more. Slots are intact in a dead node, pivots are not.
+/// Frees `node` and all below it, the children of a node with one call; nobody looks any more. Slots are intact in a
+/// dead node, pivots are not.
 pub(super) fn free_subtree<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>, kind: MapleType) {
-    if !kind.is_leaf() {
-        for i in 0..kind.slots() {
-            let child = node.slot(kind, i).load(Relaxed);
-            if !is_child(child) {
-                break;
-            }
-            free_subtree(cpu, state, mte_to_node(child), mte_node_type(child));
-        }
-    }
+    free_children(cpu, state, node, kind);
     free_node(cpu, state, node);
 }
 
+fn free_children<A: Hardware>(cpu: &Cpu<A>, state: &MapleState<A>, node: MapleNode<A>, kind: MapleType) {
+    if kind.is_leaf() {
+        return;
+    }
+    let mut nodes = [null_mut(); MAPLE_RANGE64_SLOTS];
+    let mut n = 0;
+    for i in 0..kind.slots() {
+        let child = node.slot(kind, i).load(Relaxed);
+        if !is_child(child) {
+            break;
+        }
+        let child_node = mte_to_node::<A>(child);
+        free_children(cpu, state, child_node, mte_node_type(child));
+        nodes[n] = child_node.as_ptr();
+        n += 1;
+    }
+    // SAFETY: children of a node that nobody looks at any more, their own children freed.
+    unsafe { mt_free_bulk(cpu, state, &mut nodes[..n]) }
+}
+
 /// Marks `enode` and all below it dead; returns how many nodes that were.
-fn set_subtree_dead<A: Hardware>(enode: Enode) -> u64 {
+pub(super) fn set_subtree_dead<A: MapleMemory>(enode: Enode) -> u64 {
     let (node, kind) = (mte_to_node::<A>(enode), mte_node_type(enode));
     node.set_dead();
     let mut n = 1;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Stores that change more than one leaf: split, rebalance, spanning [lib/maple_tree.c, 6.12: mas_split,
-//! mas_rebalance, mas_wr_spanning_store, mas_spanning_rebalance, mas_wmb_replace, mas_topiary_replace].
+//! mas_rebalance, mas_wr_spanning_store, mas_spanning_rebalance, mas_wmb_replace, mas_topiary_replace; 7.3: mas_wr_split,
+//! mas_wr_rebalance].
 //!
 //! One frame for all three. It goes up level by level from the leaves; on each, the slots left of the store, the slots
 //! that replace what was written (on the leaves: left remainder, entry, right remainder; above: the nodes just built)
@@ -8,22 +9,25 @@
 //! the place of one old node, or where everything has become the root. Only then the top is published, moved children
 //! are told their new parent, and what was replaced is released.
 //!
+//! Which neighbour is taken in, how slots are dealt and where it ends differ between versions ([`MapleRules`]); those
+//! are dup, so the trees have the kernel's shape, node for node.
+//!
 //! custom: slots are collected in a table on the stack, for any of the three kinds (6.12 has a big node of about 34
 //! slots and three separate walks; 7.3 copies from node to node); the paths to the store's two ends are walked from
-//! the root (the kernel climbs by parent words). Node shapes may differ from the kernel's, contents may not.
+//! the root (the kernel climbs by parent words).
 //!
 //! INVARIANT: until mas_put_in_tree() no old node is changed, so readers see the tree before the store; after it they
 //! see the tree after it, or a dead node.
 
 use super::gap::{leaf_max_gap, mas_parent_gap, max_gap};
+use super::memory::MapleMemory;
 use super::node::{
     Enode, MAPLE_RANGE64_SLOTS, MapleType, Parent, is_child, mt_mk_node, mte_node_type, mte_safe_root, mte_to_node,
 };
-use super::prealloc::{mas_free, mas_pop_node, mte_destroy_walk};
-use super::state::{MaState, MapleTree, mas_reset};
+use super::state::{MaState, MapleRules, MapleTree, mas_reset};
 use super::store::{StoreType, mas_new_root, mas_put_in_tree};
 use super::walk::{decode, mas_walk};
-use crate::arch::{Hardware, Relaxed};
+use crate::arch::Relaxed;
 use crate::cpu::Cpu;
 use std::ptr::null_mut;
 
@@ -49,7 +53,7 @@ struct Path {
 
 impl Path {
     /// The path to the leaf slot that holds `key`, `height` levels long.
-    fn walk<A: Hardware>(tree: &MapleTree<A>, key: u64, height: usize) -> Path {
+    fn walk<A: MapleMemory>(tree: &MapleTree<A>, key: u64, height: usize) -> Path {
         let none = Level { node: null_mut(), min: 0, max: u64::MAX, offset: 0, end: 0 };
         let mut p = Path { level: [none; LEVELS] };
         p.level[0].node = mte_safe_root(tree.ma_root.load(Relaxed));
@@ -67,13 +71,13 @@ impl Path {
         p
     }
     /// Bounds of the slot the path stands on at level `d`.
-    fn bounds<A: Hardware>(&self, d: usize) -> (u64, u64) {
+    fn bounds<A: MapleMemory>(&self, d: usize) -> (u64, u64) {
         let l = &self.level[d];
         let node = mte_to_node::<A>(l.node);
         (node.safe_min(l.offset, l.min), node.safe_pivot(l.offset, l.end, l.max))
     }
     /// Sets level `d + 1` to the child the path stands on at level `d`.
-    fn enter<A: Hardware>(&mut self, d: usize) {
+    fn enter<A: MapleMemory>(&mut self, d: usize) {
         let (min, max) = self.bounds::<A>(d);
         let l = self.level[d];
         let (node, kind) = decode::<A>(l.node);
@@ -83,7 +87,7 @@ impl Path {
         self.level[d + 1] = Level { node: child, min, max, offset: 0, end };
     }
     /// Moves to the next (or previous) node of level `d`, which exists.
-    fn step<A: Hardware>(&mut self, d: usize, forward: bool) {
+    fn step<A: MapleMemory>(&mut self, d: usize, forward: bool) {
         let mut up = d - 1;
         while self.level[up].offset == if forward { self.level[up].end } else { 0 } {
             up -= 1;
@@ -120,7 +124,7 @@ impl Items {
         self.n += 1;
     }
     /// Collects slots `from .. to` of a node.
-    fn take<A: Hardware>(&mut self, l: &Level, from: usize, to: usize) {
+    fn take<A: MapleMemory>(&mut self, l: &Level, from: usize, to: usize) {
         let (node, kind) = decode::<A>(l.node);
         for i in from..to {
             let gap = if kind == MapleType::Arange64 { node.gap(i).load(Relaxed) } else { 0 };
@@ -128,7 +132,7 @@ impl Items {
         }
     }
     /// Puts the slots `from .. to` of a node in front.
-    fn take_front<A: Hardware>(&mut self, l: &Level) {
+    fn take_front<A: MapleMemory>(&mut self, l: &Level) {
         let n = l.end + 1;
         self.item.copy_within(0..self.n, n);
         let old = std::mem::replace(&mut self.n, 0);
@@ -137,40 +141,80 @@ impl Items {
     }
 }
 
-/// How many of `n` slots each of the new nodes gets; `null(i)`: slot `i` of a leaf is a hole, which may not end one.
-fn deal(n: usize, kind: MapleType, null: impl Fn(usize) -> bool) -> ([usize; 3], usize) {
+/// How the slots of a level were put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// Those of the store's own nodes.
+    Own,
+    /// With a neighbour's, because there were too few.
+    Merged,
+    /// With the left neighbour's, to push some there; the same to the right.
+    PushLeft,
+    PushRight,
+}
+
+/// Sizes of the one to three nodes that `n` slots are dealt to; `null(i)`: slot `i` of a leaf is a hole, which may not
+/// end a leaf.
+fn deal(
+    rules: MapleRules,
+    n: usize,
+    kind: MapleType,
+    taken: Taken,
+    null: impl Fn(usize) -> bool,
+) -> ([usize; 3], usize) {
     let cap = kind.slots();
-    // mab_no_null_split(): the cut moves up where it can. Down, the left node would be left with so few slots that
-    // taking one entry out again made it too small: a break that moves up and down would split and merge each time.
-    let cut = |at: usize| match null(at - 1) {
-        false => at,
-        true if at < cap && n - at > kind.min_end() => at + 1,
-        true => at - 1,
-    };
-    if n <= cap {
-        return ([n, 0, 0], 1);
-    }
-    if n <= 2 * cap {
-        let a = cut(n.div_ceil(2));
-        if n - a <= cap {
+    if rules == MapleRules::V7_3 {
+        // dst_setup() and cp_data_write(): a hole at the end of a node goes to the next one.
+        if n <= cap {
+            return ([n, 0, 0], 1);
+        }
+        let even = (n - 1) / 2 + 1;
+        if n < 2 * cap || n == 2 * cap && !null(even - 1) {
+            let a = even - usize::from(null(even - 1));
             return ([a, n - a, 0], 2);
         }
+        let third = n.div_ceil(3) + 1;
+        let a = third - usize::from(null(third - 1));
+        let b = 2 * third;
+        let b = b - usize::from(null(b - 1));
+        return ([a, b - a, n - b], 3);
     }
-    let third = n.div_ceil(3);
-    let a = cut(third);
-    let b = cut(2 * third);
-    ([a, b - a, n - b], 3)
+    // mab_no_null_split(): the cut moves up where it can. `b_end` is an index after push-left and splits and a size
+    // after push-right, as in the kernel.
+    let no_null = |split: usize, b_end: usize| match null(split) {
+        false => split,
+        true if split < cap - 1 && b_end - split > kind.min_end() => split + 1,
+        true => split - 1,
+    };
+    let two = |split: usize| ([split + 1, n - split - 1, 0], 2);
+    match taken {
+        // mas_push_data(): the neighbour is filled, but for one slot.
+        Taken::PushLeft => two(no_null(cap - 2, n - 1)),
+        Taken::PushRight => two(no_null(n - cap, n)),
+        _ if n <= cap => ([n, 0, 0], 1),
+        _ => {
+            // mab_calc_split()
+            let b_end = n - 1;
+            let split = b_end / 2;
+            if b_end < 2 * cap - 1 || b_end == 2 * cap - 1 && !null(split) {
+                return two(no_null(split, b_end));
+            }
+            let third = b_end / 3;
+            let (a, b) = (no_null(third, b_end), no_null(2 * third, b_end));
+            ([a + 1, b - a, n - b - 1], 3)
+        }
+    }
 }
 
 /// Fills a node of the supply; returns its enode and largest gap.
-fn build<A: Hardware>(
+fn build<A: MapleMemory>(
     cpu: &Cpu<A>,
     mas: &mut MaState<'_, A>,
     kind: MapleType,
     items: &[Item],
     min: u64,
 ) -> (Enode, u64) {
-    let node = mas_pop_node(cpu, mas);
+    let node = A::pop_node(cpu, mas);
     let enode = mt_mk_node(node, kind);
     let end = items.len() - 1;
     for (i, it) in items.iter().enumerate() {
@@ -204,7 +248,7 @@ fn build<A: Hardware>(
 /// A store over part of the tree that one leaf cannot take; see the module.
 #[cold]
 #[inline(never)]
-pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, how: StoreType, entry: *mut ()) {
+pub(crate) fn mas_wr_frame<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, how: StoreType, entry: *mut ()) {
     let tree = mas.tree;
     let height = tree.height();
     let leaf = height - 1;
@@ -228,17 +272,18 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
         index = left_node.safe_min(keep_left, l.level[leaf].min);
     }
 
-    // The right end. A hole looks one key further: it must not touch the next one, nor end a leaf.
-    let mut r = Path::walk(tree, if null { last.saturating_add(1) } else { last }, height);
-    let (slot_min, slot_max) = r.bounds::<A>(leaf);
+    // The right end is looked for one key further: a hole must not touch the next one, and a spanning store that ends a
+    // leaf takes the next leaf in.
+    let key = last.saturating_add(1);
+    let key = if how == StoreType::Spanning { key } else { key.min(l.level[leaf].max) };
+    let mut r = Path::walk(tree, key, height);
+    let (_, slot_max) = r.bounds::<A>(leaf);
     let right_offset = r.level[leaf].offset;
     let right = mte_to_node::<A>(r.level[leaf].node).slot(kind, right_offset).load(Relaxed);
-    let mut keep_right = right_offset + 1;
+    let keep_right = right_offset + 1;
     let mut right_rest = None;
     if null && right.is_null() {
         last = slot_max;
-    } else if slot_min > last {
-        keep_right = right_offset;
     } else if slot_max > last {
         right_rest = Some((right, slot_max));
     }
@@ -256,13 +301,18 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
     let end = r.level[leaf].end;
     items.take::<A>(&r.level[leaf], keep_right, end + 1);
 
+    let rules = A::rules(mas.state);
     let mut d = leaf;
     let (top, top_gap, new_height) = loop {
         let kind = mte_node_type(l.level[d].node);
         let whole = |l: &Path, r: &Path| l.level[d].min == 0 && r.level[d].max == u64::MAX;
-        let sibling = !whole(&l, &r) && take_sibling::<A>(&mut l, &mut r, d, how, &mut items);
+        let taken = if whole(&l, &r) {
+            Taken::Own
+        } else {
+            take_sibling::<A>(rules, &mut l, &mut r, d, how, d == leaf, &mut items)
+        };
         let whole = whole(&l, &r);
-        let (sizes, n) = deal(items.n, kind, |i| kind.is_leaf() && items.item[i].slot.is_null());
+        let (sizes, n) = deal(rules, items.n, kind, taken, |i| kind.is_leaf() && items.item[i].slot.is_null());
         let mut built = [nothing; 3];
         let (mut at, mut min) = (0, l.level[d].min);
         for (b, &size) in built.iter_mut().zip(&sizes[..n]) {
@@ -281,7 +331,9 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
             mte_to_node::<A>(root).set_root(tree.as_ptr());
             break (root, 0, Some(h));
         }
-        if n == 1 && !sibling && l.level[d].node == r.level[d].node {
+        // 6.12 ends early for a split only; a rebalance or spanning store goes on to the root.
+        let converges = how == StoreType::Split || rules != MapleRules::V6_12;
+        if converges && n == 1 && taken == Taken::Own && l.level[d].node == r.level[d].node {
             mte_to_node::<A>(built[0].slot).copy_parent(mte_to_node(l.level[d].node));
             break (built[0].slot, built[0].gap, None);
         }
@@ -314,31 +366,66 @@ pub(crate) fn mas_wr_frame<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
     mas_walk(cpu, mas);
 }
 
-/// Takes a neighbour's slots too where a node would be too small, or, to damp splitting, where the overflow fits a
-/// neighbour under the same parent with a slot to spare.
-fn take_sibling<A: Hardware>(l: &mut Path, r: &mut Path, d: usize, how: StoreType, items: &mut Items) -> bool {
+/// Takes a neighbour's slots too: where a node would be too small, and, to damp splitting, where an overflow fits a
+/// neighbour under the same parent.
+fn take_sibling<A: MapleMemory>(
+    rules: MapleRules,
+    l: &mut Path,
+    r: &mut Path,
+    d: usize,
+    how: StoreType,
+    leaf: bool,
+    items: &mut Items,
+) -> Taken {
     let kind = mte_node_type(l.level[d].node);
-    let spanning = how == StoreType::Spanning;
-    let room_left = l.level[d - 1].offset > 0;
-    let room_right = r.level[d - 1].offset < r.level[d - 1].end;
-    let forward = if items.n <= kind.min_end() {
-        // A spanning store takes the next node of the level even from under another parent.
-        if spanning { r.level[d].max != u64::MAX } else { room_right }
-    } else if items.n > kind.slots() && !spanning {
+    let n = items.n;
+    let small = n <= kind.min_end();
+    let push = match how {
+        StoreType::Split => true,
+        StoreType::Rebalance => rules == MapleRules::V7_3,
+        _ => false,
+    };
+    let taken = if push && n > kind.slots() {
         let fits = |p: &Path, forward: bool| {
             let mut q = Path { level: p.level };
             q.step::<A>(d, forward);
-            items.n + q.level[d].end + 1 < 2 * kind.slots()
+            let all = n + q.level[d].end + 1;
+            match rules {
+                // data_fits(): one slot stays free.
+                MapleRules::V7_3 => all < 2 * kind.slots(),
+                // mas_push_data()
+                _ => all < 2 * kind.slots() - usize::from(leaf) - usize::from(l.level[d].max == u64::MAX),
+            }
         };
-        if room_left && fits(l, false) {
-            false
-        } else if room_right && fits(r, true) {
-            true
+        if l.level[d - 1].offset > 0 && fits(l, false) {
+            Taken::PushLeft
+        } else if r.level[d - 1].offset < r.level[d - 1].end && fits(r, true) {
+            Taken::PushRight
         } else {
-            return false;
+            return Taken::Own;
         }
+    } else if small || leaf && how == StoreType::Rebalance {
+        Taken::Merged
     } else {
-        return false;
+        return Taken::Own;
+    };
+    let forward = match taken {
+        Taken::PushLeft => false,
+        Taken::PushRight => true,
+        // The nearest node of the level: under the lowest ancestor that has one beside it, right before left.
+        _ => {
+            let near = (0..d).rev().find_map(|up| {
+                if r.level[up].offset < r.level[up].end {
+                    Some(true)
+                } else {
+                    (l.level[up].offset > 0).then_some(false)
+                }
+            });
+            match near {
+                Some(forward) => forward,
+                None => return Taken::Own,
+            }
+        }
     };
     if forward {
         r.step::<A>(d, true);
@@ -347,12 +434,12 @@ fn take_sibling<A: Hardware>(l: &mut Path, r: &mut Path, d: usize, how: StoreTyp
         l.step::<A>(d, false);
         items.take_front::<A>(&l.level[d]);
     }
-    true
+    taken
 }
 
 /// `mas_adopt_children()`, down all new nodes: children that moved are told their new parent; a child that already
 /// names the node was built by this store.
-fn mas_adopt_children<A: Hardware>(enode: Enode) {
+fn mas_adopt_children<A: MapleMemory>(enode: Enode) {
     let (node, kind) = decode::<A>(enode);
     if kind.is_leaf() {
         return;
@@ -373,7 +460,7 @@ fn mas_adopt_children<A: Hardware>(enode: Enode) {
 
 /// `mas_topiary_replace()`, second half: releases a replaced node and those below it. A child that still names it as
 /// its parent was not taken over: if the store covers it wholly it is a dead subtree, else one replaced node.
-fn mas_topiary<A: Hardware>(cpu: &Cpu<A>, mas: &MaState<'_, A>, enode: Enode, min: u64, max: u64) {
+fn mas_topiary<A: MapleMemory>(cpu: &Cpu<A>, mas: &MaState<'_, A>, enode: Enode, min: u64, max: u64) {
     let (node, kind) = decode::<A>(enode);
     if !kind.is_leaf() {
         let end = node.data_end(kind, max);
@@ -385,12 +472,12 @@ fn mas_topiary<A: Hardware>(cpu: &Cpu<A>, mas: &MaState<'_, A>, enode: Enode, mi
             }
             let (child_min, child_max) = (node.safe_min(i, min), node.safe_pivot(i, end, max));
             if child_min >= mas.index && child_max <= mas.last {
-                mte_destroy_walk(cpu, mas.state, mas.tree.in_rcu(), child);
+                A::destroy_walk(cpu, mas, child);
             } else {
                 child_node.set_dead();
                 mas_topiary(cpu, mas, child, child_min, child_max);
             }
         }
     }
-    mas_free(cpu, mas, node);
+    A::free(cpu, mas, node);
 }

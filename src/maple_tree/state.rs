@@ -7,11 +7,12 @@
 //! custom: the cursor carries [`MapleState`], which holds what the kernel keeps in statics. stub: the internal
 //! spinlock (all trees of the port are locked from outside), the error status (errors are returned).
 
+use super::memory::MapleMemory;
 use super::node::{Enode, MapleType};
 use crate::arch::arena::KRef;
-use crate::arch::{Arena, Atomic, Hardware, Plain, Relaxed};
+use crate::arch::{Arch, Arena, Atomic, Hardware, Plain, Relaxed};
 use crate::rcu::RcuState;
-use crate::slab::{KmemCache, KmemCacheArgs, SLAB_PANIC, SlabSheaf, SlabState, kmem_cache_create};
+use crate::slab::{KmemCache, KmemCacheArgs, SLAB_PANIC, SlabState, kmem_cache_create};
 use std::ptr::null_mut;
 
 /// `MT_FLAGS_ALLOC_RANGE`: track gaps; inner nodes are arange64.
@@ -53,15 +54,37 @@ crate::counters! {
     }
 }
 
+/// Whose rules writers follow: how many nodes a store asks for, which neighbours it takes in, how it deals slots to new
+/// nodes, how far up it goes. Contents do not depend on it; node counts and shapes do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapleRules {
+    /// 6.12 to 6.15: requests by the tree's height; rebalance and spanning stores rebuild up to the root.
+    V6_12,
+    /// 6.16 to 6.19: requests by the lowest level with room; a rebalance ends where one node takes one node's place.
+    V6_18,
+    /// 7.x: as 6.18, and neighbours are shared out evenly where 6.x fills one of them.
+    V7_3,
+}
+
 /// What all trees of a kernel share: the node cache and the RCU that delays node frees (the kernel's statics).
 pub struct MapleState<A: Hardware> {
     /// Cache "maple_node".
     pub node_cache: KRef<KmemCache<A>>,
     /// RCU.
     pub rcu: KRef<RcuState<A>>,
+    /// Whose rules writers follow.
+    pub rules: MapleRules,
 }
-/// `maple_tree_init()`
+/// `maple_tree_init()`: with the rules of the version that the allocator is of.
 pub fn maple_tree_init<A: Hardware>(arena: &Arena, slab: KRef<SlabState<A>>) -> KRef<MapleState<A>> {
+    maple_tree_init_with(arena, slab, None)
+}
+/// [`maple_tree_init`] with rules of the caller's choice.
+pub fn maple_tree_init_with<A: Hardware>(
+    arena: &Arena,
+    slab: KRef<SlabState<A>>,
+    rules: Option<MapleRules>,
+) -> KRef<MapleState<A>> {
     let node_cache = kmem_cache_create(
         arena,
         slab,
@@ -74,12 +97,16 @@ pub fn maple_tree_init<A: Hardware>(arena: &Arena, slab: KRef<SlabState<A>>) -> 
             ..KmemCacheArgs::default()
         },
     );
-    arena.boot_new(0, MapleState { node_cache, rcu: slab.rcu })
+    let rules = rules.unwrap_or(match node_cache.sheaf_capacity() {
+        0 => MapleRules::V6_12,
+        _ => MapleRules::V7_3,
+    });
+    arena.boot_new(0, MapleState { node_cache, rcu: slab.rcu, rules })
 }
 
 /// `struct maple_tree`, 16 bytes.
 #[repr(C)]
-pub struct MapleTree<A: Hardware> {
+pub struct MapleTree<A: Arch> {
     ma_lock: Plain<A, u32>,
     // Atomic: readers ask for ALLOC_RANGE while a writer changes the height bits.
     ma_flags: Atomic<A, u32>,
@@ -88,7 +115,7 @@ pub struct MapleTree<A: Hardware> {
 }
 const _: () = assert!(size_of::<MapleTree<crate::arch::Native>>() == 16);
 
-impl<A: Hardware> MapleTree<A> {
+impl<A: Arch> MapleTree<A> {
     /// `mt_init_flags()`
     pub fn new(flags: u32) -> Self {
         MapleTree { ma_lock: Plain::new(0), ma_flags: Atomic::new(flags), ma_root: Atomic::new(null_mut()) }
@@ -112,6 +139,10 @@ impl<A: Hardware> MapleTree<A> {
     pub fn height(&self) -> usize {
         ((self.ma_flags.load(Relaxed) & MT_FLAGS_HEIGHT_MASK) >> MT_FLAGS_HEIGHT_OFFSET) as usize
     }
+    /// `mt_attr()`: the flags, height aside.
+    pub(crate) fn attr(&self) -> u32 {
+        self.ma_flags.load(Relaxed) & !MT_FLAGS_HEIGHT_MASK
+    }
     pub(crate) fn set_height(&self, h: usize) {
         let f = self.ma_flags.load(Relaxed) & !MT_FLAGS_HEIGHT_MASK;
         self.ma_flags.store(f | (h as u32) << MT_FLAGS_HEIGHT_OFFSET, Relaxed);
@@ -127,11 +158,11 @@ impl<A: Hardware> MapleTree<A> {
     }
 }
 /// `mt_clear_in_rcu()`: from now on only the writer looks (exit; a child's tree while fork fills it).
-pub fn mt_clear_in_rcu<A: Hardware>(mt: &MapleTree<A>) {
+pub fn mt_clear_in_rcu<A: Arch>(mt: &MapleTree<A>) {
     mt.ma_flags.store(mt.ma_flags.load(Relaxed) & !MT_FLAGS_USE_RCU, Relaxed);
 }
 /// `mt_set_in_rcu()`: readers may look from now on. Before the tree is shared.
-pub fn mt_set_in_rcu<A: Hardware>(mt: &MapleTree<A>) {
+pub fn mt_set_in_rcu<A: Arch>(mt: &MapleTree<A>) {
     mt.ma_flags.store(mt.ma_flags.load(Relaxed) | MT_FLAGS_USE_RCU, Relaxed);
 }
 
@@ -155,10 +186,10 @@ pub enum MaStatus {
 }
 
 /// `struct ma_state`: the cursor. `index ..= last` is the range of interest, after a walk the range found.
-pub struct MaState<'t, A: Hardware> {
+pub struct MaState<'t, A: MapleMemory> {
     pub(crate) tree: &'t MapleTree<A>,
     /// Node supply and RCU.
-    pub state: KRef<MapleState<A>>,
+    pub state: A::State,
     /// First key.
     pub index: u64,
     /// Last key, inclusive.
@@ -174,12 +205,12 @@ pub struct MaState<'t, A: Hardware> {
     pub(crate) alloc: *mut (),
     pub(crate) alloc_count: usize,
     /// Prefilled sheaf of nodes, where the node cache has sheaves.
-    pub(crate) sheaf: *mut SlabSheaf<A>,
+    pub(crate) sheaf: *mut A::Sheaf,
 }
-impl<'t, A: Hardware> MaState<'t, A> {
+impl<'t, A: MapleMemory> MaState<'t, A> {
     /// `MA_STATE(mas, tree, first, last)`
     #[inline(always)]
-    pub fn new(tree: &'t MapleTree<A>, state: KRef<MapleState<A>>, index: u64, last: u64) -> Self {
+    pub fn new(tree: &'t MapleTree<A>, state: A::State, index: u64, last: u64) -> Self {
         MaState {
             tree,
             state,
@@ -200,6 +231,8 @@ impl<'t, A: Hardware> MaState<'t, A> {
     pub fn tree(&self) -> &'t MapleTree<A> {
         self.tree
     }
+}
+impl<A: Hardware> MaState<'_, A> {
     /// Nodes held for the next store.
     pub fn supplied(&self) -> usize {
         // SAFETY: a prefilled sheaf is its cursor's until that gives it back.
@@ -208,29 +241,29 @@ impl<'t, A: Hardware> MaState<'t, A> {
 }
 /// `mas_reset()`
 #[inline(always)]
-pub fn mas_reset<A: Hardware>(mas: &mut MaState<'_, A>) {
+pub fn mas_reset<A: MapleMemory>(mas: &mut MaState<'_, A>) {
     mas.status = MaStatus::Start;
     mas.node = null_mut();
 }
 /// `mas_pause()`: the caller is about to drop the lock.
 #[inline(always)]
-pub fn mas_pause<A: Hardware>(mas: &mut MaState<'_, A>) {
+pub fn mas_pause<A: MapleMemory>(mas: &mut MaState<'_, A>) {
     mas.status = MaStatus::Pause;
     mas.node = null_mut();
 }
 /// `mas_set_range()`: resets the cursor to the start.
 #[inline(always)]
-pub fn mas_set_range<A: Hardware>(mas: &mut MaState<'_, A>, index: u64, last: u64) {
+pub fn mas_set_range<A: MapleMemory>(mas: &mut MaState<'_, A>, index: u64, last: u64) {
     mas_reset(mas);
     (mas.index, mas.last) = (index, last);
 }
 /// `mas_set()`
 #[inline(always)]
-pub fn mas_set<A: Hardware>(mas: &mut MaState<'_, A>, index: u64) {
+pub fn mas_set<A: MapleMemory>(mas: &mut MaState<'_, A>, index: u64) {
     mas_set_range(mas, index, index);
 }
 /// `__mas_set_range()`: changes the range and keeps the position, which must still contain `index`.
 #[inline(always)]
-pub fn __mas_set_range<A: Hardware>(mas: &mut MaState<'_, A>, index: u64, last: u64) {
+pub fn __mas_set_range<A: MapleMemory>(mas: &mut MaState<'_, A>, index: u64, last: u64) {
     (mas.index, mas.last) = (index, last);
 }

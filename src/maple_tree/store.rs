@@ -9,15 +9,18 @@
 //!
 //! custom: [`mas_store_prealloc`] chooses the kind anew from the range it is given instead of trusting the kind chosen
 //! by [`mas_preallocate`]; the widening of a hole reaches `index ..= last` of the cursor only with the store, so a
-//! failed allocation leaves the cursor's range alone. dup: the order of tests, the node counts of 6.12.
+//! failed allocation leaves the cursor's range alone. dup: the order of tests, the node
+//! requests of 6.12 and of 7.3 ([`MapleRules`]).
 
 use super::gap::mas_update_gap;
-use super::node::{Enode, MapleNode, MapleType, Parent, mt_mk_node, mte_mk_root, mte_to_node, xa_is_node};
-use super::prealloc::{mas_alloc_nodes, mas_destroy, mas_free, mas_pop_node, mte_destroy_walk};
+use super::memory::MapleMemory;
+use super::node::{
+    Enode, MapleNode, MapleType, Parent, mt_mk_node, mte_mk_root, mte_safe_root, mte_to_node, xa_is_node,
+};
 use super::rebalance::mas_wr_frame;
-use super::state::{MaState, MaStatus, MapleEvent, mas_reset};
+use super::state::{MaState, MaStatus, MapleEvent, MapleRules, mas_reset};
 use super::walk::{decode, mas_start};
-use crate::arch::{Hardware, Relaxed, Release};
+use crate::arch::{Relaxed, Release};
 use crate::cpu::{Cpu, Errno};
 use std::ptr::null_mut;
 
@@ -49,10 +52,12 @@ pub(crate) struct WrState {
     offset_end: usize,
     end_piv: u64,
     new_end: usize,
+    /// Whether the walk began at the root.
+    from_root: bool,
 }
 
 /// `mas_wr_store_type()`: walks to where the store of `entry` starts and decides how to do it.
-fn mas_wr_store_type<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) -> WrState {
+fn mas_wr_store_type<A: MapleMemory>(mas: &mut MaState<'_, A>, entry: *mut ()) -> WrState {
     debug_assert!(mas.index <= mas.last);
     let (index, last) = (mas.index, mas.last);
     let mut wr = WrState {
@@ -65,16 +70,18 @@ fn mas_wr_store_type<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) -> W
         offset_end: 0,
         end_piv: 0,
         new_end: 0,
+        from_root: true,
     };
     // mas_wr_prealloc_setup(): the position is kept where the whole store lies in it.
     let keep = mas.status == MaStatus::Active
         && !mas.node.is_null()
         && index >= mas.min
         && last <= mas.max
-        && (!entry.is_null() || last < mas.max || mas.max == u64::MAX);
+        && (!entry.is_null() || last != mas.max);
     if !keep {
         mas_reset(mas);
     }
+    wr.from_root = mas.status == MaStatus::Start;
     mas_start(mas);
     if mas.status != MaStatus::Active {
         return wr;
@@ -154,15 +161,14 @@ fn mas_wr_store_type<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) -> W
     let new_end = end + 2 - span - usize::from(wr.index == wr.r_min) - usize::from(wr.last == wr.end_piv);
     wr.new_end = new_end;
     let in_rcu = mas.tree.in_rcu();
-    wr.kind = if new_end < MapleType::Leaf64.min_end() && !node.is_root() {
-        StoreType::Rebalance
+    wr.kind = if new_end < MapleType::Leaf64.min_end() {
+        // A root may be small, but is rewritten even where a slot or two would do.
+        if node.is_root() { StoreType::Node } else { StoreType::Rebalance }
     } else if new_end >= MapleType::Leaf64.slots() {
         StoreType::Split
     } else if !in_rcu && wr.offset == end {
         StoreType::Append
-    } else if new_end == end && span == 1 {
-        // PORT: outside RCU mode the kernel also moves two boundaries in place (three slots); that is a node store
-        // here, which outside RCU mode rewrites the leaf in place and takes no node either.
+    } else if new_end == end && (!in_rcu || span == 1) {
         StoreType::Slot
     } else {
         StoreType::Node
@@ -170,22 +176,69 @@ fn mas_wr_store_type<A: Hardware>(mas: &mut MaState<'_, A>, entry: *mut ()) -> W
     wr
 }
 
-/// `mas_prealloc_calc()`, 6.12: the worst case of nodes.
-fn mas_prealloc_calc<A: Hardware>(mas: &MaState<'_, A>, wr: &WrState, entry: *mut ()) -> usize {
-    let h = mas.tree.height();
+/// `mas_prealloc_calc()`: the worst case of nodes, by 6.12's rules or by those of 6.16 and later.
+#[inline]
+fn mas_prealloc_calc<A: MapleMemory>(mas: &MaState<'_, A>, wr: &WrState, entry: *mut ()) -> usize {
     match wr.kind {
         StoreType::Exact | StoreType::Append | StoreType::Slot => 0,
         StoreType::Node => usize::from(mas.tree.in_rcu()),
-        StoreType::NewRoot => usize::from(!entry.is_null()),
-        StoreType::Root => usize::from(!entry.is_null() && !fits_root_word(mas, entry)),
-        StoreType::Split => 2 * h + 1,
-        StoreType::Rebalance => 2 * h - 1,
-        StoreType::Spanning => 3 * h + 1,
+        StoreType::NewRoot => 1,
+        StoreType::Root => usize::from(!fits_root_word(mas, entry)),
+        StoreType::Split | StoreType::Rebalance | StoreType::Spanning => prealloc_levels(mas, wr, entry.is_null()),
     }
 }
 
+/// [`mas_prealloc_calc`] of a store that builds nodes on several levels.
+#[cold]
+fn prealloc_levels<A: MapleMemory>(mas: &MaState<'_, A>, wr: &WrState, null: bool) -> usize {
+    let h = mas.tree.height();
+    if A::rules(mas.state) == MapleRules::V6_12 {
+        return match wr.kind {
+            StoreType::Split => 2 * h + 1,
+            StoreType::Rebalance => 2 * h - 1,
+            _ => 3 * h + 1,
+        };
+    }
+    let (vacant, sufficient) = if wr.from_root { mas_wr_heights(mas, null) } else { (0, 0) };
+    match wr.kind {
+        StoreType::Split => 2 * (h - vacant) + 1,
+        StoreType::Rebalance => 2 * (h - vacant.min(sufficient)) + 1,
+        _ => 3 * (h - vacant.min(sufficient)) + 1,
+    }
+}
+
+/// What `mas_wr_walk()` notes from 6.16 on: one more than the depth of the lowest inner node with a free slot, and of
+/// the lowest that stays large enough with two slots less; the leaf's level, and that at which a store spans, are not
+/// looked at. A walk that begins at a leaf, as after a lookup, notes 0 and 0. PORT: found by a second descent, for the
+/// stores that ask.
+fn mas_wr_heights<A: MapleMemory>(mas: &MaState<'_, A>, null: bool) -> (usize, usize) {
+    let (mut vacant, mut sufficient) = (0, 0);
+    let mut enode = mte_safe_root(mas.tree.ma_root.load(Relaxed));
+    let mut max = u64::MAX;
+    for depth in 0.. {
+        let (node, kind) = decode::<A>(enode);
+        if kind.is_leaf() {
+            break;
+        }
+        let end = node.data_end(kind, max);
+        let offset = (0..end).find(|&i| node.pivot(i).load(Relaxed) >= mas.index).unwrap_or(end);
+        max = node.safe_pivot(offset, end, max);
+        if mas.last > max || (mas.last == max && null && mas.last != u64::MAX) {
+            break;
+        }
+        if end < kind.slots() - 1 {
+            vacant = depth + 1;
+        }
+        if depth == 0 && end > 2 || depth > 0 && end > kind.min_end() + 1 {
+            sufficient = depth + 1;
+        }
+        enode = node.slot(kind, offset).load(Relaxed);
+    }
+    (vacant, sufficient)
+}
+
 /// Whether `entry` over the cursor's range can stand in the root word.
-fn fits_root_word<A: Hardware>(mas: &MaState<'_, A>, entry: *mut ()) -> bool {
+fn fits_root_word<A: MapleMemory>(mas: &MaState<'_, A>, entry: *mut ()) -> bool {
     mas.index == 0 && mas.last == 0 && entry.addr() & 3 != 2
 }
 
@@ -193,43 +246,43 @@ fn fits_root_word<A: Hardware>(mas: &MaState<'_, A>, entry: *mut ()) -> bool {
 ///
 /// # Errors
 /// `ENOMEM`
-pub fn mas_preallocate<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) -> Result<(), Errno> {
+pub fn mas_preallocate<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) -> Result<(), Errno> {
     let wr = mas_wr_store_type(mas, entry);
     let n = mas_prealloc_calc(mas, &wr, entry);
     if wr.kind == StoreType::Spanning {
         mas_reset(mas);
     }
-    mas_alloc_nodes(cpu, mas, n).inspect_err(|_| {
-        mas_destroy(cpu, mas);
+    A::alloc_nodes(cpu, mas, n).inspect_err(|_| {
+        A::give_back(cpu, mas);
         mas_reset(mas);
     })
 }
 
 /// `mas_store_prealloc()`: stores after [`mas_preallocate`]; cannot fail.
-pub fn mas_store_prealloc<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
+pub fn mas_store_prealloc<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
     let wr = mas_wr_store_type(mas, entry);
     mas_wr_store_entry(cpu, mas, &wr, entry);
-    mas_destroy(cpu, mas);
+    A::give_back(cpu, mas);
 }
 
 /// `mas_store_gfp()`: stores `entry` (null: a hole) over `index ..= last`, allocating nodes.
 ///
 /// # Errors
 /// `ENOMEM`; the tree and the cursor's range are as before.
-pub fn mas_store_gfp<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) -> Result<(), Errno> {
+pub fn mas_store_gfp<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) -> Result<(), Errno> {
     let wr = mas_wr_store_type(mas, entry);
     let n = mas_prealloc_calc(mas, &wr, entry);
-    mas_alloc_nodes(cpu, mas, n).inspect_err(|_| {
-        mas_destroy(cpu, mas);
+    A::alloc_nodes(cpu, mas, n).inspect_err(|_| {
+        A::give_back(cpu, mas);
         mas_reset(mas);
     })?;
     mas_wr_store_entry(cpu, mas, &wr, entry);
-    mas_destroy(cpu, mas);
+    A::give_back(cpu, mas);
     Ok(())
 }
 
 /// `mas_wr_store_entry()`
-fn mas_wr_store_entry<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
+fn mas_wr_store_entry<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
     match wr.kind {
         StoreType::Root => {
             cpu.count(MapleEvent::NewRoot);
@@ -291,11 +344,17 @@ fn mas_wr_store_entry<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &
 /// The pointer first, then the pivot: in between a reader sees the new entry over a part of its range and the old one
 /// over the rest, never the old entry where it has not been. The two stores are not ordered against each other by
 /// the reader's loads on a weakly ordered machine, as in the kernel: the user's own look at the entry decides.
-fn mas_wr_slot_store<A: Hardware>(mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
+fn mas_wr_slot_store<A: MapleMemory>(mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
     let node = mte_to_node::<A>(mas.node);
     let slot = |i| node.slot(MapleType::Leaf64, i);
-    let gap = entry.is_null() || slot(wr.offset).load(Relaxed).is_null() || slot(wr.offset_end).load(Relaxed).is_null();
-    if wr.index == wr.r_min {
+    let gap = entry.is_null() || (wr.offset..=wr.offset_end).any(|i| slot(i).load(Relaxed).is_null());
+    if wr.offset_end - wr.offset != 1 {
+        // Outside RCU mode nobody looks: two boundaries move around the middle one of three slots.
+        slot(wr.offset + 1).store(entry, Relaxed);
+        node.pivot(wr.offset).store(wr.index - 1, Relaxed);
+        node.pivot(wr.offset + 1).store(wr.last, Relaxed);
+        mas.offset = wr.offset + 1;
+    } else if wr.index == wr.r_min {
         // ORDER: release; as in an exact store.
         slot(wr.offset).store(entry, Release);
         node.pivot(wr.offset).store(wr.last, Relaxed);
@@ -312,7 +371,7 @@ fn mas_wr_slot_store<A: Hardware>(mas: &mut MaState<'_, A>, wr: &WrState, entry:
 }
 
 /// `mas_wr_append()`: the store lies in the last slot of a leaf that no reader watches; adds one or two slots.
-fn mas_wr_append<A: Hardware>(mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
+fn mas_wr_append<A: MapleMemory>(mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
     let kind = MapleType::Leaf64;
     let node = mte_to_node::<A>(mas.node);
     let end = mas.end;
@@ -344,13 +403,13 @@ fn mas_wr_append<A: Hardware>(mas: &mut MaState<'_, A>, wr: &WrState, entry: *mu
 }
 
 /// `mas_wr_node_store()`: a leaf with the change made takes the place of the old one.
-fn mas_wr_node_store<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
+fn mas_wr_node_store<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &WrState, entry: *mut ()) {
     let kind = MapleType::Leaf64;
     let old = mte_to_node::<A>(mas.node);
     let end = mas.end;
     let in_rcu = mas.tree.in_rcu();
     let mut scratch = Scratch([0; 32]);
-    let new = if in_rcu { mas_pop_node(cpu, mas) } else { MapleNode::from_object((&raw mut scratch.0).cast()) };
+    let new = if in_rcu { A::pop_node(cpu, mas) } else { MapleNode::from_object((&raw mut scratch.0).cast()) };
     let mut to = wr.offset;
     new.copy_leaf(0, old, 0, to);
     let mut put = |entry: *mut (), last: u64| {
@@ -383,11 +442,11 @@ fn mas_wr_node_store<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &W
         mas.node = mt_mk_node(new, kind);
         mas_put_in_tree(mas, mas.node);
         old.set_dead();
-        mas_free(cpu, mas, old);
+        A::free(cpu, mas, old);
     } else {
         // Nobody else looks: the leaf is rewritten where it is.
         // SAFETY: two whole nodes; nobody reads the old one (no RCU mode), the new one is on our stack.
-        unsafe { A::copy(old.as_ptr(), new.as_ptr(), super::node::MAPLE_NODE_SIZE) }
+        unsafe { old.copy_from(new) }
     }
     mas_update_gap(mas);
 }
@@ -396,7 +455,7 @@ fn mas_wr_node_store<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, wr: &W
 struct Scratch([u64; 32]);
 
 /// `mas_put_in_tree()`: publishes `enode`, whose parent word is already set, where that word says.
-pub(crate) fn mas_put_in_tree<A: Hardware>(mas: &MaState<'_, A>, enode: Enode) {
+pub(crate) fn mas_put_in_tree<A: MapleMemory>(mas: &MaState<'_, A>, enode: Enode) {
     match mte_to_node::<A>(enode).parent() {
         Parent::Node(parent, slot) => {
             // ORDER: release; meets the acquire loads of slots in mtree_range_walk(): the new node is seen filled.
@@ -410,9 +469,9 @@ pub(crate) fn mas_put_in_tree<A: Hardware>(mas: &MaState<'_, A>, enode: Enode) {
 }
 
 /// Makes a fresh leaf the whole tree. `items` cover all keys: entry and last key of each.
-fn root_leaf<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, items: &[(*mut (), u64)]) {
+fn root_leaf<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, items: &[(*mut (), u64)]) {
     let kind = MapleType::Leaf64;
-    let node = mas_pop_node(cpu, mas);
+    let node = A::pop_node(cpu, mas);
     for (i, &(entry, last)) in items.iter().enumerate() {
         node.slot(kind, i).store(entry, Relaxed);
         node.pivot(i).store(last, Relaxed);
@@ -424,7 +483,7 @@ fn root_leaf<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, items: &[(*mut
 }
 
 /// `mas_store_root()` and `mas_root_expand()`: the tree is empty or one entry over key 0.
-fn mas_store_root<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
+fn mas_store_root<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
     let old = mas.tree.ma_root.load(Relaxed);
     debug_assert!(!xa_is_node(old));
     let (index, last) = (mas.index, mas.last);
@@ -462,7 +521,7 @@ fn mas_store_root<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *m
 }
 
 /// `mas_new_root()`: a store over all keys.
-pub(crate) fn mas_new_root<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
+pub(crate) fn mas_new_root<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, entry: *mut ()) {
     let old = mas.tree.ma_root.load(Relaxed);
     if entry.is_null() {
         // ORDER: release as everywhere on the root word; nothing new is published.
@@ -471,7 +530,7 @@ pub(crate) fn mas_new_root<A: Hardware>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, 
     } else {
         root_leaf(cpu, mas, &[(entry, u64::MAX)]);
     }
-    mte_destroy_walk(cpu, mas.state, mas.tree.in_rcu(), super::node::mte_safe_root(old));
+    A::destroy_walk(cpu, mas, mte_safe_root(old));
     mas_reset(mas);
     (mas.index, mas.last) = (0, u64::MAX);
 }

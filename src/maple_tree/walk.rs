@@ -11,6 +11,7 @@
 //! Cannot tell: that an entry is still in the tree, or, while a slot store is under way, that it covers more than the
 //! part of its range it was found in. Users lock what they found and look again.
 
+use super::memory::MapleMemory;
 use super::node::{
     Enode, MapleNode, MapleType, Parent, mt_mk_node, mte_node_type, mte_safe_root, mte_to_node, xa_is_node,
 };
@@ -26,7 +27,7 @@ struct Dead;
 
 /// `mas_start()`: loads the root. Returns the entry of a tree that is a single entry.
 #[inline(always)]
-pub(crate) fn mas_start<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
+pub(crate) fn mas_start<A: MapleMemory>(mas: &mut MaState<'_, A>) -> *mut () {
     if mas.status != MaStatus::Start {
         return null_mut();
     }
@@ -40,6 +41,7 @@ pub(crate) fn mas_start<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
             mas.node = mte_safe_root(root);
             mas.status = MaStatus::Active;
             if mte_to_node::<A>(mas.node).is_dead() {
+                A::starts_again();
                 continue;
             }
             return null_mut();
@@ -56,7 +58,7 @@ pub(crate) fn mas_start<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
 
 /// `mtree_range_walk()`: down from the current node to the leaf slot of `index`; resets the cursor where a node died.
 #[inline(always)]
-fn mtree_range_walk<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
+fn mtree_range_walk<A: MapleMemory>(mas: &mut MaState<'_, A>) -> *mut () {
     let index = mas.index;
     let (mut min, mut max, mut next) = (mas.min, mas.max, mas.node);
     loop {
@@ -93,7 +95,7 @@ fn mtree_range_walk<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
 
 /// `mas_state_walk()`
 #[inline(always)]
-fn mas_state_walk<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
+fn mas_state_walk<A: MapleMemory>(mas: &mut MaState<'_, A>) -> *mut () {
     let entry = mas_start(mas);
     match mas.status {
         MaStatus::None => null_mut(),
@@ -104,23 +106,18 @@ fn mas_state_walk<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
 
 /// `mas_walk()`: the entry at `index`, or null; sets `index ..= last` to its range. Readers hold RCU or the lock.
 #[inline]
-pub fn mas_walk<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>) -> *mut () {
+pub fn mas_walk<A: MapleMemory>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>) -> *mut () {
     walk(mas)
 }
 
 #[inline(always)]
-fn walk<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
-    if mas.status != MaStatus::Active && mas.status != MaStatus::Start {
-        mas.status = MaStatus::Start;
-    }
-    // PORT: the kernel trusts the caller that an active cursor's node contains `index`.
-    if mas.status == MaStatus::Active && (mas.node.is_null() || !(mas.min..=mas.max).contains(&mas.index)) {
-        mas_reset(mas);
-    }
+fn walk<A: MapleMemory>(mas: &mut MaState<'_, A>) -> *mut () {
+    // Always from the root, whatever the cursor's status, as in the kernel.
+    mas_reset(mas);
     loop {
         let entry = mas_state_walk(mas);
         match mas.status {
-            MaStatus::Start => {}
+            MaStatus::Start => A::starts_again(),
             MaStatus::None => {
                 (mas.index, mas.last) = (0, u64::MAX);
                 return null_mut();
@@ -142,8 +139,9 @@ fn walk<A: Hardware>(mas: &mut MaState<'_, A>) -> *mut () {
 /// `mas_rewalk()`: after a death, stands on the slot of `index` again.
 #[cold]
 #[inline(never)]
-fn mas_rewalk<A: Hardware>(mas: &mut MaState<'_, A>, index: u64) {
+fn mas_rewalk<A: MapleMemory>(mas: &mut MaState<'_, A>, index: u64) {
     loop {
+        A::starts_again();
         mas_reset(mas);
         (mas.index, mas.last) = (index, index);
         mas_state_walk(mas);
@@ -154,7 +152,7 @@ fn mas_rewalk<A: Hardware>(mas: &mut MaState<'_, A>, index: u64) {
 }
 
 /// `mas_ascend()`: to the parent, and its bounds, which may need further climbing.
-fn mas_ascend<A: Hardware>(mas: &mut MaState<'_, A>) -> Result<(), Dead> {
+fn mas_ascend<A: MapleMemory>(mas: &mut MaState<'_, A>) -> Result<(), Dead> {
     let node = mte_to_node::<A>(mas.node);
     let Parent::Node(parent, slot) = node.parent() else {
         return Err(Dead);
@@ -203,7 +201,7 @@ fn mas_ascend<A: Hardware>(mas: &mut MaState<'_, A>) -> Result<(), Dead> {
 }
 
 /// `mas_next_node()`: to the first slot of the next leaf, or overflow where `max` or the tree ends.
-fn mas_next_node<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Result<(), Dead> {
+fn mas_next_node<A: MapleMemory>(mas: &mut MaState<'_, A>, max: u64) -> Result<(), Dead> {
     if mas.max >= max {
         mas.status = MaStatus::Overflow;
         return Ok(());
@@ -252,7 +250,7 @@ fn mas_next_node<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Result<(), 
 }
 
 /// `mas_prev_node()`: to the last slot of the previous leaf, or underflow where `min` or the tree begins.
-fn mas_prev_node<A: Hardware>(mas: &mut MaState<'_, A>, min: u64) -> Result<(), Dead> {
+fn mas_prev_node<A: MapleMemory>(mas: &mut MaState<'_, A>, min: u64) -> Result<(), Dead> {
     if mas.min == 0 || mas.min - 1 < min {
         mas.status = MaStatus::Underflow;
         return Ok(());
@@ -296,7 +294,7 @@ fn mas_prev_node<A: Hardware>(mas: &mut MaState<'_, A>, min: u64) -> Result<(), 
 }
 
 /// `mas_next_slot()`: the next slot up to `max`; skips holes unless `empty`.
-fn mas_next_slot<A: Hardware>(mas: &mut MaState<'_, A>, max: u64, empty: bool) -> *mut () {
+fn mas_next_slot<A: MapleMemory>(mas: &mut MaState<'_, A>, max: u64, empty: bool) -> *mut () {
     let mut save_point = mas.last;
     loop {
         match next_slot_once(mas, max, empty) {
@@ -313,7 +311,7 @@ fn mas_next_slot<A: Hardware>(mas: &mut MaState<'_, A>, max: u64, empty: bool) -
     }
 }
 
-fn next_slot_once<A: Hardware>(mas: &mut MaState<'_, A>, max: u64, empty: bool) -> Result<*mut (), Dead> {
+fn next_slot_once<A: MapleMemory>(mas: &mut MaState<'_, A>, max: u64, empty: bool) -> Result<*mut (), Dead> {
     let mut node = mte_to_node::<A>(mas.node);
     if node.is_dead() {
         return Err(Dead);
@@ -359,7 +357,7 @@ fn next_slot_once<A: Hardware>(mas: &mut MaState<'_, A>, max: u64, empty: bool) 
 }
 
 /// `mas_prev_slot()`: the previous slot down to `min`; skips holes unless `empty`.
-fn mas_prev_slot<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, empty: bool) -> *mut () {
+fn mas_prev_slot<A: MapleMemory>(mas: &mut MaState<'_, A>, min: u64, empty: bool) -> *mut () {
     let mut save_point = mas.index;
     loop {
         match prev_slot_once(mas, min, empty) {
@@ -375,7 +373,7 @@ fn mas_prev_slot<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, empty: bool) -
     }
 }
 
-fn prev_slot_once<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, empty: bool) -> Result<*mut (), Dead> {
+fn prev_slot_once<A: MapleMemory>(mas: &mut MaState<'_, A>, min: u64, empty: bool) -> Result<*mut (), Dead> {
     let mut node = mte_to_node::<A>(mas.node);
     if node.is_dead() {
         return Err(Dead);
@@ -422,7 +420,7 @@ fn prev_slot_once<A: Hardware>(mas: &mut MaState<'_, A>, min: u64, empty: bool) 
 
 /// What a next finds in a tree that a writer has emptied, or shrunk to one entry, under a reader.
 #[cold]
-fn next_without_nodes<A: Hardware>(mas: &mut MaState<'_, A>, from: u64, max: u64) -> *mut () {
+fn next_without_nodes<A: MapleMemory>(mas: &mut MaState<'_, A>, from: u64, max: u64) -> *mut () {
     (mas.index, mas.last) = (from.saturating_add(1).min(max), u64::MAX);
     mas.status = MaStatus::Overflow;
     null_mut()
@@ -430,7 +428,7 @@ fn next_without_nodes<A: Hardware>(mas: &mut MaState<'_, A>, from: u64, max: u64
 
 /// As [`next_without_nodes`], downwards.
 #[cold]
-fn prev_without_nodes<A: Hardware>(mas: &mut MaState<'_, A>, from: u64, min: u64) -> *mut () {
+fn prev_without_nodes<A: MapleMemory>(mas: &mut MaState<'_, A>, from: u64, min: u64) -> *mut () {
     (mas.index, mas.last) = (0, from);
     // ORDER: acquire, as in mas_start().
     let root = mas.tree.ma_root.load(Acquire);
@@ -444,7 +442,7 @@ fn prev_without_nodes<A: Hardware>(mas: &mut MaState<'_, A>, from: u64, min: u64
 }
 
 /// `mas_next_setup()`: `Some(result)` where there is nothing to step over.
-fn mas_next_setup<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mut ()> {
+fn mas_next_setup<A: MapleMemory>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mut ()> {
     let was_none = mas.status == MaStatus::None;
     if mas.last >= max {
         mas.status = MaStatus::Overflow;
@@ -471,8 +469,8 @@ fn mas_next_setup<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mu
     match mas.status {
         MaStatus::Root => {
             if was_none && mas.index == 0 {
-                (mas.index, mas.last) = (0, 0);
-                return Some(mas.tree.ma_root.load(Acquire));
+                mas.last = 0;
+                return Some(null_mut());
             }
             (mas.index, mas.last) = (1, u64::MAX);
             mas.status = MaStatus::None;
@@ -484,7 +482,7 @@ fn mas_next_setup<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mu
 }
 
 /// A stopped cursor becomes active where it stands, or walks again if it has no node.
-fn recover<A: Hardware>(mas: &mut MaState<'_, A>) {
+fn recover<A: MapleMemory>(mas: &mut MaState<'_, A>) {
     mas.status = MaStatus::Active;
     if mas.node.is_null() {
         mas_reset(mas);
@@ -493,7 +491,7 @@ fn recover<A: Hardware>(mas: &mut MaState<'_, A>) {
 }
 
 /// `mas_prev_setup()`
-fn mas_prev_setup<A: Hardware>(mas: &mut MaState<'_, A>, min: u64) -> Option<*mut ()> {
+fn mas_prev_setup<A: MapleMemory>(mas: &mut MaState<'_, A>, min: u64) -> Option<*mut ()> {
     if mas.index <= min {
         mas.status = MaStatus::Underflow;
         return Some(null_mut());
@@ -541,7 +539,7 @@ fn mas_prev_setup<A: Hardware>(mas: &mut MaState<'_, A>, min: u64) -> Option<*mu
 }
 
 /// `mas_find_setup()`
-fn mas_find_setup<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mut ()> {
+fn mas_find_setup<A: MapleMemory>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mut ()> {
     match mas.status {
         MaStatus::Active => return if mas.last < max { None } else { Some(null_mut()) },
         MaStatus::Start | MaStatus::Root => {}
@@ -599,7 +597,7 @@ fn mas_find_setup<A: Hardware>(mas: &mut MaState<'_, A>, max: u64) -> Option<*mu
 }
 
 /// `mas_find()`: the first entry at or above `index` (first call), then the next one, up to `max`.
-pub fn mas_find<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) -> *mut () {
+pub fn mas_find<A: MapleMemory>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) -> *mut () {
     if let Some(entry) = mas_find_setup(mas, max) {
         return entry;
     }
@@ -610,19 +608,19 @@ pub fn mas_find<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) 
     entry
 }
 /// `mas_next()`: the next entry after the cursor's position, up to `max`; then overflow.
-pub fn mas_next<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) -> *mut () {
+pub fn mas_next<A: MapleMemory>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) -> *mut () {
     mas_next_setup(mas, max).unwrap_or_else(|| mas_next_slot(mas, max, false))
 }
 /// `mas_next_range()`: the next slot, hole or not, up to `max`.
-pub fn mas_next_range<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) -> *mut () {
+pub fn mas_next_range<A: MapleMemory>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, max: u64) -> *mut () {
     mas_next_setup(mas, max).unwrap_or_else(|| mas_next_slot(mas, max, true))
 }
 /// `mas_prev()`: the entry before the cursor's position, down to `min`; then underflow.
-pub fn mas_prev<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, min: u64) -> *mut () {
+pub fn mas_prev<A: MapleMemory>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, min: u64) -> *mut () {
     mas_prev_setup(mas, min).unwrap_or_else(|| mas_prev_slot(mas, min, false))
 }
 /// `mas_prev_range()`: the previous slot, hole or not, down to `min`.
-pub fn mas_prev_range<A: Hardware>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, min: u64) -> *mut () {
+pub fn mas_prev_range<A: MapleMemory>(_cpu: &Cpu<A>, mas: &mut MaState<'_, A>, min: u64) -> *mut () {
     mas_prev_setup(mas, min).unwrap_or_else(|| mas_prev_slot(mas, min, true))
 }
 
@@ -658,6 +656,6 @@ pub fn mtree_load<A: Hardware>(cpu: &Cpu<A>, state: KRef<MapleState<A>>, mt: &Ma
 
 /// The node and kind behind an enode.
 #[inline(always)]
-pub(crate) fn decode<A: Hardware>(enode: Enode) -> (MapleNode<A>, MapleType) {
+pub(crate) fn decode<A: MapleMemory>(enode: Enode) -> (MapleNode<A>, MapleType) {
     (mte_to_node(enode), mte_node_type(enode))
 }

@@ -157,7 +157,7 @@ fn dup_mmap<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, oldmm: MmP
     mm.data_vm.set(oldmm.data_vm.get());
     mm.exec_vm.set(oldmm.exec_vm.get());
     mm.stack_vm.set(oldmm.stack_vm.get());
-    let mut r = __mt_dup(cpu, &k.maple, oldmm.mm_mt(), mm.mm_mt());
+    let mut r = __mt_dup(cpu, k.maple, oldmm.mm_mt(), mm.mm_mt());
     if r.is_ok() {
         mt_clear_in_rcu(mm.mm_mt());
         let mut vmi = MaState::new(mm.mm_mt(), k.maple, 0, 0);

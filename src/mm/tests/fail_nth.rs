@@ -359,8 +359,8 @@ fn forking<K: Kconfig<A = Native>>(slab: Allocator) {
                 assert_eq!(cpu.counters.get(VmEvent::Pgalloc), alloc);
             },
         );
-        // An mm, its tables and its nodes, VMAs, what each of them needs in anon_vmas.
-        assert!(refused >= 40 && failed >= 40, "{refused} {failed}");
+        // An mm, its tables and its nodes (those below one node at once), VMAs, what each of them needs in anon_vmas.
+        assert!(refused >= 35 && failed >= 35, "{refused} {failed}");
     });
 }
 
