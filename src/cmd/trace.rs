@@ -353,7 +353,7 @@ fn against(r: &Report, k: &Kernel) -> String {
     }
     if k.mapped_breaks > 0 {
         out += &format!(
-            "  {} breaks were moved by mmap and munmap: prctl(PR_SET_MM) is not allowed here\n",
+            "  {} breaks were moved by mmap and munmap: the kernel does not let their start be set (PR_SET_MM_MAP)\n",
             k.mapped_breaks
         );
     }

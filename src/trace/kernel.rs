@@ -26,9 +26,10 @@ use std::ptr::null_mut;
 /// How a break is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrkHow {
-    /// By brk(2), after prctl(`PR_SET_MM`) put its start where the trace has it.
+    /// By brk(2), after prctl(`PR_SET_MM_MAP`) put its start where the trace has it.
     Real,
-    /// As mmap and munmap of the same range: setting the start needs `CAP_SYS_RESOURCE`.
+    /// As mmap and munmap of the same range: the host's kernel does not let the start be set (it is built without
+    /// `CONFIG_CHECKPOINT_RESTORE`).
     Mapped,
 }
 
@@ -56,6 +57,8 @@ const CODE: [u8; 20] = [
     0xcc,
 ];
 const STORE: u64 = 16;
+/// Where in the page the argument of prctl stands.
+const MM_MAP: u64 = 1024;
 /// Free memory around the page, so that it never merges with or stops anything of the trace's.
 const MARGIN: u64 = 16 << 20;
 
@@ -381,13 +384,21 @@ impl Backend for KernelBackend {
 
     fn brk_start(&mut self, mm: u32, at: u64) -> Result<(), String> {
         const PR_SET_MM: u64 = 35;
-        const START_BRK: u64 = 6;
-        const BRK: u64 = 7;
+        const PR_SET_MM_MAP: u64 = 14;
         let pid = self.spaces[&mm].pid;
-        // The start may never be above the break: whichever way they move, one of the two orders is right.
-        for which in [START_BRK, BRK, START_BRK] {
-            drop(self.syscall(pid, libc::SYS_prctl, [PR_SET_MM, which, at, 0, 0, 0]));
+        // struct prctl_mm_map. Unlike the single settings it needs no right; all but the break are places in the page of
+        // code, which the kernel only keeps: code, data, break, stack, arguments, environment; no auxv, the same program.
+        let p = self.page;
+        let map = [p, p + PAGE, p, p + PAGE, at, at, p, p, p, p, p, 0, 0xffff_ffff << 32];
+        let there = p + MM_MAP;
+        for (i, word) in map.iter().enumerate() {
+            // SAFETY: a stopped process of ours; the request writes a word of its page of code.
+            let r = unsafe { libc::ptrace(libc::PTRACE_POKEDATA, pid, there + 8 * i as u64, *word) };
+            if r != 0 {
+                return Err(os("PTRACE_POKEDATA"));
+            }
         }
+        drop(self.syscall(pid, libc::SYS_prctl, [PR_SET_MM, PR_SET_MM_MAP, there, size_of_val(&map) as u64, 0, 0]));
         let real = self.syscall(pid, libc::SYS_brk, [0; 6]) == Ok(at);
         self.mapped_breaks += u32::from(!real);
         let s = self.spaces.get_mut(&mm).expect("looked up above");

@@ -6,7 +6,7 @@ use crate::arch::Native;
 use crate::arch::native::{NativeMachine, OsCpu};
 use crate::init::KernelConfig;
 use crate::mm::{MmRules, variant};
-use crate::trace::kernel::KernelBackend;
+use crate::trace::kernel::{KernelBackend, observed_rules};
 use crate::trace::normalise::normalise;
 use crate::trace::parse::parse;
 use crate::trace::port::{self, Plan};
@@ -53,6 +53,23 @@ fn every_recorded_program_is_read_without_a_problem() {
         assert!(trace.left_out.keys().all(|k| *k == "prctl"), "{}: {:?} {why:?}", path.display(), trace.left_out);
         assert_eq!(trace.open_at_end, 0, "{}", path.display());
         assert!(trace.steps.len() > 100);
+    }
+}
+
+#[test]
+fn every_recorded_program_replays_on_the_port_as_it_ran() {
+    for path in recorded() {
+        let (_, trace) = load(&path).unwrap();
+        for touch in [Touch::None, Touch::First] {
+            let r = on_port(&trace, "v6.15", touch, MmRules::V6_12, false);
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            assert_eq!(r.errors, [] as [String; 0], "{name}");
+            assert_eq!(r.outcome.stopped, None, "{name}");
+            assert_eq!(r.outcome.bad_touches, 0, "{name}");
+            let unsupported: u64 = r.outcome.kinds.values().map(|k| k.unsupported).sum();
+            assert_eq!(unsupported, 0, "{name}: {:?}", r.outcome.kinds);
+            assert_eq!(r.outcome.differences, [], "{name}");
+        }
     }
 }
 
@@ -126,6 +143,53 @@ fn the_running_kernel_repeats_every_recorded_program() {
         assert_eq!(o.stopped, None, "{}", path.display());
         assert_eq!(o.differences, [], "{}", path.display());
         assert_eq!(o.bad_touches, 0, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_port_and_the_running_kernel_have_the_same_maps_after_every_call() {
+    for path in recorded() {
+        let (_, trace) = load(&path).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let Some(kernel) = on_kernel(&trace, Touch::First) else { return };
+        let rules = observed_rules(&mut KernelBackend::new(&trace).unwrap()).unwrap();
+        let port = on_port(&trace, "v6.15", Touch::First, rules, true).outcome;
+        let c = compare(&trace, ["the port", "the kernel"], &port, &kernel);
+        assert!(c.agrees(), "{name}: {c:#?}");
+        assert_eq!((c.steps, c.ends), (trace.steps.len(), trace.spaces.len()), "{name}");
+    }
+}
+
+/// The comparison is not empty: with one rule of the other kernel's the port's maps differ from the host's.
+#[test]
+fn a_wrong_rule_is_found_by_a_recorded_program() {
+    let mut found = Vec::new();
+    for path in recorded() {
+        let (_, trace) = load(&path).unwrap();
+        let Some(kernel) = on_kernel(&trace, Touch::First) else { return };
+        let mut rules = observed_rules(&mut KernelBackend::new(&trace).unwrap()).unwrap();
+        rules.merge_faulted_with_unfaulted ^= true;
+        let port = on_port(&trace, "v6.15", Touch::First, rules, true).outcome;
+        let c = compare(&trace, ["the port", "the kernel"], &port, &kernel);
+        found.extend((!c.agrees()).then_some(c.first).flatten());
+    }
+    assert!(!found.is_empty(), "no program's maps depend on when faulted ranges merge");
+}
+
+#[test]
+fn breaks_are_moved_by_the_call_itself() {
+    let t = of(
+        "1 brk(NULL) = 0x655555559000\n1 brk(0x65555555b000) = 0x65555555b000\n1 brk(0x65555555a000) = 0x65555555a000\n",
+    );
+    let mut b = match KernelBackend::new(&t) {
+        Ok(b) => b,
+        Err(e) => return eprintln!("not compared with the kernel: {e}"),
+    };
+    let o = replay(&t, &mut b, Options { touch: Touch::First, keep: true });
+    assert_eq!((o.stopped.clone(), o.differences.as_slice()), (None, [].as_slice()));
+    assert_eq!(o.ends[0].1.len(), 1);
+    if b.mapped_breaks() > 0 {
+        eprintln!("PR_SET_MM_MAP is not there: breaks are mapped");
     }
 }
 
