@@ -20,8 +20,7 @@ use faultline::host::affinity;
 use faultline::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use faultline::mm::kconfig::Config;
 use faultline::mm::mm_types::{MmRef, VM_READ, VM_WRITE, VmaFields, VmaRef};
-use faultline::mm::mmap_lock::{lock_vma_found, lock_vma_under_rcu};
-use faultline::mm::vma_cache::kmem_cache_call_rcu::CallRcu;
+use faultline::mm::mmap_lock::lock_vma_under_rcu;
 use faultline::mm::vma_lock::refcnt::Refcnt;
 use faultline::mm::vma_lock::rwsem_separate::RwsemSeparate;
 use faultline::mm::vma_lock::{StartRead, VmaLock};
@@ -378,7 +377,7 @@ fn seqcounts(b: &mut Bench) {
     b.duo("lock/sequence, read, both CPUs", 200_000, |_| readers(), &rows);
 }
 
-type K<L> = Config<Native, L, CallRcu>;
+type K<L> = Config<Native, L>;
 
 /// An address space of protocol `L` and two of its VMAs, whose locks are on different lines.
 struct Space<L: VmaLock> {
@@ -431,7 +430,7 @@ impl<L: VmaLock> Space<L> {
         move |n| {
             rcu_read_lock(cpu);
             for _ in 0..n {
-                if lock_vma_found(cpu, mm, vma, at) == StartRead::Locked {
+                if L::lock_vma_found(cpu, mm, vma, at, |_| ()) == StartRead::Locked {
                     L::vma_end_read(cpu, vma);
                 } else {
                     slow();

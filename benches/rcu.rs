@@ -21,7 +21,6 @@ use faultline::cpu::tick::exit_to_user_mode;
 use faultline::host::affinity;
 use faultline::init::{Kernel, KernelConfig, run_on_cpus, shutdown, start_kernel};
 use faultline::mm::kconfig::Config;
-use faultline::mm::vma_cache::kmem_cache_call_rcu::CallRcu;
 use faultline::mm::vma_lock::refcnt::Refcnt;
 use faultline::rcu::{
     RcuHead, call_rcu, rcu_barrier, rcu_read_lock, rcu_read_unlock, synchronize_rcu, synchronize_rcu_expedited,
@@ -38,7 +37,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-type K = Config<Native, Refcnt, CallRcu>;
+type K = Config<Native, Refcnt>;
 
 /// Callbacks of a batch: their heads fit into half of a first-level cache.
 const BATCH: usize = 256;

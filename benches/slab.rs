@@ -15,7 +15,6 @@ use faultline::arch::{Hardware, Native};
 use faultline::cpu::Cpu;
 use faultline::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use faultline::mm::kconfig::Config;
-use faultline::mm::vma_cache::kmem_cache_call_rcu::CallRcu;
 use faultline::mm::vma_lock::refcnt::Refcnt;
 use faultline::slab::{Allocator, KmemCache, SlabOptions, kmem_cache_alloc, kmem_cache_free};
 use mimalloc::MiMalloc;
@@ -28,7 +27,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use tikv_jemallocator::Jemalloc;
 
 /// The kernel that is booted: which lock its VMAs have decides their size.
-type K = Config<Native, Refcnt, CallRcu>;
+type K = Config<Native, Refcnt>;
 
 /// Objects that a row of 65536 waiting ones needs at once, and some.
 const MOST: usize = 72 * 1024;

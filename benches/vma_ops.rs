@@ -22,10 +22,9 @@ use faultline::cpu::{Cpu, splitmix64, tick};
 use faultline::init::{Kernel, KernelConfig, run_on_cpus, shutdown, start_kernel};
 use faultline::mm::kconfig::{Config, Kconfig};
 use faultline::mm::syscall::{Process, syscall};
-use faultline::mm::vma_cache::{kmem_cache_call_rcu::CallRcu, typesafe_by_rcu::Typesafe};
+use faultline::mm::variant;
 use faultline::mm::vma_lock::{refcnt::Refcnt, rwsem_separate::RwsemSeparate};
 use faultline::mm::{Call, mm_alloc, mmput};
-use faultline::slab::{Allocator, SlabOptions};
 use peers::{Bench, Figure, ROW, Row};
 use std::sync::Mutex;
 
@@ -234,12 +233,12 @@ fn names() -> Vec<&'static str> {
     n
 }
 
-/// One pass over the rows in a fresh kernel of build `K`.
-fn port<K: Kconfig<A = Native>>(b: &Bench, allocator: Allocator, vmas: u64, out: &mut Vec<Vec<f64>>) {
+/// One pass over the rows in a fresh kernel of build `K`, which is `variant`'s.
+fn port<K: Kconfig<A = Native>>(b: &Bench, variant: &str, vmas: u64, out: &mut Vec<Vec<f64>>) {
     let cpus = [OsCpu { cpu: b.cpus[0], node: 0 }];
     let machine = NativeMachine::new(&cpus, 512 << 20, |_, _| 10).unwrap_or_else(|e| peers::die(&e.to_string()));
-    let slab = SlabOptions { allocator, ..SlabOptions::default() };
-    let k = start_kernel::<K>(&machine, &KernelConfig { slab, ..KernelConfig::default() });
+    let variant = variant::parse(variant).unwrap_or_else(|e| peers::die(&e));
+    let k = start_kernel::<K>(&machine, &variant.configure(KernelConfig::default()));
     let rows = Mutex::new(Vec::new());
     run_on_cpus(&machine, &k, 1, |cpu| {
         let mut s = Port { cpu, k: &k, p: Process::new(mm_alloc(cpu, &k)) };
@@ -270,8 +269,8 @@ fn main() {
         let mut ns: [Vec<Vec<f64>>; 3] = Default::default();
         // In turn, as one after the other would leave each to another hour of the machine.
         for _ in 0..b.pick(1, 3, 5) {
-            port::<Config<Native, RwsemSeparate, CallRcu>>(&b, Allocator::Slub, vmas, &mut ns[0]);
-            port::<Config<Native, Refcnt, Typesafe>>(&b, Allocator::Sheaves, vmas, &mut ns[1]);
+            port::<Config<Native, RwsemSeparate>>(&b, CONTENDERS[0], vmas, &mut ns[0]);
+            port::<Config<Native, Refcnt>>(&b, CONTENDERS[1], vmas, &mut ns[1]);
             measure(&mut Host, &b, vmas, &mut ns[2]);
         }
         for (i, name) in names().iter().enumerate() {

@@ -24,7 +24,7 @@ use crate::mm::pgtable::alloc_zeroed_page;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::rules::MmRules;
 use crate::mm::util::VmCommitted;
-use crate::mm::vma_cache::{VmaState, vma_state_init};
+use crate::mm::vma_cache::{VmaCache, VmaState, vma_state_init};
 use crate::rcu::{
     QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread, rcu_nocb_cb_kthread, rcu_nocb_gp_kthread,
 };
@@ -55,6 +55,8 @@ pub struct KernelConfig {
     pub wait: Wait,
     /// Rules of the VMA operations.
     pub rules: MmRules,
+    /// How VMAs are allocated and freed.
+    pub vma_cache: VmaCache,
     /// `CONFIG_DETECT_HUNG_TASK_BLOCKER` of 7.3: each read unlock of an rwsem takes its task out of `owner` by one more
     /// locked exchange. 6.12 has it with lock debugging only.
     pub hung_task_blocker: bool,
@@ -71,6 +73,7 @@ impl Default for KernelConfig {
             geometry_cpus: 0,
             wait: Wait::Futex,
             rules: MmRules::V6_12,
+            vma_cache: VmaCache::CallRcu,
             hung_task_blocker: false,
         }
     }
@@ -178,7 +181,7 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     );
     let vm_committed = arena.boot_new(0, VmCommitted::new());
     K::A::label(vm_committed.as_ptr().cast(), size_of::<VmCommitted<K::A>>(), "vm_committed_as");
-    let vma_state = vma_state_init::<K::A, K::Lock, K::Cache>(arena, slab);
+    let vma_state = vma_state_init::<K::A, K::Lock>(arena, slab, config.vma_cache);
     let files = files_init(arena, slab);
     let mut k = Kernel {
         pages,

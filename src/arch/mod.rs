@@ -112,6 +112,9 @@ pub trait Arch: Sized + Copy + Send + Sync + std::fmt::Debug + 'static {
     fn futex_wait(word: &Self::Cell<u32>, seen: u32, deadline: Option<u64>);
     /// Wakes one sleeper on `word`.
     fn futex_wake(word: &Self::Cell<u32>);
+    /// A named place between two accesses, where a world made for it may stop its thread. Nothing elsewhere.
+    #[inline(always)]
+    fn pause_point(_name: &'static str) {}
 
     /// Stores `v` with release order into the low byte of `word` (the queued spinlock's unlock). Worlds without
     /// mixed-size accesses do it by a full-word exchange.

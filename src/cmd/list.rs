@@ -6,7 +6,7 @@ use crate::measure::perf::event_names;
 use crate::measure::port::counter_slots;
 use crate::mm::variant;
 use crate::mm::vma_cache::CACHES;
-use crate::mm::vma_lock::PROTOCOLS;
+use crate::mm::vma_lock::{Claim, PROTOCOLS, SCENARIOS};
 use crate::workload::{self, Workload};
 use serde_json::{Value, json};
 
@@ -37,8 +37,13 @@ fn rows(what: &str) -> Rows {
         "protocols" => PROTOCOLS
             .iter()
             .map(|p| {
-                let state = p.verdict.map_or("not built yet", |v| v.name());
-                (p.name.into(), vec![format!("{} ({}; {state})", p.about, p.origin)])
+                let claims = SCENARIOS.iter().zip(p.claims);
+                let busted: Vec<_> = claims.filter(|(_, c)| *c == Claim::Busted).map(|((id, _), _)| *id).collect();
+                let mut about = vec![format!("{} ({}; {})", p.about, p.origin, p.verdict.name())];
+                if !busted.is_empty() {
+                    about.push(format!("busted in {}", busted.join(", ")));
+                }
+                (p.name.into(), about)
             })
             .collect(),
         "caches" => CACHES.iter().map(|c| (c.name.into(), vec![c.about.into()])).collect(),

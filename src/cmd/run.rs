@@ -181,8 +181,8 @@ fn request(a: &Args) -> Result<Request, Failure> {
         }
         (_, []) => {
             return Err(Failure::Input(format!(
-                "--variant is missing; accepted: all, main, {}",
-                variant::all().into_iter().map(|v| v.name).collect::<Vec<_>>().join(", ")
+                "--variant is missing; accepted: all, main, {}, PROTOCOL+CACHE@ALLOCATOR (faultline list variants)",
+                variant::NAMED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
             )));
         }
         (_, names) if names.iter().any(|n| n == "all") => variant::all(),

@@ -139,8 +139,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
     let mut reports = Vec::new();
     for (log, trace) in loaded {
         let plan = |v: &Variant| {
-            let mut kernel = KernelConfig { rules, ..KernelConfig::default() };
-            kernel.slab.allocator = v.slab;
+            let kernel = v.configure(KernelConfig { rules, ..KernelConfig::default() });
             Plan { threads: a.threads, repeat: a.repeat, touch, keep: a.against.is_some(), kernel }
         };
         let mut runs = Vec::new();

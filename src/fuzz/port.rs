@@ -231,8 +231,7 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
     fn begin(&mut self, setup: &Setup) -> Result<(), Stop> {
         // A round that ended at a difference is not looked at once more.
         self.round = None;
-        let mut config = KernelConfig { rules: setup.rules, ..KernelConfig::default() };
-        config.slab.allocator = self.variant.slab;
+        let mut config = self.variant.configure(KernelConfig { rules: setup.rules, ..KernelConfig::default() });
         config.max_map_count = setup.room.map_or(DEFAULT_MAX_MAP_COUNT, |r| r as i32);
         let kernel = Box::new(start_kernel::<K>(&self.machine, &config));
         let cpu = kernel.cpu(0);

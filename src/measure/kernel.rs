@@ -608,15 +608,15 @@ mod tests {
     /// What the port does in one simulated CPU's warm-up and span.
     fn port_reuse(workload: &str) -> ReuseSeen {
         let machine = SimMachine::new(SimConfig { bytes_per_node: 128 << 20, ..SimConfig::nodes(1, 1) }).unwrap();
+        let variant = variant::parse("v6.15").unwrap();
         let plan = port::Plan {
             threads: 1,
             mode: Mode::Thread,
             warm_up_ns: 1_000_000,
             stop: Stop::After(2_000_000),
-            kernel: KernelConfig::default(),
+            kernel: variant.configure(KernelConfig::default()),
             program: None,
         };
-        let variant = variant::parse("v6.15").unwrap();
         let out =
             with_variant!(&variant, Sim, K => with_workload!(workload, W => port::sample::<K, W>(&machine, &plan)));
         assert_eq!(out.errors, [] as [String; 0]);

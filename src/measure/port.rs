@@ -18,6 +18,7 @@ use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE};
 use crate::mm::syscall::{Call, Process, syscall};
+use crate::mm::vma_lock::VmaLockEvent;
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::{QsPolicy, RcuCounter, RcuExtCounter, StallReport};
@@ -457,6 +458,7 @@ pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
         .chain(of(SoftirqCounter::NAMES, SoftirqCounter::BASE))
         .chain(of(MapleEvent::NAMES, MapleEvent::BASE))
         .chain(of(VmEvent::NAMES, VmEvent::BASE))
+        .chain(of(VmaLockEvent::NAMES, VmaLockEvent::BASE))
         .chain(of(SchedCounter::NAMES, SchedCounter::BASE))
 }
 

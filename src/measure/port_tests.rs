@@ -34,8 +34,7 @@ fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u
     let (every, max_ns) = [(50, 3_000), (7, 500), (400, 30_000), (3_000, 300_000)][seed as usize % 4];
     m.set_jitter((seed > 0).then_some(Jitter { seed, every, max_ns }));
     // Ten ticks a millisecond, so that grace periods end within a short span.
-    let mut kernel = KernelConfig { seed, ..KernelConfig::default().hz(10_000) };
-    kernel.slab.allocator = v.slab;
+    let kernel = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
     let threads = m.config().cpus.len() as u32;
     let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel, program: None };
     with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
@@ -83,7 +82,7 @@ fn matrix(variants: &[Variant], nodes: u32, cpus: u32, us: u64) {
 
 #[test]
 fn balances_hold_on_4_simulated_cpus() {
-    matrix(&variant::all(), 2, 4, 3000);
+    matrix(&variant::each_once(), 2, 4, 3000);
 }
 
 #[test]
@@ -104,8 +103,7 @@ fn a_run_survives_refused_allocations() {
         for v in ["v6.12", "refcnt+typesafe@sheaves"] {
             let v = variant::parse(v).unwrap();
             m.set_jitter(None);
-            let mut kernel = KernelConfig { seed: 3, ..KernelConfig::default().hz(10_000) };
-            kernel.slab.allocator = v.slab;
+            let mut kernel = v.configure(KernelConfig { seed: 3, ..KernelConfig::default().hz(10_000) });
             kernel.slab.failslab = Some(FaultAttr::per_million(30_000));
             kernel.slab.fail_page_alloc = Some(FaultAttr::per_million(30_000));
             let plan = Plan {
@@ -148,7 +146,7 @@ fn two_identical_runs_are_identical() {
 #[test]
 fn every_line_that_the_port_touches_has_a_name() {
     let m = machine(2, 8);
-    for v in variant::all() {
+    for v in variant::each_once() {
         let mut seen = BTreeSet::new();
         for w in LIST {
             let o = run(&m, &v, w.name, w.mode, 300, 0);

@@ -88,8 +88,8 @@ pub fn mmput<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
     }
 }
 
-/// `mmdrop()`
-fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
+/// `mmdrop()`: drops a reference to the structure; the last one frees it.
+pub(super) fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
     if mm.mm_count.dec_and_test(cpu) {
         for which in 0..NR_MM_COUNTERS {
             warn_on_once(cpu, get_mm_counter_sum(cpu, k, mm, which) != 0);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `Kconfig`: what `.config` is to a kernel build. One parameter `K` bundles the world, the per-VMA lock protocol and
-//! the way VMAs are allocated and freed; everything from mm upwards is generic over it, nothing below mentions it.
+//! `Kconfig`: what `.config` is to a kernel build. One parameter `K` bundles the world and the per-VMA lock protocol;
+//! everything from mm upwards is generic over it, nothing below mentions it. How VMAs are allocated and freed, and by which
+//! allocator, is said at boot.
 
 use super::mm_types::{MmStruct, VmaOf};
-use super::vma_cache::VmaCache;
 use super::vma_lock::VmaLock;
 use crate::arch::Hardware;
 use crate::arch::arena::KRef;
@@ -16,18 +16,15 @@ pub trait Kconfig: Copy + Send + Sync + Debug + 'static {
     type A: Hardware;
     /// The per-VMA lock protocol.
     type Lock: VmaLock;
-    /// How VMAs are allocated and freed.
-    type Cache: VmaCache;
 }
 
-/// The bundle of three parts.
+/// The bundle of two parts.
 #[derive(Clone, Copy, Debug)]
-pub struct Config<A, L, C>(PhantomData<(A, L, C)>);
+pub struct Config<A, L>(PhantomData<(A, L)>);
 
-impl<A: Hardware, L: VmaLock, C: VmaCache> Kconfig for Config<A, L, C> {
+impl<A: Hardware, L: VmaLock> Kconfig for Config<A, L> {
     type A = A;
     type Lock = L;
-    type Cache = C;
 }
 
 /// `struct mm_struct` of build `K`.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `mm_struct`, the two layouts of `vm_area_struct`, flags and small types [include/linux/mm_types.h, mm.h, 6.12 and
-//! 6.15].
+//! `mm_struct`, the layouts of `vm_area_struct`, flags and small types [include/linux/mm_types.h, mm.h, 6.12, 6.15 and
+//! 7.3; series v5 of 2024-12-06].
 //!
 //! Placement is half of what is measured: offsets and sizes are those of x86-64 without debugging options and with
 //! all optional pointers, and are asserted below for the native world. A field that the port never touches is kept as
@@ -352,7 +352,6 @@ macro_rules! vma_layout {
                 self.numab_state.store(0, Relaxed);
                 self.userfaultfd_ctx.store(0, Relaxed);
                 self.shared.iter().for_each(|w| w.store(0, Relaxed));
-                self.anon_vma_chain.init();
                 self.init_own();
             }
             #[inline]
@@ -373,7 +372,6 @@ macro_rules! vma_layout {
                 self.numab_state.store(0, Relaxed);
                 self.userfaultfd_ctx.store(orig.userfaultfd_ctx.load(Relaxed), Relaxed);
                 self.shared.iter().zip(&orig.shared).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
-                self.anon_vma_chain.init();
                 self.init_own();
             }
         }
@@ -419,6 +417,7 @@ vma_layout! {
         /// A VMA counts as attached from its allocation on.
         #[inline(always)]
         fn init_own(&self) {
+            self.anon_vma_chain.init();
             self.detached.store(0, Relaxed);
         }
     }
@@ -459,11 +458,101 @@ vma_layout! {
     own {
         /// `vm_refcnt` is 0 in every free object: INVARIANT of the cache, kept by `vma_mark_detached()`.
         #[inline(always)]
-        fn init_own(&self) {}
+        fn init_own(&self) {
+            self.anon_vma_chain.init();
+        }
     }
     new {
         vm_refcnt: Refcount::new(0),
         shared: std::array::from_fn(|_| Atomic::new(0)),
+    }
+}
+
+vma_layout! {
+    /// `struct vm_area_struct` of series v5 (2024-12-06): the lock of 6.12 moved in, alone in the fourth line; 256 bytes.
+    #[repr(C, align(64))]
+    VmAreaStructV5 {
+        vm_start: Atomic<A, u64>,
+        vm_end: Atomic<A, u64>,
+        vm_mm: Atomic<A, *mut MmStruct<A, L>>,
+        vm_page_prot: Atomic<A, u64>,
+        vm_flags: Atomic<A, u64>,
+        /// In no tree. Unstable readers may load it.
+        pub detached: Atomic<A, u8>,
+        vm_lock_seq: Atomic<A, u32>,
+        shared: [Atomic<A, u64>; 4],
+        anon_vma_chain: ListHead<A>,
+        anon_vma: Atomic<A, *mut AnonVma<A>>,
+        vm_ops: Atomic<A, u64>,
+        vm_pgoff: Atomic<A, u64>,
+        vm_file: Atomic<A, u64>,
+        vm_private_data: Atomic<A, usize>,
+        anon_name: Atomic<A, u64>,
+        swap_readahead_info: Atomic<A, u64>,
+        vm_policy: Atomic<A, u64>,
+        numab_state: Atomic<A, u64>,
+        userfaultfd_ctx: Atomic<A, u64>,
+        _line: [u64; 2],
+        /// The lock. In typesafe memory stale readers may take it.
+        pub vm_lock: RwSemaphore<A>,
+    }
+    common {}
+    own {
+        /// `detached`, the lock, its sequence and the chain's head are the constructor's, or `vma_lock_init()`'s.
+        #[inline(always)]
+        fn init_own(&self) {}
+    }
+    new {
+        detached: Atomic::new(1),
+        shared: std::array::from_fn(|_| Atomic::new(0)),
+        _line: [0; 2],
+        vm_lock: RwSemaphore::new(),
+    }
+}
+
+vma_layout! {
+    /// `struct vm_area_struct` of 7.3: that of 6.15 with the two halves of the page offset at creation and the page
+    /// frames' context, which the port keeps as room; 192 bytes.
+    #[repr(C, align(64))]
+    VmAreaStruct73 {
+        vm_start: Atomic<A, u64>,
+        vm_end: Atomic<A, u64>,
+        vm_mm: Atomic<A, *mut MmStruct<A, L>>,
+        vm_page_prot: Atomic<A, u64>,
+        vm_flags: Atomic<A, u64>,
+        vm_lock_seq: Atomic<A, u32>,
+        anon_pgoff_lo: u32,
+        anon_vma_chain: ListHead<A>,
+        anon_vma: Atomic<A, *mut AnonVma<A>>,
+        vm_ops: Atomic<A, u64>,
+        vm_pgoff: Atomic<A, u64>,
+        vm_file: Atomic<A, u64>,
+        vm_private_data: Atomic<A, usize>,
+        swap_readahead_info: Atomic<A, u64>,
+        vm_policy: Atomic<A, u64>,
+        numab_state: Atomic<A, u64>,
+        /// 0 detached, 1 attached, 1 + r with r readers; bit 30 while readers are kept out.
+        pub vm_refcnt: Refcount<A>,
+        anon_pgoff_hi: u32,
+        shared: [Atomic<A, u64>; 4],
+        anon_name: Atomic<A, u64>,
+        userfaultfd_ctx: Atomic<A, u64>,
+        pfnmap_track_ctx: u64,
+    }
+    common {}
+    own {
+        /// As in 6.15.
+        #[inline(always)]
+        fn init_own(&self) {
+            self.anon_vma_chain.init();
+        }
+    }
+    new {
+        anon_pgoff_lo: 0,
+        vm_refcnt: Refcount::new(0),
+        anon_pgoff_hi: 0,
+        shared: std::array::from_fn(|_| Atomic::new(0)),
+        pfnmap_track_ctx: 0,
     }
 }
 
@@ -680,4 +769,32 @@ const _: () = {
     assert!(offset_of!(Mm612, start_brk) == 344 && offset_of!(Mm612, brk) == 352);
     assert!(offset_of!(Mm615, vma_writer_wait) == 224 && offset_of!(Mm615, mm_lock_seq) == 232);
     assert!(size_of::<Rcuwait<Native>>() == 8);
+};
+
+type VmaV5 = VmAreaStructV5<Native, super::vma_lock::rwsem_embedded::RwsemEmbedded>;
+type Vma73 = VmAreaStruct73<Native, super::vma_lock::refcnt_exclude::RefcntExclude>;
+
+const _: () = {
+    assert!(size_of::<VmaV5>() == 256 && align_of::<VmaV5>() == 64);
+    assert!(offset_of!(VmaV5, vm_start) == 0 && offset_of!(VmaV5, vm_end) == 8);
+    assert!(offset_of!(VmaV5, vm_mm) == 16 && offset_of!(VmaV5, vm_flags) == 32);
+    assert!(offset_of!(VmaV5, detached) == 40 && offset_of!(VmaV5, vm_lock_seq) == 44);
+    assert!(offset_of!(VmaV5, shared) == 48 && offset_of!(VmaV5, anon_vma_chain) == 80);
+    assert!(offset_of!(VmaV5, anon_vma) == 96 && offset_of!(VmaV5, vm_ops) == 104);
+    assert!(offset_of!(VmaV5, vm_pgoff) == 112 && offset_of!(VmaV5, vm_private_data) == 128);
+    assert!(offset_of!(VmaV5, anon_name) == 136 && offset_of!(VmaV5, swap_readahead_info) == 144);
+    assert!(offset_of!(VmaV5, numab_state) == 160 && offset_of!(VmaV5, userfaultfd_ctx) == 168);
+    // Alone in its line.
+    assert!(offset_of!(VmaV5, vm_lock) == 192);
+
+    assert!(size_of::<Vma73>() == 192 && align_of::<Vma73>() == 64);
+    assert!(offset_of!(Vma73, vm_start) == 0 && offset_of!(Vma73, vm_end) == 8);
+    assert!(offset_of!(Vma73, vm_mm) == 16 && offset_of!(Vma73, vm_flags) == 32);
+    // What R2 reads is in the first line, the count in the third.
+    assert!(offset_of!(Vma73, vm_lock_seq) == 40 && offset_of!(Vma73, vm_refcnt) == 128);
+    assert!(offset_of!(Vma73, anon_pgoff_lo) == 44 && offset_of!(Vma73, anon_pgoff_hi) == 132);
+    assert!(offset_of!(Vma73, anon_vma_chain) == 48 && offset_of!(Vma73, anon_vma) == 64);
+    assert!(offset_of!(Vma73, vm_private_data) == 96 && offset_of!(Vma73, numab_state) == 120);
+    assert!(offset_of!(Vma73, shared) == 136 && offset_of!(Vma73, anon_name) == 168);
+    assert!(offset_of!(Vma73, userfaultfd_ctx) == 176 && offset_of!(Vma73, pfnmap_track_ctx) == 184);
 };

@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `mmap_lock`, the sequence that ends all VMA locks at once, and finding a VMA without `mmap_lock`
-//! [include/linux/mmap_lock.h, mm/memory.c, 6.12; the mm check of 6.15].
+//! [include/linux/mmap_lock.h, mm/memory.c, 6.12; the mm check of 6.15; the range walker of 7.3, mm/mmap_lock.c].
 //!
 //! Lock order: `mmap_lock`, then a VMA's lock, then the anon_vma's lock, then the page table locks.
 //!
 //! INVARIANT: `mm_lock_seq` is odd exactly while `mmap_lock` is held for write.
-//! stub: tracing, killable waits (the port has no signals).
+//! stub: tracing.
 
+use super::fork::mmdrop;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
-use super::mm_types::{MmRef, VmaFields, VmaOf, VmaRef};
-use super::vma_lock::{AbortCause, StartRead, VmaLock};
+use super::mm_types::{MmStruct, VmaFields, VmaOf};
+use super::vma::vma_next;
+use super::vma_lock::refcnt_exclude::RefcntExclude;
+use super::vma_lock::{AbortCause, StartRead, VmaLock, VmaLockEvent};
 use super::vmstat::{VmEvent, count_abort};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Relaxed};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
-use crate::maple_tree::{MaState, mas_walk};
-use crate::mm::mm_types::MmStruct;
+use crate::maple_tree::{MaState, mas_set, mas_walk};
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
-use crate::sync::{down_read, down_read_trylock, down_write, downgrade_write, up_read, up_write};
+use crate::sync::{down_read, down_read_killable, down_read_trylock, down_write, downgrade_write, up_read, up_write};
 use std::ptr::NonNull;
 
 /// `mmap_read_lock()`
@@ -26,6 +28,15 @@ use std::ptr::NonNull;
 pub fn mmap_read_lock<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) {
     cpu.count(VmEvent::MmapLockRead);
     down_read(cpu, &mm.mmap_lock);
+}
+
+/// `mmap_read_lock_killable()`
+///
+/// # Errors
+/// `EINTR` at a fatal signal; not held.
+pub fn mmap_read_lock_killable<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) -> Result<(), Errno> {
+    cpu.count(VmEvent::MmapLockRead);
+    down_read_killable(cpu, &mm.mmap_lock)
 }
 
 /// `mmap_read_trylock()`
@@ -90,37 +101,9 @@ pub(super) unsafe fn vma_of_entry<K: Kconfig>(entry: *mut ()) -> Option<VmaPtr<K
     NonNull::new(entry.cast::<VmaOf<K::A, K::Lock>>()).map(|p| unsafe { KRef::new(p) })
 }
 
-/// R2 to R6: read-locks a VMA that a walk for `address` found, and looks whether it is what was looked for. Under RCU.
-#[inline(always)]
-pub fn lock_vma_found<A: Arch, L: VmaLock>(
-    cpu: &Cpu<A>,
-    mm: MmRef<A, L>,
-    vma: VmaRef<A, L>,
-    address: u64,
-) -> StartRead {
-    match L::vma_start_read(cpu, mm, vma) {
-        StartRead::Locked => {}
-        other => return other,
-    }
-    // R6. From here on V is locked and attached, so its fields are stable; it may be another VMA than the one found
-    // (typesafe memory), or have another range (split, merge).
-    // ORDER: relaxed: R3's acquire (E1) and R4's (E2) come before.
-    let cause = if !L::vma_is_of(mm, vma) {
-        AbortCause::OtherMm
-    } else if address < vma.vm_start().load(Relaxed) || address >= vma.vm_end().load(Relaxed) {
-        AbortCause::Range
-    } else {
-        return StartRead::Locked;
-    };
-    L::vma_end_read(cpu, vma);
-    StartRead::Contended(cause)
-}
-
 /// `lock_vma_under_rcu()`: the VMA that covers `address`, read-locked; `None` after counting the abort.
 ///
-/// PORT: none in the order of steps. As in 6.12 and 6.15 a detached VMA makes the walk start again inside the same
-/// RCU section, at the start of the range that was found and not at `address` (7.3 goes back to `address`); where the
-/// new VMA there does not cover `address` the fault aborts.
+/// What comes between two walks differs between versions and is the protocol's ([`VmaLock::lookup_again`]).
 #[inline]
 pub fn lock_vma_under_rcu<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, address: u64) -> Option<VmaPtr<K>> {
     match __lock_vma_under_rcu(cpu, k, mm, address) {
@@ -145,23 +128,103 @@ pub fn __lock_vma_under_rcu<K: Kconfig>(
 ) -> Result<VmaPtr<K>, AbortCause> {
     rcu_read_lock(cpu);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, address, address);
-    let cause = loop {
+    loop {
         // R1. SAFETY: under RCU.
         let Some(vma) = (unsafe { vma_of_entry::<K>(mas_walk(cpu, &mut mas)) }) else {
-            break AbortCause::None;
+            rcu_read_unlock(cpu);
+            return Err(AbortCause::None);
         };
-        match lock_vma_found(cpu, mm, vma, address) {
+        match K::Lock::lock_vma_found(cpu, mm, vma, address, |other| mmdrop(cpu, k, other)) {
             StartRead::Detached => {
                 cpu.count(VmEvent::VmaLockMiss);
+                K::Lock::lookup_again(cpu, &mut mas, address);
+            }
+            StartRead::Contended(cause) => {
+                K::Lock::lookup_done(cpu);
+                return Err(cause);
+            }
+            StartRead::Locked => {
+                // R7.
+                K::Lock::lookup_done(cpu);
+                return Ok(vma);
+            }
+        }
+    }
+}
+
+/// `lock_next_vma()`: the first VMA that ends above `from`, read-locked, for a walk over a range; `None` behind the last.
+/// Inside RCU, which is left and entered again where the VMA could not be had without `mmap_lock`; `vmi` stands on the VMA
+/// then, or behind it.
+///
+/// 7.3 only, hence for its protocol only.
+///
+/// # Errors
+/// `EINTR` at a fatal signal, `EAGAIN` if the VMA has too many readers.
+pub fn lock_next_vma<K: Kconfig<Lock = RefcntExclude>>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    vmi: &mut MaState<'_, K::A>,
+    from: u64,
+) -> Result<Option<VmaPtr<K>>, Errno> {
+    loop {
+        // mmap_lock_speculate_try_begin(). ORDER: acquire, meets vma_end_write_all(): the walk sees all of the section
+        // that ended before.
+        let begun = mm.mm_lock_seq.try_begin();
+        let Some(vma) = vma_next::<K>(cpu, vmi) else { return Ok(None) };
+        match RefcntExclude::vma_start_read(cpu, mm, vma, |other| mmdrop(cpu, k, other)) {
+            StartRead::Locked => {}
+            StartRead::Detached => {
+                // Each time round somebody has taken away what was found, so that this comes to an end.
+                rcu_read_lock(cpu);
+                mas_set(vmi, from);
                 continue;
             }
-            StartRead::Contended(cause) => break cause,
-            StartRead::Locked => {}
+            StartRead::Contended(_) => return lock_next_vma_under_mmap_lock::<K>(cpu, mm, vmi, from),
         }
-        // R7.
+        // Locked, so its range is stable. Behind where the walk is: it was another one when it was found.
+        let mut right = from < vma.vm_end().load(Relaxed);
+        if right && from < vma.vm_start().load(Relaxed) {
+            // A gap. It may be one that this VMA left by shrinking after it was found, and another one may be in it by
+            // now; unless nothing changed since before the walk.
+            // ORDER: a read barrier before the second look at the sequence, meets the write barrier of mmap_write_lock().
+            let changed = begun.is_none_or(|seq| mm.mm_lock_seq.read_retry(seq));
+            if changed {
+                mas_set(vmi, from);
+                right = vma_next::<K>(cpu, vmi).is_some_and(|again| std::ptr::eq(again.as_ptr(), vma.as_ptr()));
+            }
+        }
+        if right {
+            cpu.count(VmaLockEvent::NextLocked);
+            return Ok(Some(vma));
+        }
         rcu_read_unlock(cpu);
-        return Ok(vma);
-    };
-    rcu_read_unlock(cpu);
-    Err(cause)
+        RefcntExclude::vma_end_read(cpu, vma);
+        return lock_next_vma_under_mmap_lock::<K>(cpu, mm, vmi, from);
+    }
+}
+
+/// `lock_next_vma_under_mmap_lock()`, and entering RCU again behind it. Outside RCU.
+#[cold]
+fn lock_next_vma_under_mmap_lock<K: Kconfig<Lock = RefcntExclude>>(
+    cpu: &Cpu<K::A>,
+    mm: MmPtr<K>,
+    vmi: &mut MaState<'_, K::A>,
+    from: u64,
+) -> Result<Option<VmaPtr<K>>, Errno> {
+    cpu.count(VmaLockEvent::NextFallback);
+    let found = mmap_read_lock_killable(cpu, &*mm).and_then(|()| {
+        mas_set(vmi, from);
+        let vma = vma_next::<K>(cpu, vmi);
+        let locked = vma.is_none_or(|v| RefcntExclude::vma_start_read_locked(cpu, v));
+        mmap_read_unlock(cpu, &*mm);
+        if locked { Ok(vma) } else { Err(Errno::EAGAIN) }
+    });
+    rcu_read_lock(cpu);
+    // Nodes that the cursor stood on may be gone.
+    match found {
+        Ok(Some(vma)) => mas_set(vmi, vma.vm_end().load(Relaxed)),
+        _ => mas_set(vmi, from),
+    }
+    found
 }

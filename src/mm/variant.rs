@@ -2,11 +2,13 @@
 //! Variants: `PROTOCOL+CACHE@ALLOCATOR`, the kernels that have names, and the way from a name to a monomorphised
 //! function, once a run.
 //!
-//! [`BUILT`] is the one list of what is compiled; design.md 2 says what there is besides. What a protocol
-//! cannot bear is refused by name with the reason, what is not built says so.
+//! Protocols are types, one copy of the kernel each ([`protocols!`](crate::protocols)); caches and allocators are said at
+//! boot ([`Variant::configure`]). Every combination can be run but those that a protocol cannot bear, which are refused by
+//! name with the reason.
 
-use super::vma_cache::CACHES;
-use super::vma_lock::{PROTOCOLS, Reuse, Verdict};
+use super::vma_cache::{CACHES, VmaCache, refusal};
+use super::vma_lock::{PROTOCOLS, Verdict};
+use crate::init::KernelConfig;
 use crate::slab::Allocator;
 
 /// Allocators. Which one serves a kernel's caches is said at boot, so every protocol and cache has them all.
@@ -31,6 +33,8 @@ pub struct Variant {
     pub protocol: &'static str,
     /// Slug of the way VMAs are freed.
     pub cache: &'static str,
+    /// The way itself.
+    pub vma_cache: VmaCache,
     /// Slug of the allocator.
     pub allocator: &'static str,
     /// The allocator itself.
@@ -39,55 +43,40 @@ pub struct Variant {
     pub verdict: Verdict,
 }
 
-/// What is compiled: protocol and cache. [`with_variant!`](crate::with_variant) has an arm for each.
-pub const BUILT: &[(&str, &str)] = &[
-    ("rwsem_separate", "call_rcu"),
-    ("rwsem_separate", "kmalloc_call_rcu"),
-    ("refcnt", "typesafe"),
-    ("refcnt", "call_rcu"),
-    ("refcnt", "kmalloc_call_rcu"),
-    ("refcnt", "kfree_rcu"),
-];
-
 /// What the benches measure unless told otherwise: the kernels that have names, and between them one step at a time: the lock
 /// protocol, the free policy, the allocator.
 pub const MAIN: &[&str] =
     &["v6.12", "refcnt+call_rcu@slub", "v6.15", "refcnt+call_rcu@sheaves", "refcnt+typesafe@sheaves"];
 
-/// Runs `$body` with `$K` standing for the build of a [`Variant`] in world `$A`: from a
-/// name to a monomorphised function, once a run.
+impl Variant {
+    /// Puts what is said at boot into `config`: the allocator, and how VMAs are freed.
+    pub fn configure(&self, mut config: KernelConfig) -> KernelConfig {
+        config.slab.allocator = self.slab;
+        config.vma_cache = self.vma_cache;
+        config
+    }
+}
+
+/// Runs `$body` with `$K` standing for the build of a [`Variant`] in world `$A`: from a name to a monomorphised function,
+/// once a run. The kernel's configuration must come from [`Variant::configure`].
 #[macro_export]
 macro_rules! with_variant {
-    ($variant:expr, $A:ty, $K:ident => $body:expr) => {{
-        use $crate::mm::kconfig::Config;
-        use $crate::mm::vma_cache::{kfree_rcu, kmalloc_call_rcu, kmem_cache_call_rcu, typesafe_by_rcu};
-        use $crate::mm::vma_lock::{refcnt, rwsem_separate};
+    ($variant:expr, $A:ty, $K:ident => $body:expr) => {
+        $crate::protocols!(__with_variant ($variant, $A, $K => $body))
+    };
+}
+
+/// [`with_variant!`](crate::with_variant) with the list of protocols.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __with_variant {
+    (($variant:expr, $A:ty, $K:ident => $body:expr) $($L:ty,)*) => {{
         let v: &$crate::mm::variant::Variant = $variant;
-        match (v.protocol, v.cache) {
-            ("rwsem_separate", "call_rcu") => {
-                type $K = Config<$A, rwsem_separate::RwsemSeparate, kmem_cache_call_rcu::CallRcu>;
+        match v.protocol {
+            $(name if name == <$L as $crate::mm::vma_lock::VmaLock>::NAME => {
+                type $K = $crate::mm::kconfig::Config<$A, $L>;
                 $body
-            }
-            ("rwsem_separate", "kmalloc_call_rcu") => {
-                type $K = Config<$A, rwsem_separate::RwsemSeparate, kmalloc_call_rcu::KmallocCallRcu>;
-                $body
-            }
-            ("refcnt", "typesafe") => {
-                type $K = Config<$A, refcnt::Refcnt, typesafe_by_rcu::Typesafe>;
-                $body
-            }
-            ("refcnt", "call_rcu") => {
-                type $K = Config<$A, refcnt::Refcnt, kmem_cache_call_rcu::CallRcu>;
-                $body
-            }
-            ("refcnt", "kmalloc_call_rcu") => {
-                type $K = Config<$A, refcnt::Refcnt, kmalloc_call_rcu::KmallocCallRcu>;
-                $body
-            }
-            ("refcnt", "kfree_rcu") => {
-                type $K = Config<$A, refcnt::Refcnt, kfree_rcu::KfreeRcu>;
-                $body
-            }
+            })*
             _ => unreachable!("variant '{}' did not come from parse()", v.name),
         }
     }};
@@ -97,11 +86,24 @@ macro_rules! with_variant {
 pub fn all() -> Vec<Variant> {
     let mut out = Vec::new();
     for (a, _, _) in ALLOCATORS {
-        for (p, c) in BUILT {
-            out.push(parse(&format!("{p}+{c}@{a}")).expect("what is built parses"));
+        for p in PROTOCOLS {
+            for c in CACHES.iter().filter(|c| refusal(p.reuse, p.separate_lock, c).is_none()) {
+                out.push(parse(&format!("{}+{}@{a}", p.name, c.name)).expect("what is not refused parses"));
+            }
         }
     }
     out
+}
+
+/// For tests that cannot run [`all`]: every cache and allocator with the protocols of the named kernels, and every other
+/// protocol as it was proposed.
+pub fn each_once() -> Vec<Variant> {
+    let named = |v: &Variant| NAMED.iter().any(|(_, full)| full.starts_with(&format!("{}+", v.protocol)));
+    let proposed = |v: &Variant| {
+        let first = if v.protocol == "rwsem_embedded" { "call_rcu" } else { "typesafe" };
+        v.cache == first && v.slab == Allocator::Slub
+    };
+    all().into_iter().filter(|v| named(v) || proposed(v)).collect()
 }
 
 /// Those of [`MAIN`].
@@ -134,30 +136,19 @@ pub fn parse(text: &str) -> Result<Variant, String> {
         let names: Vec<_> = ALLOCATORS.iter().map(|a| a.0).collect();
         format!("variant '{text}': no allocator is named '{allocator}'; accepted: {}", names.join(", "))
     })?;
-    if let (Some(Reuse::Forbids(why)), true) = (p.reuse, c.typesafe) {
+    if let Some(why) = refusal(p.reuse, p.separate_lock, c) {
+        let can = CACHES.iter().filter(|c| refusal(p.reuse, p.separate_lock, c).is_none());
+        let can: Vec<_> = can.map(|c| c.name).collect();
         return Err(format!(
-            "variant '{text}' is refused: protocol '{}' forbids cache '{}', because {why}; it runs with cache \
-             call_rcu or kmalloc_call_rcu",
-            p.name, c.name
+            "variant '{text}' is refused: protocol '{}' forbids cache '{}', because {why}; it runs with cache {}",
+            p.name,
+            c.name,
+            can.join(" or ")
         ));
-    }
-    if p.separate_lock && !c.frees_lock {
-        return Err(format!(
-            "variant '{text}' is refused: cache '{}' frees one object, and a VMA of protocol '{}' has a lock object \
-             besides, which only a callback can free; it runs with cache call_rcu or kmalloc_call_rcu",
-            c.name, p.name
-        ));
-    }
-    let not_built = |what: &str, name: &str| {
-        let built: Vec<_> = BUILT.iter().map(|(p, c)| format!("{p}+{c}")).collect();
-        Err(format!("variant '{text}': {what} '{name}' is not built yet; built: {}", built.join(", ")))
-    };
-    let Some(verdict) = p.verdict else { return not_built("protocol", p.name) };
-    if !BUILT.contains(&(p.name, c.name)) {
-        return not_built("the combination", &format!("{protocol}+{cache}"));
     }
     let name = NAMED.iter().find(|(_, v)| *v == full).map_or(full, |(n, _)| n).to_string();
-    Ok(Variant { name, protocol: p.name, cache: c.name, allocator: a.0, slab: a.2, verdict })
+    let (verdict, vma_cache) = (p.verdict, c.cache);
+    Ok(Variant { name, protocol: p.name, cache: c.name, vma_cache, allocator: a.0, slab: a.2, verdict })
 }
 
 #[cfg(test)]
@@ -165,31 +156,43 @@ mod tests {
     use super::*;
     use crate::arch::Native;
     use crate::mm::kconfig::Kconfig;
-    use crate::mm::vma_cache::VmaCache;
     use crate::mm::vma_lock::VmaLock;
 
     #[test]
     fn names_and_full_forms_lead_to_the_same_build() {
         assert_eq!(parse("v6.12"), parse("rwsem_separate+call_rcu@slub"));
         assert_eq!(parse("v6.15").unwrap().name, "v6.15");
-        assert_eq!(all().len(), BUILT.len() * ALLOCATORS.len());
+        assert_eq!(parse("v7.3"), parse("refcnt_exclude+typesafe@sheaves"));
         for v in all() {
             assert_eq!(parse(&v.name), Ok(v.clone()));
             assert!(main().iter().all(|m| all().contains(m)));
             with_variant!(&v, Native, K => {
                 assert_eq!(<K as Kconfig>::Lock::NAME, v.protocol);
-                assert_eq!(<K as Kconfig>::Cache::NAME, v.cache);
                 assert_eq!(<K as Kconfig>::Lock::VERDICT, v.verdict);
             });
+            let c = v.configure(KernelConfig::default());
+            assert_eq!((c.slab.allocator, c.vma_cache), (v.slab, v.vma_cache));
         }
     }
 
     #[test]
+    fn every_protocol_runs_with_every_cache_that_it_bears() {
+        // The separate lock: two caches; the embedded one: not the typesafe; twelve others: all four.
+        assert_eq!(all().len(), (2 + 3 + 12 * 4) * ALLOCATORS.len());
+        let once = each_once();
+        assert!(PROTOCOLS.iter().all(|p| once.iter().any(|v| v.protocol == p.name)));
+        assert!(main().iter().all(|m| once.contains(m)));
+        let once = once.len();
+        assert_eq!(once, (2 + 4 + 4) * ALLOCATORS.len() + 11);
+    }
+
+    #[test]
     fn refusals_say_why_and_what_is_accepted() {
-        let e = parse("rwsem_separate+typesafe@slub").unwrap_err();
-        assert!(e.contains("rwsem_separate") && e.contains("forbids") && e.contains("because"), "{e}");
-        let e = parse("v7.3").unwrap_err();
-        assert!(e.contains("refcnt_exclude") && e.contains("not built yet"), "{e}");
+        for p in ["rwsem_separate", "rwsem_embedded"] {
+            let e = parse(&format!("{p}+typesafe@slub")).unwrap_err();
+            assert!(e.contains(p) && e.contains("forbids") && e.contains("because"), "{e}");
+            assert!(e.contains("runs with cache kmalloc_call_rcu or call_rcu"), "{e}");
+        }
         let e = parse("rwsem_separate+kfree_rcu@slub").unwrap_err();
         assert!(e.contains("lock object") && e.contains("call_rcu"), "{e}");
         assert_eq!(parse("refcnt+typesafe@sheaves").unwrap().slab, Allocator::Sheaves);

@@ -2,11 +2,12 @@
 //! Allocating, duplicating and freeing VMAs [kernel/fork.c, 6.12; mm/vma_init.c, 7.3].
 //!
 //! dup: the order of allocations and stores. custom: fields are stored one by one, since in typesafe memory a stale
-//! reader may be doing atomic operations on the object. stub: cgroup accounting, NUMA policy, anonymous names.
+//! reader may be doing atomic operations on the object; the lock's are the protocol's ([`VmaLock::vma_lock_init`]), and
+//! where there is a constructor neither allocation nor copy touches them. stub: cgroup accounting, NUMA policy, anonymous names.
 
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
-use super::mm_types::{VmaFields, VmaLockObject, VmaOf, VmaRef};
-use super::vma_cache::{VmaCache, VmaState, vm_area_free_now};
+use super::mm_types::{VmaFields, VmaLockObject, VmaOf, VmaRef, vma_state};
+use super::vma_cache::{self, VmaState, vm_area_free_now};
 use super::vma_lock::VmaLock;
 use super::vmstat::VmEvent;
 use crate::arch::arena::KRef;
@@ -29,7 +30,7 @@ fn vma_lock_alloc<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, st: &VmaState<A>, vma: 
         unsafe { p.write(VmaLockObject { lock: RwSemaphore::new() }) };
         slot.store(p, Relaxed);
     }
-    L::vma_lock_init(vma);
+    L::vma_lock_init(vma, st.typesafe());
     true
 }
 
@@ -63,19 +64,21 @@ fn finish<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vma: VmaPtr<K>) -> Option<
     Some(vma)
 }
 
-/// `vm_area_free()`: as the configuration says, at once or after a grace period.
+/// `vm_area_free()`: as the kernel was booted, at once or after a grace period.
 pub fn vm_area_free<K: Kconfig>(cpu: &Cpu<K::A>, vma: VmaPtr<K>) {
     cpu.count(VmEvent::VmaFree);
     // SAFETY: callers free a VMA once, after detaching it or before attaching it.
-    unsafe { K::Cache::vm_area_free::<K::A, K::Lock>(cpu, vma) }
+    unsafe { vma_cache::vm_area_free::<K::A, K::Lock>(cpu, vma) }
 }
 
 /// `__vm_area_free()`: without waiting, at exit, when no reader can be left.
 pub fn vm_area_free_unreachable<K: Kconfig>(cpu: &Cpu<K::A>, vma: VmaPtr<K>) {
-    if K::Cache::TYPESAFE {
+    // SAFETY: it was allocated by this kernel.
+    let st = unsafe { vma_state::<K::A, K::Lock>(vma) };
+    if st.typesafe() {
         return vm_area_free::<K>(cpu, vma);
     }
     cpu.count(VmEvent::VmaFree);
     // SAFETY: the last user of the mm is gone: nobody looks VMAs up in it.
-    unsafe { vm_area_free_now::<K::A, K::Lock>(cpu, vma) }
+    unsafe { vm_area_free_now::<K::A, K::Lock>(cpu, &st, vma) }
 }

@@ -220,20 +220,17 @@ fn destroy<A: Hardware>(cpu: &Cpu<A>, cache: &KmemCache<A>, entry: *mut (), f: &
 mod tests {
     use super::*;
     use crate::init::shutdown;
-    use crate::mm::tests::{config, machine};
+    use crate::mm::tests::{Boot, config, machine};
+    use crate::mm::vma_cache::VmaCache;
     use crate::slab::Allocator;
     use std::collections::BTreeMap;
 
-    type K = crate::mm::kconfig::Config<
-        Native,
-        crate::mm::vma_lock::refcnt::Refcnt,
-        crate::mm::vma_cache::typesafe_by_rcu::Typesafe,
-    >;
+    type K = crate::mm::kconfig::Config<Native, crate::mm::vma_lock::refcnt::Refcnt>;
 
     #[test]
     fn an_array_is_what_a_map_says() {
         let m = machine(1);
-        let k = crate::init::start_kernel::<K>(&m, &config(Allocator::Slub));
+        let k = crate::init::start_kernel::<K>(&m, &config(Boot { slab: Allocator::Slub, cache: VmaCache::Typesafe }));
         let cpu = k.cpu(0);
         let cache = k.files.radix_tree_node_cachep;
         let mut r = 5u64;

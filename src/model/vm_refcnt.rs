@@ -19,7 +19,7 @@ use crate::arch::{Acquire, Arch, Fence, Int, Prim, RawCell, Relaxed};
 use crate::cpu::Cpu;
 use crate::cpu::testing::for_test_set;
 use crate::mm::mm_types::{MmRef, MmStruct, VmAreaStruct615, VmaFields, VmaRef};
-use crate::mm::mmap_lock::{lock_vma_found, mmap_write_lock, mmap_write_unlock};
+use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_lock::refcnt::{Refcnt, VMA_LOCK_OFFSET as F};
 use crate::mm::vma_lock::{AbortCause, StartRead, VmaLock};
 use crate::mm::vmstat::VmEvent;
@@ -235,7 +235,7 @@ impl Shared {
     /// A VMA of `mm` at `start`, attached, in a section of its own.
     fn attach(&self, cpu: &C, mm: &MmStruct<Watched, Refcnt>, start: u64) {
         self.vma.vma_init(std::ptr::from_ref(mm).cast_mut(), 0);
-        Refcnt::vma_lock_init(self.vma());
+        Refcnt::vma_lock_init(self.vma(), true);
         self.vma.vm_start().store(start, Relaxed);
         self.vma.vm_end().store(start + SIZE, Relaxed);
         mmap_write_lock(cpu, mm);
@@ -265,7 +265,7 @@ struct Met {
 fn read(cpu: &C, s: &Shared, met: &Met) {
     ACTOR.with(|a| a.set(Actor::Reader));
     rcu_read_lock(cpu);
-    let got = lock_vma_found(cpu, s.mm(), s.vma(), AT);
+    let got = Refcnt::lock_vma_found(cpu, s.mm(), s.vma(), AT, |_| ());
     rcu_read_unlock(cpu);
     match got {
         StartRead::Locked => {

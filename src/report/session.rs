@@ -250,7 +250,7 @@ impl Session {
         kernel.seed = cell.seed;
         kernel.slab.seed = cell.seed;
         let variant = &self.request.variants[cell.variant];
-        kernel.slab.allocator = variant.slab;
+        kernel = variant.configure(kernel);
         // Slab orders follow the CPUs of the machine, not the workers of a sample.
         kernel.geometry_cpus = self.request.host.id.cpus;
         let plan = port::Plan {

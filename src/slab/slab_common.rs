@@ -56,6 +56,9 @@ pub struct KmemCacheArgs {
     pub freeptr_offset: Option<usize>,
     /// Constructor, once per object when a slab is built.
     pub ctor: Option<unsafe fn(*mut u8)>,
+    /// A 6.12 with patch v5 5/6 of 2024-12-06: `freeptr_offset` counts although there is a constructor, which then must
+    /// leave that word alone. Sheaves (7.x) have it always.
+    pub freeptr_with_ctor: bool,
     /// Objects of a sheaf asked for; the allocator may make it more (7.x: `kmem_cache_args.sheaf_capacity`).
     pub sheaf_capacity: u32,
 }
@@ -152,7 +155,7 @@ pub fn calculate_sizes_for(
     let mut size = a.size.next_multiple_of(word);
     let offset = match a.freeptr_offset {
         // Outside the object: what a freed object holds must stay readable, or constructed.
-        _ if a.ctor.is_some() && !sheaves => None,
+        _ if a.ctor.is_some() && !sheaves && !a.freeptr_with_ctor => None,
         None if typesafe || a.ctor.is_some() => None,
         Some(o) => Some(o),
         None => Some(a.size / 2 / word * word),

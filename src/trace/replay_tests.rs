@@ -37,8 +37,7 @@ fn on_port(trace: &Trace, variant: &str, touch: Touch, rules: MmRules, keep: boo
     let cpu = crate::host::affinity::allowed()[0];
     let machine = NativeMachine::new(&[OsCpu { cpu, node: 0 }], 256 << 20, |_, _| 10).unwrap();
     let v = variant::parse(variant).unwrap();
-    let mut kernel = KernelConfig { rules, ..KernelConfig::default() };
-    kernel.slab.allocator = v.slab;
+    let kernel = v.configure(KernelConfig { rules, ..KernelConfig::default() });
     let plan = Plan { threads: 1, repeat: 1, touch, keep, kernel };
     with_variant!(&v, Native, K => port::run::<K>(&machine, trace, &plan))
 }

@@ -10,8 +10,8 @@ on_every_variant! {
     fn a_foreign_mapping_stops_the_heap = stopped;
 }
 
-fn objects<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn objects<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let brk = |to: u64| alloc_free(cpu, || assert_eq!(sys_brk(cpu, k, mm, to), to));
         assert_eq!(sys_brk(cpu, k, mm, 0), START_BRK, "below the start: reports");
         assert_eq!(brk(START_BRK + 10), (1, 0), "first growth");
@@ -28,8 +28,8 @@ fn objects<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn stopped<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn stopped<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(START_BRK + 4 * P), P, RW).unwrap();
         assert_eq!(sys_brk(cpu, k, mm, START_BRK + 4 * P), START_BRK, "a page must stay free");
         assert_eq!(sys_brk(cpu, k, mm, START_BRK + 3 * P), START_BRK + 3 * P);

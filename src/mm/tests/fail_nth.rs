@@ -21,7 +21,7 @@ use crate::mm::{
     vm_munmap,
 };
 use crate::rcu::rcu_barrier;
-use crate::slab::{Allocator, FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
+use crate::slab::{FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
 
 on_every_variant! {
     fn mapping_unwinds = mapping;
@@ -43,11 +43,11 @@ on_every_variant! {
 }
 
 /// Boots with failures possible, runs `f`, checks that nothing is left.
-fn with_failures<K: Kconfig<A = Native>>(slab: Allocator, f: impl FnOnce(&Cpu<Native>, &Kernel<K>)) {
+fn with_failures<K: Kconfig<A = Native>>(boot: Boot, f: impl FnOnce(&Cpu<Native>, &Kernel<K>)) {
     let m = machine(1);
     let nth = Some(FaultAttr::NTH);
-    let slab = SlabOptions { allocator: slab, failslab: nth, fail_page_alloc: nth, ..SlabOptions::default() };
-    let k = start_kernel::<K>(&m, &KernelConfig { slab, ..KernelConfig::default() });
+    let slab = SlabOptions { allocator: boot.slab, failslab: nth, fail_page_alloc: nth, ..SlabOptions::default() };
+    let k = start_kernel::<K>(&m, &KernelConfig { slab, ..config(boot) });
     let cpu = k.cpu(0);
     f(&cpu, &k);
     close_the_books(&cpu, &k);
@@ -114,8 +114,8 @@ fn comb<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, 
     (0..n).for_each(|i| map(cpu, k, mm, 3 * i, 2).unwrap());
 }
 
-fn mapping<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn mapping<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         // Every fill of the last leaf, so that leaves and their parents split.
         for n in [0, 1, 15, 16, 77] {
             let (refused, failed) = each_allocation(
@@ -131,8 +131,8 @@ fn mapping<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn mapping_over<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn mapping_over<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         let (refused, failed) = each_allocation(
             cpu,
             k,
@@ -153,8 +153,8 @@ fn mapping_over<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn merging<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn merging<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         // Between two, of which the right one alone has an anon_vma: the survivor must take it over. Without memory for
         // that, a VMA of its own is as good.
         for faulted in [false, true] {
@@ -179,8 +179,8 @@ fn merging<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn unmapping<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn unmapping<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         for (at, n) in [(1, 1), (4, 40), (0, 3), (2, 115), (0, 120)] {
             let (refused, _) = each_allocation(
                 cpu,
@@ -199,8 +199,8 @@ fn unmapping<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn heap<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn heap<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         for (from, to) in [(0, 1), (0, 5), (3, 9), (9, 4), (9, 0)] {
             let (refused, _) = each_allocation(
                 cpu,
@@ -230,8 +230,8 @@ fn heap<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn faulting<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn faulting<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         let fault = |mm, p: u64, w| do_user_addr_fault(cpu, k, mm, BASE + p * P, w).map_err(Errno::from);
         for neighbour in [false, true] {
             // Three tables, an anon_vma (unless the neighbour's will do), its link, the page.
@@ -280,8 +280,8 @@ fn faulting<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn dropping<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn dropping<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         let fill = |mm: MmPtr<K>| {
             map(cpu, k, mm, 0, 40).unwrap();
             map(cpu, k, mm, 1000, 3).unwrap();
@@ -310,8 +310,8 @@ fn dropping<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn new_mm<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn new_mm<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         for n in 1.. {
             dry(cpu, k);
             k.slab.faults.set_fail_nth(cpu, n);
@@ -329,8 +329,8 @@ fn new_mm<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn forking<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn forking<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         // VMAs with and without pages of their own, over more than one leaf, with a page table each now and then; one
         // that is not copied, which changes the child's tree for good.
         let n = 12u64;
@@ -364,8 +364,8 @@ fn forking<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn file_faults<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn file_faults<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         for (kind, flags, write) in [
             (FileKind::Regular, MAP_SHARED, false),
             (FileKind::Regular, MAP_PRIVATE, true),
@@ -405,8 +405,8 @@ fn file_faults<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn stores<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn stores<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         let mt = MapleTree::new(MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
         let (mut r, mut refused) = (7u64, 0);
         for i in 0..200u64 {
@@ -443,8 +443,8 @@ fn for_now(e: Errno) -> Errno {
     if e == Errno::EAGAIN { Errno::ENOMEM } else { e }
 }
 
-fn protecting<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn protecting<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         // One in two places, one at both ends of a run, all of them.
         for (at, n) in [(31, 1), (1, 64), (0, 90)] {
             let (refused, failed) = each_allocation(
@@ -472,8 +472,8 @@ fn protecting<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn advising<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn advising<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         for advice in [madvise::MADV_DONTFORK, madvise::MADV_POPULATE_WRITE, madvise::MADV_FREE] {
             let (refused, failed) = each_allocation(
                 cpu,
@@ -496,8 +496,8 @@ fn advising<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn locking<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn locking<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         for seal in [false, true] {
             let (refused, failed) = each_allocation(
                 cpu,
@@ -524,10 +524,10 @@ fn locking<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn moving<K: Kconfig<A = Native>>(slab: Allocator) {
+fn moving<K: Kconfig<A = Native>>(boot: Boot) {
     const FIXED: u32 = mremap::MREMAP_MAYMOVE | mremap::MREMAP_FIXED;
     const PAGES: [u64; 4] = [400, 511, 600, 1100];
-    with_failures::<K>(slab, |cpu, k| {
+    with_failures::<K>(boot, |cpu, k| {
         // Entry by entry, by whole tables, with the source staying, growing on the way, over something.
         for (at, n, to_n, to, flags) in [
             (300, 900, 900, 70_000, FIXED),
@@ -564,8 +564,8 @@ fn moving<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn growing<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_failures::<K>(slab, |cpu, k| {
+fn growing<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
         // Into a hole, and up to a neighbour whose anon_vma the survivor must take over.
         for (to_n, faulted) in [(3, false), (3, true), (2, false)] {
             each_allocation(

@@ -56,9 +56,9 @@ fn rss<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) -
     [MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES].map(|c| get_mm_counter_sum(cpu, k, mm, c))
 }
 
-fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
+fn shared<K: Kconfig<A = Native>>(boot: Boot) {
     for kind in [FileKind::Regular, FileKind::Memfd] {
-        with_mm::<K>(slab, |cpu, k, mm| {
+        with_mm::<K>(boot, |cpu, k, mm| {
             let file = file_open(cpu, k, &FileSpec { kind, ..FileSpec::regular(8 * P, 3) }).unwrap();
             map(cpu, k, mm, 0, 8, Some((file, 0)), MAP_SHARED);
             map(cpu, k, mm, 20, 4, Some((file, 2)), MAP_SHARED);
@@ -90,8 +90,8 @@ fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
     }
 }
 
-fn private<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn private<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let file = file_open(cpu, k, &FileSpec::regular(4 * P, 3)).unwrap();
         map(cpu, k, mm, 0, 4, Some((file, 0)), MAP_PRIVATE);
         map(cpu, k, mm, 10, 4, Some((file, 0)), MAP_SHARED);
@@ -118,8 +118,8 @@ fn private<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn shared_anonymous<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn shared_anonymous<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, None, MAP_SHARED);
         map(cpu, k, mm, 4, 4, None, MAP_SHARED);
         assert_eq!(layout(cpu, k, mm), [(0, 4), (4, 8)], "a file each");
@@ -134,9 +134,9 @@ fn shared_anonymous<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn end_of_file<K: Kconfig<A = Native>>(slab: Allocator) {
+fn end_of_file<K: Kconfig<A = Native>>(boot: Boot) {
     for kind in [FileKind::Regular, FileKind::Memfd] {
-        with_mm::<K>(slab, |cpu, k, mm| {
+        with_mm::<K>(boot, |cpu, k, mm| {
             let file = file_open(cpu, k, &FileSpec { kind, ..FileSpec::regular(2 * P + 100, 9) }).unwrap();
             map(cpu, k, mm, 0, 5, Some((file, 0)), MAP_SHARED);
             map(cpu, k, mm, 10, 5, Some((file, 0)), MAP_PRIVATE);
@@ -164,8 +164,8 @@ fn end_of_file<K: Kconfig<A = Native>>(slab: Allocator) {
 }
 
 /// Per fault: finished under the VMA's lock, or begun under it and finished under `mmap_lock`.
-fn locks<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn locks<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let regular = file_open(cpu, k, &FileSpec::regular(64 * P, 1)).unwrap();
         let memfd = file_open(cpu, k, &FileSpec::memfd(64 * P)).unwrap();
         map(cpu, k, mm, 0, 64, Some((regular, 0)), MAP_SHARED);
@@ -193,8 +193,8 @@ fn locks<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn fault_around<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn fault_around<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let file = file_open(cpu, k, &FileSpec::memfd(64 * P)).unwrap();
         map(cpu, k, mm, 0, 64, Some((file, 0)), MAP_SHARED);
         let there = || (0..64).filter(|p| pte_lookup::<K>(mm, BASE + p * P) != 0).collect::<Vec<u64>>();
@@ -218,8 +218,8 @@ fn fault_around<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn references<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn references<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let file = file_open(cpu, k, &FileSpec::memfd(16 * P)).unwrap();
         let mapping = file.f_mapping();
         let counts = || (file.f_count.load(Relaxed), mapping.i_mmap.get(), mapping.i_mmap_writable.load(Relaxed));
@@ -249,8 +249,8 @@ fn references<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn populate<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn populate<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let file = file_open(cpu, k, &FileSpec::regular(8 * P, 4)).unwrap();
         map(cpu, k, mm, 0, 8, Some((file, 0)), MAP_SHARED);
         map(cpu, k, mm, 20, 8, Some((file, 0)), MAP_PRIVATE);

@@ -80,8 +80,8 @@ fn set_flags<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr
     mmap_write_unlock(cpu, &*mm);
 }
 
-fn own_writes<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn own_writes<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 8);
         (0..4).for_each(|p| put(cpu, k, mm, p, 10 + p as u8));
         assert!(page_anon_exclusive::<Native>(frame::<K>(mm, 0)));
@@ -115,8 +115,8 @@ fn own_writes<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn nested<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn nested<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 6);
         put(cpu, k, mm, 0, 1);
         // Each generation writes one page more and its number into page 0.
@@ -139,8 +139,8 @@ fn nested<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn taken_over<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn taken_over<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 3);
         (0..3).for_each(|p| put(cpu, k, mm, p, 7));
         mmput(cpu, k, fork(cpu, k, mm));
@@ -160,8 +160,8 @@ fn taken_over<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn parent_first<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, outer| {
+fn parent_first<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, outer| {
         let mm = mm_alloc(cpu, k);
         map(cpu, k, mm, 0, 4);
         (0..4).for_each(|p| put(cpu, k, mm, p, p as u8 + 1));
@@ -178,8 +178,8 @@ fn parent_first<K: Kconfig<A = Native>>(slab: Allocator) {
 }
 
 /// Fork of n VMAs, m of them not to be copied: n - m VMAs; as many nodes as the parent's tree has, and none dies.
-fn row<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn row<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         for n in [1u64, 2, 7, 40, 200] {
             for m in [0, 1, n / 3] {
                 (0..n).for_each(|i| map(cpu, k, mm, 2 * i, 1));
@@ -207,8 +207,8 @@ fn row<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn never_merge<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn never_merge<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 3);
         put(cpu, k, mm, 0, 1);
         put(cpu, k, mm, 2, 1);
@@ -233,8 +233,8 @@ fn never_merge<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn split_in_child<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn split_in_child<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4);
         (0..4).for_each(|p| put(cpu, k, mm, p, 1));
         let child = fork(cpu, k, mm);
@@ -246,8 +246,8 @@ fn split_in_child<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn ancestor<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn ancestor<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1);
         put(cpu, k, mm, 0, 1);
         let n = || (cpu.counters.get(VmEvent::AnonVmaAlloc), cpu.counters.get(VmEvent::AnonVmaChainAlloc));
@@ -280,8 +280,8 @@ fn ancestor<K: Kconfig<A = Native>>(slab: Allocator) {
 }
 
 /// find_mergeable_anon_vma(): whose anon_vma a first write fault shares.
-fn next_first<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn next_first<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let anon = |p| vma(cpu, k, mm, p).anon_vma().load(Relaxed);
         let between = |flags| vm_mmap(cpu, k, mm, Some(BASE + P), P, flags).unwrap();
         map(cpu, k, mm, 0, 1);
@@ -316,8 +316,8 @@ fn next_first<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn not_inherited<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn not_inherited<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         (0..3).for_each(|i| map(cpu, k, mm, 2 * i, 1));
         (0..3).for_each(|i| put(cpu, k, mm, 2 * i, 1));
         set_flags(cpu, k, mm, 0, 1, RW | VM_WIPEONFORK);
@@ -334,8 +334,8 @@ fn not_inherited<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn unlocked<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn unlocked<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1);
         set_flags(cpu, k, mm, 0, 1, RW | VM_LOCKED | VM_LOCKONFAULT);
         mm.locked_vm.set(1);
@@ -349,8 +349,8 @@ fn unlocked<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn zero_page<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn zero_page<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4);
         assert_eq!(get(cpu, k, mm, 0), 0);
         put(cpu, k, mm, 1, 1);

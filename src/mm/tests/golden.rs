@@ -17,8 +17,8 @@ on_every_variant! {
     fn nodes_of_each_operation = nodes;
 }
 
-fn mapping<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn mapping<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         let map = |p: u64, n: u64, flags: u64| {
             alloc_free(cpu, || {
                 assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags), Ok(BASE + p * P));
@@ -53,8 +53,8 @@ fn mapping<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn changing<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn changing<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         let fresh = || {
             vm_munmap(cpu, k, mm, BASE, 64 * P).unwrap();
             vm_mmap(cpu, k, mm, Some(BASE), 30 * P, RW).unwrap();
@@ -100,8 +100,8 @@ fn changing<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn shared<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         let map = |p: u64, n: u64| {
             let flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
             alloc_free(cpu, || assert!(map_args(cpu, k, mm, (BASE + p * P, n * P), 3, flags, None).is_ok()))
@@ -134,8 +134,8 @@ fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn identity<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn identity<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         let at = |p: u64| vma_at(cpu, k, mm, p).as_ptr();
         let set = |p: u64, n: u64| modify(cpu, k, mm, (p, n), |f| f | VM_DONTDUMP).unwrap();
         for (p, n) in [(0, 10), (20, 10), (10, 10)] {
@@ -189,10 +189,10 @@ fn tree_work(cpu: &Cpu<Native>, f: impl FnOnce()) -> [f64; 7] {
 
 /// Per operation, over many places among 1000 VMAs that stand alone. Rows without a fraction hold at each single place,
 /// but where a leaf was full or ended; averages within what another sequence of places moves them.
-fn nodes<K: Kconfig<A = Native>>(slab: Allocator) {
+fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
     const VMAS: u64 = 1000;
     const ROUNDS: usize = 300;
-    with_mm::<K>(slab, |cpu, k, mm| {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let mut seed = 11u64;
         let mut random = |n: u64| {
             seed = crate::cpu::splitmix64(seed);
@@ -220,7 +220,7 @@ fn nodes<K: Kconfig<A = Native>>(slab: Allocator) {
         const N: f64 = f64::NAN;
         // The table is 7.3's (1.3 nodes dead where 1.4 stands here: which stores span depends on what was stored before).
         // 6.12 rebuilds up to the root where a store spans leaves, and more are dead (maple_tree/cost.rs has both).
-        let by_rules = |v6_12: f64, v7_3: f64| if slab == Allocator::Slub { v6_12 } else { v7_3 };
+        let by_rules = |v6_12: f64, v7_3: f64| if boot.slab == Allocator::Slub { v6_12 } else { v7_3 };
         let rows: Vec<(&str, Op<'_>, Op<'_>, Op<'_>, [f64; 7])> = vec![
             (
                 "mmap, alone",

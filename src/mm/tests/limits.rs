@@ -25,8 +25,8 @@ on_every_variant! {
 
 const ANON: u32 = MAP_PRIVATE | MAP_ANONYMOUS;
 
-fn map_count<K: Kconfig<A = Native>>(slab: Allocator) {
-    let c = KernelConfig { max_map_count: 6, ..config(slab) };
+fn map_count<K: Kconfig<A = Native>>(boot: Boot) {
+    let c = KernelConfig { max_map_count: 6, ..config(boot) };
     with_config::<K>(&c, |cpu, k, mm| {
         let map = |p: u64, n: u64, flags| vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags).map(|_| ());
         let dump = |p: u64, n: u64| modify(cpu, k, mm, (p, n), |f| f ^ VM_DONTDUMP);
@@ -51,8 +51,8 @@ fn map_count<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn splits_stay<K: Kconfig<A = Native>>(slab: Allocator) {
-    let c = KernelConfig { max_map_count: 2, ..config(slab) };
+fn splits_stay<K: Kconfig<A = Native>>(boot: Boot) {
+    let c = KernelConfig { max_map_count: 2, ..config(boot) };
     with_config::<K>(&c, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(BASE), 10 * P, RW).unwrap();
         assert_eq!(modify(cpu, k, mm, (4, 2), |f| f | VM_DONTDUMP), Err(Errno::ENOMEM));
@@ -60,8 +60,8 @@ fn splits_stay<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn sealed<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn sealed<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(BASE), 30 * P, RW).unwrap();
         modify(cpu, k, mm, (10, 10), |f| f | VM_SEALED).unwrap();
         let map = |p: u64, n: u64| vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, VM_READ);
@@ -80,8 +80,8 @@ fn sealed<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn close_hook<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn close_hook<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let map = |p: u64, n: u64| vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, RW).unwrap();
         let hook = |p: u64| vma_at(cpu, k, mm, p).vm_ops().store(VM_OPS | VM_OPS_CLOSE, Relaxed);
         map(0, 2);
@@ -101,8 +101,8 @@ fn close_hook<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn space<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn space<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let map = |p: u64, n: u64, flags| vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags).map(|_| ());
         let limit = |which: usize, pages: u64| mm.rlim[which].0.set(pages * P);
         map(0, 10, RW).unwrap();
@@ -124,8 +124,8 @@ fn space<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn locked<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let flags = MAP_LOCKED | MAP_FIXED | ANON;
         let map = |p: u64, n: u64| map_args(cpu, k, mm, (BASE + p * P, n * P), 3, flags, None).map(|_| ());
         mm.rlim[RLIMIT_MEMLOCK].0.set(4 * P);
@@ -149,8 +149,8 @@ fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn committed<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn committed<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let policy = |v: u32| set_overcommit_memory(cpu, k, v);
         k.vm_committed.totalram_pages.store(100_000, Relaxed);
         let map = |pages: u64, flags: u32| {
@@ -177,8 +177,8 @@ fn committed<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn kinds<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn kinds<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let map = |flags: u32| map_args(cpu, k, mm, (BASE, P), 3, flags, None).map(|_| ());
         assert_eq!(map(MAP_ANONYMOUS), Err(Errno::EINVAL), "neither shared nor private");
         assert_eq!(map(MAP_ANONYMOUS | MAP_SHARED_VALIDATE), Err(Errno::EINVAL));
@@ -206,8 +206,8 @@ fn kinds<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn files<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn files<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let open =
             |mode: u32, noexec: bool| file_open(cpu, k, &FileSpec { mode, noexec, ..FileSpec::memfd(4 * P) }).unwrap();
         let (rw, ro, wo, nx) = (

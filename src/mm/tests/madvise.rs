@@ -44,8 +44,8 @@ fn advise<K: Kconfig<A = Native>>(
     sys_madvise(cpu, k, mm, BASE + p * P, n * P, advice)
 }
 
-fn flags<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn flags<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         let plain = flags_at(cpu, k, mm, 0);
         for (set, flag, clear) in [
@@ -79,8 +79,8 @@ fn flags<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn golden_rows<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let ma = |p, n, advice| alloc_free(cpu, || advise(cpu, k, mm, p, n, advice).unwrap());
         map(cpu, k, mm, 0, 30, RW);
         let original = vma_at(cpu, k, mm, 0).as_ptr();
@@ -100,8 +100,8 @@ fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn holes<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn holes<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 2, RW);
         map(cpu, k, mm, 3, 2, RW);
         for p in [0, 1, 3, 4] {
@@ -120,8 +120,8 @@ fn holes<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn errors<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         let ma = |start, len, advice| sys_madvise(cpu, k, mm, start, len, advice);
         for unknown in [5, 6, 7, 26, 99, 104, -1, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE] {
@@ -156,8 +156,8 @@ fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
-    let config = KernelConfig { max_map_count: 3, ..config(slab) };
+fn limit<K: Kconfig<A = Native>>(boot: Boot) {
+    let config = KernelConfig { max_map_count: 3, ..config(boot) };
     with_config::<K>(&config, |cpu, k, mm| {
         map(cpu, k, mm, 0, 10, RW);
         map(cpu, k, mm, 20, 1, RW);
@@ -167,8 +167,8 @@ fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn pages<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn pages<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1200, RW);
         for p in [0, 1, 2, 700, 1199] {
             write(cpu, k, mm, p);
@@ -189,8 +189,8 @@ fn pages<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn populate<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn populate<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         map(cpu, k, mm, 4, 4, VM_READ);
         map(cpu, k, mm, 10, 2, 0);
@@ -217,9 +217,9 @@ fn taken(cpu: &Cpu<Native>, f: impl FnOnce()) -> (u64, u64) {
     (after.0 - before.0, after.1 - before.1)
 }
 
-fn locks<K: Kconfig<A = Native>>(slab: Allocator) {
+fn locks<K: Kconfig<A = Native>>(boot: Boot) {
     for rules in [MmRules::V6_12, MmRules::V6_18] {
-        with_config::<K>(&KernelConfig { rules, ..config(slab) }, |cpu, k, mm| {
+        with_config::<K>(&KernelConfig { rules, ..config(boot) }, |cpu, k, mm| {
             map(cpu, k, mm, 0, 4, RW);
             map(cpu, k, mm, 4, 4, VM_READ);
             write(cpu, k, mm, 0);
@@ -246,8 +246,8 @@ fn locks<K: Kconfig<A = Native>>(slab: Allocator) {
     }
 }
 
-fn guards<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_config::<K>(&KernelConfig { rules: MmRules::V6_18, ..config(slab) }, |cpu, k, mm| {
+fn guards<K: Kconfig<A = Native>>(boot: Boot) {
+    with_config::<K>(&KernelConfig { rules: MmRules::V6_18, ..config(boot) }, |cpu, k, mm| {
         map(cpu, k, mm, 0, 600, RW);
         let access = |p, w| do_user_addr_fault(cpu, k, mm, BASE + p * P, w);
         for p in [2, 3, 520] {
@@ -280,8 +280,8 @@ fn guards<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn guards_survive<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_config::<K>(&KernelConfig { rules: MmRules::V6_18, ..config(slab) }, |cpu, k, mm| {
+fn guards_survive<K: Kconfig<A = Native>>(boot: Boot) {
+    with_config::<K>(&KernelConfig { rules: MmRules::V6_18, ..config(boot) }, |cpu, k, mm| {
         map(cpu, k, mm, 0, 8, RW);
         let access = |p| do_user_addr_fault(cpu, k, mm, BASE + p * P, true);
         write(cpu, k, mm, 1);
@@ -309,8 +309,8 @@ fn guards_survive<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn sealed<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn sealed<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let seal = |p, on: bool| {
             let v = vma_at(cpu, k, mm, p);
             let f = v.vm_flags().load(Relaxed);
@@ -330,8 +330,8 @@ fn sealed<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn names<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn names<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let name = |p, n, name| madvise_set_anon_name(cpu, k, mm, BASE + p * P, n * P, name);
         map(cpu, k, mm, 0, 6, RW);
         assert_eq!(alloc_free(cpu, || name(2, 2, 7).unwrap()), (2, 0));
@@ -347,8 +347,8 @@ fn names<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn files<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn files<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let file = file_open(cpu, k, &FileSpec::regular(8 * P, 7)).unwrap();
         let args = |at: u64, prot, flags| MmapArgs {
             addr: BASE + at * P,

@@ -28,8 +28,8 @@ fn map<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p
     vm_mmap(cpu, k, mm, Some(BASE + p * P), n * P, flags).unwrap();
 }
 
-fn flags<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn flags<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         map(cpu, k, mm, 1, 1, VM_READ);
         map(cpu, k, mm, 2, 1, RW | VM_NORESERVE);
@@ -40,8 +40,8 @@ fn flags<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn two_faulted<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn two_faulted<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         map(cpu, k, mm, 2, 1, RW);
         write(cpu, k, mm, 0);
@@ -52,8 +52,8 @@ fn two_faulted<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn one_faulted<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn one_faulted<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         write(cpu, k, mm, 0);
         map(cpu, k, mm, 2, 1, RW);
@@ -66,8 +66,8 @@ fn one_faulted<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn shared<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         // Different only in access rights, so that they stay two but may share.
         map(cpu, k, mm, 0, 2, RW | VM_NORESERVE);
         map(cpu, k, mm, 2, 2, RW | VM_NORESERVE | crate::mm::mm_types::VM_EXEC);
@@ -83,8 +83,8 @@ fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn taken_over<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn taken_over<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 1, RW);
         map(cpu, k, mm, 2, 1, RW);
         write(cpu, k, mm, 2);
@@ -97,8 +97,8 @@ fn taken_over<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn split_clones<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn split_clones<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 10, RW);
         write(cpu, k, mm, 0);
         let (a, f) = (cpu.counters.get(VmEvent::AnonVmaChainAlloc), cpu.counters.get(VmEvent::AnonVmaChainFree));
@@ -114,8 +114,8 @@ fn dump<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, 
     modify(cpu, k, mm, (p, n), |f| f ^ VM_DONTDUMP).unwrap();
 }
 
-fn faulted_middle<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn faulted_middle<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         let newer = k.rules.merge_faulted_with_unfaulted;
         // Left unfaulted, the changed one faulted.
         map(cpu, k, mm, 0, 2, RW);
@@ -138,8 +138,8 @@ fn faulted_middle<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn one_of_three<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn one_of_three<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         // Unfaulted, unfaulted and different, faulted: all three become the left one, with a chain.
         map(cpu, k, mm, 0, 2, RW);
         map(cpu, k, mm, 4, 2, RW);
@@ -169,8 +169,8 @@ fn one_of_three<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn sticky<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn sticky<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 2, RW);
         map(cpu, k, mm, 4, 2, RW);
         let v = vma_at(cpu, k, mm, 4);
@@ -209,8 +209,8 @@ fn copy<K: Kconfig<A = Native>>(
     (source, new)
 }
 
-fn copies<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn copies<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW | VM_NORESERVE);
         // Unfaulted: the copy has the page offset of its place, so it merges there, with its source as well.
         let (source, new) = copy(cpu, k, mm, (0, 4, 4), false);
@@ -232,8 +232,8 @@ fn copies<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn anon_pgoff<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn anon_pgoff<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         let f = file_open(cpu, k, &FileSpec::memfd(64 * P)).unwrap();
         let map = |p: u64, n: u64, page: u64| {
             let flags = MAP_PRIVATE | MAP_FIXED;
@@ -257,8 +257,8 @@ fn anon_pgoff<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn words<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn words<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         for which in 0..3 {
             let word = |p: u64| {
                 let v = vma_at(cpu, k, mm, p);

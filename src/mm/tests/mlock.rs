@@ -32,8 +32,8 @@ fn there<K: Kconfig<A = Native>>(mm: MmPtr<K>, pages: std::ops::Range<u64>) -> V
     pages.filter(|p| pte_lookup::<K>(mm, BASE + p * P) & PAGE_PRESENT != 0).collect()
 }
 
-fn mlock<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn mlock<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let locked = |p| flags_at(cpu, k, mm, p) & VM_LOCKED_MASK;
         let lock = |p: u64, n: u64, f| alloc_free(cpu, || sys_mlock(cpu, k, mm, BASE + p * P, n * P, f).unwrap());
         let unlock = |p: u64, n: u64| alloc_free(cpu, || sys_munlock(cpu, k, mm, BASE + p * P, n * P).unwrap());
@@ -67,8 +67,8 @@ fn mlock<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn mlock_errors<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn mlock_errors<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         assert_eq!(sys_mlock(cpu, k, mm, BASE, P, 2), Err(Errno::EINVAL));
         assert_eq!(sys_mlock(cpu, k, mm, BASE, 0, 0), Ok(()), "no length");
@@ -88,8 +88,8 @@ fn mlock_errors<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn mlock_holes<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn mlock_holes<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let locked = |p| flags_at(cpu, k, mm, p) & VM_LOCKED != 0;
         map(cpu, k, mm, 0, 2, RW);
         map(cpu, k, mm, 3, 2, RW);
@@ -110,8 +110,8 @@ fn mlock_holes<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn memlock_limit<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn memlock_limit<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let lock = |p: u64, n: u64| sys_mlock(cpu, k, mm, BASE + p * P, n * P, 0);
         mm.rlim[RLIMIT_MEMLOCK].0.set(4 * P + 100);
         map(cpu, k, mm, 0, 20, RW);
@@ -129,8 +129,8 @@ fn memlock_limit<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn mlockall<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn mlockall<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let locked = |p| flags_at(cpu, k, mm, p) & VM_LOCKED_MASK;
         map(cpu, k, mm, 0, 2, RW);
         map(cpu, k, mm, 2, 2, VM_READ);
@@ -156,8 +156,8 @@ fn mlockall<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn munmap_unlocks<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn munmap_unlocks<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 8, RW);
         sys_mlock(cpu, k, mm, BASE, 8 * P, 0).unwrap();
         vm_munmap(cpu, k, mm, BASE + 2 * P, 2 * P).unwrap();
@@ -167,8 +167,8 @@ fn munmap_unlocks<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn mseal<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn mseal<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let seal = |start, len| sys_mseal(cpu, k, mm, start, len, 0);
         let sealed = |p| flags_at(cpu, k, mm, p) & VM_SEALED != 0;
         map(cpu, k, mm, 0, 10, RW);
@@ -190,8 +190,8 @@ fn mseal<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn sealed<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn sealed<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 6, RW);
         map(cpu, k, mm, 10, 4, RW);
         write(cpu, k, mm, 2);

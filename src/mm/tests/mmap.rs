@@ -20,8 +20,8 @@ on_every_variant! {
     fn sequence_numbers_may_wrap_and_the_writers_hole_is_the_kernels = wrap;
 }
 
-fn original_freed<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn original_freed<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let at = |p: u64| {
             let mut mas = MaState::new(mm.mm_mt(), k.maple, BASE + p * P, BASE + p * P);
             vma_next::<K>(cpu, &mut mas).unwrap().as_ptr()
@@ -36,8 +36,8 @@ fn original_freed<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn contents<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn contents<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(BASE), 16 * P, RW).unwrap();
         for round in 0..3u8 {
             for p in 0..16 {
@@ -62,8 +62,8 @@ fn contents<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn zero_page<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn zero_page<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         vm_mmap(cpu, k, mm, Some(BASE), 2 * P, RW).unwrap();
         do_user_addr_fault(cpu, k, mm, BASE, false).unwrap();
         assert_eq!(bytes::<K>(mm, 0).unwrap().as_ptr(), k.zero_page.as_ptr());
@@ -76,8 +76,8 @@ fn zero_page<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn errors<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         assert_eq!(vm_mmap(cpu, k, mm, Some(BASE), 0, RW), Err(Errno::EINVAL));
         assert_eq!(vm_mmap(cpu, k, mm, Some(BASE + 1), P, RW), Err(Errno::EINVAL));
         assert_eq!(vm_mmap(cpu, k, mm, Some(P), P, RW), Err(Errno::EPERM));
@@ -100,8 +100,8 @@ fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn placement<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn placement<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let top = MMAP_BASE;
         assert_eq!(vm_mmap(cpu, k, mm, None, P, RW), Ok(top - P));
         assert_eq!(vm_mmap(cpu, k, mm, None, 3 * P, VM_READ), Ok(top - 4 * P));
@@ -118,9 +118,9 @@ fn placement<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
+fn limit<K: Kconfig<A = Native>>(boot: Boot) {
     let m = machine(1);
-    let k = start_kernel::<K>(&m, &KernelConfig { max_map_count: 4, ..config(slab) });
+    let k = start_kernel::<K>(&m, &KernelConfig { max_map_count: 4, ..config(boot) });
     let cpu = k.cpu(0);
     let mm = mm_alloc(&cpu, &k);
     for i in 0..5 {
@@ -135,8 +135,8 @@ fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
     assert_eq!(cpu.counters.get(VmEvent::Warn), 0);
 }
 
-fn tables<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn tables<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let tables = || mm.pgtables_bytes.load(Relaxed) / P as i64;
         assert_eq!(tables(), 0);
         vm_mmap(cpu, k, mm, Some(BASE), 1024 * P, RW).unwrap();
@@ -154,8 +154,8 @@ fn tables<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn sections<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn sections<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let seq = || mm.mm_lock_seq.word().load(Relaxed);
         vm_mmap(cpu, k, mm, Some(BASE), 4 * P, RW).unwrap();
         assert_eq!(seq(), 2);
@@ -173,8 +173,8 @@ fn sections<K: Kconfig<A = Native>>(slab: Allocator) {
 /// L15 of the lock invariants. A wrap can only make a VMA look locked; but a writer whose section has the very number that
 /// the VMA was last marked with takes it for its own and does not wait for readers: 2^31 sections apart, in the kernel
 /// as here.
-fn wrap<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn wrap<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let seq = mm.mm_lock_seq.word();
         vm_mmap(cpu, k, mm, Some(BASE), 2 * P, RW).unwrap();
         write(cpu, k, mm, 0);
@@ -190,7 +190,12 @@ fn wrap<K: Kconfig<A = Native>>(slab: Allocator) {
 
         let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
         let vma = vma_next::<K>(cpu, &mut mas).expect("the first mapping");
-        assert_eq!(K::Lock::vma_start_read(cpu, mm, vma), StartRead::Locked);
+        assert_eq!(K::Lock::vma_start_read(cpu, mm, vma, |_| unreachable!()), StartRead::Locked);
+        if !K::Lock::EARLY_EXIT {
+            // This one waits, however old the mark is.
+            K::Lock::vma_end_read(cpu, vma);
+            return;
+        }
         let mark = vma.vm_lock_seq().load(Relaxed);
         assert_eq!(mark % 2, 1, "marked in a section, or never");
         seq.store(mark.wrapping_sub(1), Relaxed);

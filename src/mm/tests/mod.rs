@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Situations of address spaces, of the kinds that tools/testing/vma covers, written afresh; each runs on every
-//! variant that is built.
+//! Situations of address spaces, of the kinds that tools/testing/vma covers, written afresh; each runs on every kind of
+//! protocol, cache and allocator.
 
 mod brk;
 mod fail_nth;
@@ -15,6 +15,7 @@ mod mmap;
 mod mprotect;
 mod mremap;
 mod placement;
+mod protocols;
 mod random;
 mod stack;
 mod stress;
@@ -25,6 +26,7 @@ use super::mm_types::{VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_READ, VM_SHARED, VM_W
 use super::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use super::pgtable::{PAGE_PRESENT, PAGE_RW, PTE_PFN_MASK, pte_lookup};
 use super::vma::{vm_stat_account, vma_find, vma_lookup, vma_modified_flags, vma_modify_flags, vma_next, vma_prev};
+use super::vma_cache::VmaCache;
 use super::vma_lock::VmaLock;
 use super::vmstat::VmEvent;
 use super::{MmRules, MmapArgs, do_mmap, do_user_addr_fault, mm_alloc, mmput};
@@ -49,10 +51,17 @@ pub fn machine(cpus: u32) -> NativeMachine {
     NativeMachine::new(&cpus, 64 << 20, |_, _| 10).unwrap()
 }
 
-/// A kernel with `slab`.
-pub fn config(slab: Allocator) -> KernelConfig {
-    let mut c = KernelConfig::default();
-    c.slab.allocator = slab;
+/// What a test boots beside the protocol: allocator, and how VMAs are freed.
+#[derive(Clone, Copy)]
+pub struct Boot {
+    pub slab: Allocator,
+    pub cache: VmaCache,
+}
+
+/// A kernel with what `boot` says.
+pub fn config(boot: Boot) -> KernelConfig {
+    let mut c = KernelConfig { vma_cache: boot.cache, ..KernelConfig::default() };
+    c.slab.allocator = boot.slab;
     c
 }
 
@@ -69,14 +78,14 @@ pub fn close_the_books<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>)
 }
 
 /// Runs `f` on a fresh kernel and mm of build `K` on one CPU, then checks that everything balances and nothing is left.
-pub fn with_mm<K: Kconfig<A = Native>>(slab: Allocator, f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
-    with_config(&config(slab), f);
+pub fn with_mm<K: Kconfig<A = Native>>(boot: Boot, f: impl FnOnce(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
+    with_config(&config(boot), f);
 }
 
 /// As [`with_mm`], once under the rules of each kernel version.
-pub fn with_rules<K: Kconfig<A = Native>>(slab: Allocator, f: impl Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
+pub fn with_rules<K: Kconfig<A = Native>>(boot: Boot, f: impl Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>)) {
     for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
-        with_config(&KernelConfig { rules, ..config(slab) }, |cpu, k, mm| f(cpu, k, mm));
+        with_config(&KernelConfig { rules, ..config(boot) }, |cpu, k, mm| f(cpu, k, mm));
     }
 }
 
@@ -98,15 +107,37 @@ pub fn with_config<K: Kconfig<A = Native>>(config: &KernelConfig, f: impl FnOnce
     );
 }
 
-/// Runs a generic test on every built variant.
+/// Runs `$body` on the protocols of the named kernels: which VMAs there are does not depend on the protocol, and each type
+/// is one more copy of every test to compile. `protocols.rs` runs all.
+macro_rules! on_tested {
+    ($v:expr, $K:ident => $body:expr) => {
+        crate::mm::tests::on_tested!(@ $v, $K => $body;
+            rwsem_separate::RwsemSeparate, refcnt::Refcnt, refcnt_exclude::RefcntExclude)
+    };
+    (@ $v:expr, $K:ident => $body:expr; $($m:ident :: $L:ident),*) => {
+        match $v.protocol {
+            $(name if name == <crate::mm::vma_lock::$m::$L as crate::mm::vma_lock::VmaLock>::NAME => {
+                type $K = crate::mm::Config<crate::arch::Native, crate::mm::vma_lock::$m::$L>;
+                $body
+            })*
+            _ => {}
+        }
+    };
+}
+pub(crate) use on_tested;
+
+/// Runs a generic test on protocols, caches and allocators ([`each_once`](crate::mm::variant::each_once), [`on_tested`]).
 macro_rules! on_every_variant {
     ($($(#[$m:meta])* fn $name:ident = $f:ident;)*) => { $(
         $(#[$m])*
         #[test]
         fn $name() {
-            for v in crate::mm::variant::all() {
-                eprintln!("variant {}", v.name);
-                crate::with_variant!(&v, crate::arch::Native, K => $f::<K>(v.slab));
+            for v in crate::mm::variant::each_once() {
+                let boot = Boot { slab: v.slab, cache: v.vma_cache };
+                crate::mm::tests::on_tested!(&v, K => {
+                    eprintln!("variant {}", v.name);
+                    $f::<K>(boot)
+                });
             }
         }
     )* };
@@ -139,7 +170,8 @@ pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: 
         assert!(s < e && s >= last, "ranges in order");
         assert_eq!((mas.index, mas.last), (s, e - 1), "the tree's range is the VMA's");
         assert_eq!(vma.vm_mm().load(Relaxed), mm.as_ptr());
-        assert_eq!(K::Lock::NAME == "refcnt", !K::Lock::vma_lock_is_free(vma), "attached");
+        // Of 6.12 only the semaphore can be asked; all others say so in a word of their own.
+        assert_eq!(K::Lock::SEPARATE_LOCK, K::Lock::vma_lock_is_free(vma), "attached");
         n += 1;
         pages += (e - s) / P;
         let flags = vma.vm_flags().load(Relaxed);

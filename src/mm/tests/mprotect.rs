@@ -47,8 +47,8 @@ fn protect<K: Kconfig<A = Native>>(
     sys_mprotect(cpu, k, mm, BASE + p * P, n * P, prot)
 }
 
-fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn golden_rows<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let mp = |p, n, prot| alloc_free(cpu, || protect(cpu, k, mm, p, n, prot).unwrap());
         map(cpu, k, mm, 0, 30, RW);
         assert_eq!(mp(0, 30, R), (0, 0), "whole, no merge");
@@ -80,8 +80,8 @@ fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn identity<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn identity<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 30, RW);
         let original = vma_at(cpu, k, mm, 0);
         let is = |p| vma_at(cpu, k, mm, p).as_ptr() == original.as_ptr();
@@ -99,8 +99,8 @@ fn identity<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn errors<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         let mp = |start, len, prot| sys_mprotect(cpu, k, mm, start, len, prot);
         assert_eq!(mp(BASE + 1, P, R), Err(Errno::EINVAL));
@@ -131,8 +131,8 @@ fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn holes<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn holes<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 2, RW);
         map(cpu, k, mm, 3, 2, RW);
         assert_eq!(protect(cpu, k, mm, 1, 3, R), Err(Errno::ENOMEM));
@@ -144,8 +144,8 @@ fn holes<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn account<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn account<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let charged = |p| flags_at(cpu, k, mm, p) & VM_ACCOUNT != 0;
         // Unfaulted: read-only again, it is as if it had never been writable.
         map(cpu, k, mm, 0, 2, VM_READ);
@@ -171,8 +171,8 @@ fn account<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn change_and_back<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn change_and_back<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         protect(cpu, k, mm, 2, 2, R).unwrap();
         // A border that is left over: equal on both sides.
@@ -188,8 +188,8 @@ fn change_and_back<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
-    let config = KernelConfig { max_map_count: 4, ..config(slab) };
+fn limit<K: Kconfig<A = Native>>(boot: Boot) {
+    let config = KernelConfig { max_map_count: 4, ..config(boot) };
     with_config::<K>(&config, |cpu, k, mm| {
         map(cpu, k, mm, 0, 10, RW);
         map(cpu, k, mm, 20, 1, RW);
@@ -203,8 +203,8 @@ fn limit<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn entries<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn entries<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         // Over three PTE tables, of which the middle one is missing.
         map(cpu, k, mm, 0, 1200, RW);
         for p in [3, 1100] {
@@ -231,8 +231,8 @@ fn entries<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn zero_page<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn zero_page<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, VM_READ);
         do_user_addr_fault(cpu, k, mm, BASE, false).unwrap();
         protect(cpu, k, mm, 0, 4, 3).unwrap();
@@ -244,9 +244,9 @@ fn zero_page<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn thread_stacks<K: Kconfig<A = Native>>(slab: Allocator) {
+fn thread_stacks<K: Kconfig<A = Native>>(boot: Boot) {
     use crate::mm::mm_types::VM_NOHUGEPAGE;
-    with_mm::<K>(slab, |cpu, k, mm| {
+    with_mm::<K>(boot, |cpu, k, mm| {
         // A library's way: reserve, then everything but the guard becomes accessible; each stack below the last one.
         let stack = |p: u64| {
             alloc_free(cpu, || {
@@ -263,8 +263,8 @@ fn thread_stacks<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn locked<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, VM_READ);
         let v = vma_lookup(cpu, k, mm, BASE).unwrap();
         v.vm_flags().store(v.vm_flags().load(Relaxed) | VM_LOCKED, Relaxed);
@@ -275,8 +275,8 @@ fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn after_fork<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn after_fork<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 2, RW);
         for p in [0, 1] {
             write(cpu, k, mm, p);
@@ -305,8 +305,8 @@ fn after_fork<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn shared<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let writable = |p: u64| pte_lookup::<K>(mm, BASE + p * P) & PAGE_RW != 0;
         for (kind, at_once) in [(FileKind::Memfd, true), (FileKind::Regular, false)] {
             let file = file_open(cpu, k, &FileSpec { kind, ..FileSpec::memfd(4 * P) }).unwrap();

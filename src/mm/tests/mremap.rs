@@ -62,8 +62,8 @@ fn marked<K: Kconfig<A = Native>>(mm: MmPtr<K>, p: u64) -> Option<u64> {
     bytes::<K>(mm, p).map(|b| u64::from_le_bytes(b[..8].try_into().unwrap()))
 }
 
-fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn golden_rows<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let rows = |f: &dyn Fn()| alloc_free(cpu, f);
         let ok = |from, to_n, flags, to: u64, at: u64| {
             alloc_free(cpu, || assert_eq!(remap(cpu, k, mm, from, to_n, flags, to), Ok(at)))
@@ -102,8 +102,8 @@ fn golden_rows<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn contents<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn contents<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         // Unaligned to each other, over the ends of tables on both sides.
         map(cpu, k, mm, 500, 600, RW);
         let pages = [500, 511, 512, 700, 1023, 1024, 1099];
@@ -130,10 +130,10 @@ fn contents<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn tables<K: Kconfig<A = Native>>(slab: Allocator) {
+fn tables<K: Kconfig<A = Native>>(boot: Boot) {
     const PMD: u64 = 512;
     const PUD: u64 = 512 * 512;
-    with_mm::<K>(slab, |cpu, k, mm| {
+    with_mm::<K>(boot, |cpu, k, mm| {
         // Two whole PMDs and a bit.
         map(cpu, k, mm, PMD, 2 * PMD + 10, RW);
         let pages = [PMD, 2 * PMD - 1, 2 * PMD + 3, 3 * PMD + 9];
@@ -171,9 +171,9 @@ fn tables<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn realign<K: Kconfig<A = Native>>(slab: Allocator) {
+fn realign<K: Kconfig<A = Native>>(boot: Boot) {
     const PMD: u64 = 512;
-    with_mm::<K>(slab, |cpu, k, mm| {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let table = |p: u64| {
             let addr = BASE + p * P;
             crate::mm::pgtable::table_above::<K>(mm, 1, addr)
@@ -198,9 +198,9 @@ fn realign<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
+fn errors<K: Kconfig<A = Native>>(boot: Boot) {
     for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
-        with_config::<K>(&KernelConfig { rules, ..config(slab) }, |cpu, k, mm| {
+        with_config::<K>(&KernelConfig { rules, ..config(boot) }, |cpu, k, mm| {
             let later = rules.mremap_multi_vma;
             map(cpu, k, mm, 0, 4, RW);
             map(cpu, k, mm, 4, 2, VM_READ);
@@ -264,9 +264,9 @@ fn errors<K: Kconfig<A = Native>>(slab: Allocator) {
     }
 }
 
-fn multi<K: Kconfig<A = Native>>(slab: Allocator) {
+fn multi<K: Kconfig<A = Native>>(boot: Boot) {
     for rules in [MmRules::V6_12, MmRules::V6_18] {
-        with_config::<K>(&KernelConfig { rules, ..config(slab) }, |cpu, k, mm| {
+        with_config::<K>(&KernelConfig { rules, ..config(boot) }, |cpu, k, mm| {
             map(cpu, k, mm, 0, 4, RW);
             map(cpu, k, mm, 4, 2, VM_READ);
             map(cpu, k, mm, 8, 4, RW);
@@ -293,8 +293,8 @@ fn multi<K: Kconfig<A = Native>>(slab: Allocator) {
     }
 }
 
-fn growing<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn growing<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         map(cpu, k, mm, 6, 1, VM_READ);
         mark(cpu, k, mm, 0..4);
@@ -316,8 +316,8 @@ fn growing<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn shrinking<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn shrinking<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         map(cpu, k, mm, 4, 2, VM_READ);
         map(cpu, k, mm, 8, 4, RW);
@@ -331,9 +331,9 @@ fn shrinking<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn dontunmap<K: Kconfig<A = Native>>(slab: Allocator) {
+fn dontunmap<K: Kconfig<A = Native>>(boot: Boot) {
     const STAY: u32 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
-    with_mm::<K>(slab, |cpu, k, mm| {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 6, RW);
         mark(cpu, k, mm, 0..6);
         let source = vma_at(cpu, k, mm, 0);
@@ -371,10 +371,10 @@ fn dontunmap<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn dontunmap_versions<K: Kconfig<A = Native>>(slab: Allocator) {
+fn dontunmap_versions<K: Kconfig<A = Native>>(boot: Boot) {
     const STAY: u32 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED;
     for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
-        with_config::<K>(&KernelConfig { rules, ..config(slab) }, |cpu, k, mm| {
+        with_config::<K>(&KernelConfig { rules, ..config(boot) }, |cpu, k, mm| {
             // Unfaulted, to the place beside it.
             map(cpu, k, mm, 0, 4, RW);
             assert_eq!(remap(cpu, k, mm, (0, 4), 4, STAY, 4), Ok(4));
@@ -394,8 +394,8 @@ fn dontunmap_versions<K: Kconfig<A = Native>>(slab: Allocator) {
     }
 }
 
-fn charges<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn charges<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let check = || {
             let (accounted, committed) = (accounted_pages(cpu, k, mm), vm_memory_committed(cpu, k));
             assert_eq!(accounted as i64, committed);
@@ -423,8 +423,8 @@ fn charges<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn locked<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, RW);
         sys_mlock(cpu, k, mm, BASE, 4 * P, 0).unwrap();
         let there = |r: std::ops::Range<u64>| r.filter(|p| bytes::<K>(mm, *p).is_some()).count();
@@ -442,13 +442,13 @@ fn locked<K: Kconfig<A = Native>>(slab: Allocator) {
 /// A call whose result is looked at.
 type Asked<'a, K> = &'a dyn Fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>) -> Result<u64, Errno>;
 
-fn limits<K: Kconfig<A = Native>>(slab: Allocator) {
+fn limits<K: Kconfig<A = Native>>(boot: Boot) {
     const MAX: i32 = 12;
     for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
         // What each call says with `count` VMAs.
         let with = |count: u64, call: Asked<'_, K>| {
             let mut r = Ok(0);
-            with_config::<K>(&KernelConfig { rules, max_map_count: MAX, ..config(slab) }, |cpu, k, mm| {
+            with_config::<K>(&KernelConfig { rules, max_map_count: MAX, ..config(boot) }, |cpu, k, mm| {
                 map(cpu, k, mm, 0, 3, RW);
                 (1..count).for_each(|i| map(cpu, k, mm, 10 * i, 1, RW));
                 assert_eq!(mm.map_count.get() as u64, count);
@@ -474,8 +474,8 @@ fn limits<K: Kconfig<A = Native>>(slab: Allocator) {
     }
 }
 
-fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn shared<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
         do_mmap(cpu, k, mm, &MmapArgs { addr: BASE, len: 4 * P, prot: 3, flags, file: None, offset: 0 }).unwrap();
         mark(cpu, k, mm, [1]);
@@ -490,8 +490,8 @@ fn shared<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn out_and_back<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn out_and_back<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 9, RW);
         mark(cpu, k, mm, 0..9);
         remap(cpu, k, mm, (3, 3), 3, MOVE, 50).unwrap();

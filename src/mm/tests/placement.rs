@@ -31,8 +31,8 @@ fn map<K: Kconfig<A = Native>>(
     map_args(cpu, k, mm, (addr, pages * P), 3, ANON | flags, None)
 }
 
-fn guard_gap<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn guard_gap<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let stack = map(cpu, k, mm, 0, 1, MAP_GROWSDOWN).unwrap();
         assert_eq!(stack, MMAP_BASE - P, "no gap above anything");
         let below = map(cpu, k, mm, 0, 1, 0).unwrap();
@@ -44,8 +44,8 @@ fn guard_gap<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn hints<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn hints<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let top = |n: u64| Ok(MMAP_BASE - n * P);
         assert_eq!(map(cpu, k, mm, BASE + 0xfff, 2, 0), Ok(BASE), "rounded down");
         assert_eq!(map(cpu, k, mm, 1, 1, 0), top(1), "less than a page is none");
@@ -67,8 +67,8 @@ fn hints<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn arena_32bit<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn arena_32bit<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         const LOW: u64 = 0x4000_0000;
         let low = |addr: u64, n: u64| map(cpu, k, mm, addr, n, MAP_32BIT | MAP_NORESERVE);
         assert_eq!(low(0, 2), Ok(LOW));
@@ -87,8 +87,8 @@ fn arena_32bit<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn bottom_up<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn bottom_up<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         mm.mmap_base.set(0x2_0000_0000);
         assert_eq!(map(cpu, k, mm, 0, 4, 0), Ok(0x2_0000_0000 - 4 * P));
         let far = map(cpu, k, mm, 0, 0x3_0000_0000 / P + 1, MAP_NORESERVE).unwrap();
@@ -102,8 +102,8 @@ fn bottom_up<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn huge<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn huge<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         const H: u64 = 2 << 20;
         let top = MMAP_BASE & !(H - 1);
         assert_eq!(map(cpu, k, mm, 0, 1, 0), Ok(MMAP_BASE - P));
@@ -126,8 +126,8 @@ fn huge<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn heap<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn heap<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let stack = START_BRK + STACK_GUARD_GAP + 10 * P;
         map(cpu, k, mm, stack, 1, MAP_GROWSDOWN | MAP_FIXED).unwrap();
         assert_eq!(sys_brk(cpu, k, mm, START_BRK + 10 * P), START_BRK, "into the page before the gap");
@@ -139,8 +139,8 @@ fn heap<K: Kconfig<A = Native>>(slab: Allocator) {
 }
 
 /// Random mappings without an address, some of them stacks, compared with a list of what is mapped.
-fn search<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn search<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         // Kept apart by alternating rights is not enough: what counts is the list.
         let mut taken: Vec<(u64, u64, bool)> = Vec::new();
         let mut rng = 3u64;

@@ -52,8 +52,8 @@ fn runs(table: &[Page]) -> Vec<(usize, usize, u64, bool, u64)> {
     out
 }
 
-fn against_a_table<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_rules::<K>(slab, |cpu, k, mm| {
+fn against_a_table<K: Kconfig<A = Native>>(boot: Boot) {
+    with_rules::<K>(boot, |cpu, k, mm| {
         const MAY: u64 = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
         let files = [0, 1].map(|_| file_open(cpu, k, &FileSpec::memfd(1 << 20)).unwrap());
         let mut table = [Page::default(); PAGES];

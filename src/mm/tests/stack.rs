@@ -36,8 +36,8 @@ fn fault<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>,
     do_user_addr_fault(cpu, k, mm, BASE + p * P + 8, true)
 }
 
-fn grows<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn grows<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         stack(cpu, k, mm);
         let count = || (cpu.counters.get(VmEvent::MmapLockWrite), cpu.counters.get(VmEvent::MmapLockDowngrade));
         let before = count();
@@ -60,8 +60,8 @@ fn grows<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn gap<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn gap<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         stack(cpu, k, mm);
         map(cpu, k, mm, 500, 1, PROT_READ, 0);
         // 256 pages stay free above what is accessible.
@@ -77,8 +77,8 @@ fn gap<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn limits<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn limits<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         stack(cpu, k, mm);
         mm.rlim[RLIMIT_STACK].0.set(100 * P);
         assert_eq!(fault(cpu, k, mm, 901), Err(FaultError::Maperr));
@@ -93,8 +93,8 @@ fn limits<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn populate<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn populate<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         map(cpu, k, mm, 0, 4, PROT_READ | PROT_WRITE, 0);
         map(cpu, k, mm, 4, 2, PROT_READ, 0);
         map(cpu, k, mm, 8, 2, 0, 0);
@@ -124,8 +124,8 @@ fn populate<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn gather<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, mm| {
+fn gather<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
         let n = (7 + MAX_GATHER_BATCH_COUNT * (MAX_GATHER_BATCH - 1) + 1000) as u64;
         assert!(n > 10_000);
         for fork in [false, true] {
@@ -147,8 +147,8 @@ fn gather<K: Kconfig<A = Native>>(slab: Allocator) {
     });
 }
 
-fn full_queue<K: Kconfig<A = Native>>(slab: Allocator) {
-    with_mm::<K>(slab, |cpu, k, _| {
+fn full_queue<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, _| {
         let freed = || cpu.counters.get(VmEvent::Pgfree);
         let mut tlb = MmuGather::new();
         // The second time the queue's own pages are there already.

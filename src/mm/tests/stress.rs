@@ -77,9 +77,9 @@ fn churn<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>,
     }
 }
 
-fn shared_mm<K: Kconfig<A = Native>>(slab: Allocator) {
+fn shared_mm<K: Kconfig<A = Native>>(boot: Boot) {
     let m = machine(2);
-    let k = start_kernel::<K>(&m, &config(slab).hz(1000));
+    let k = start_kernel::<K>(&m, &config(boot).hz(1000));
     let mm = mm_alloc(&k.cpu(0), &k);
     let all = run_on_cpus(&m, &k, 2, |cpu| {
         // Next to each other, so that they merge and split each other's VMAs.
@@ -102,11 +102,16 @@ fn shared_mm<K: Kconfig<A = Native>>(slab: Allocator) {
     assert_eq!(boot.counters.get(VmEvent::Warn), 0);
 }
 
-fn two_mms<K: Kconfig<A = Native>>(slab: Allocator) {
+fn two_mms<K: Kconfig<A = Native>>(boot: Boot) {
+    two_mms_for::<K>(boot, 20);
+}
+
+/// Two CPUs, `lives` address spaces one after the other on each.
+pub fn two_mms_for<K: Kconfig<A = Native>>(boot: Boot, lives: u32) {
     let m = machine(2);
-    let k = start_kernel::<K>(&m, &config(slab).hz(1000));
+    let k = start_kernel::<K>(&m, &config(boot).hz(1000));
     let all = run_on_cpus(&m, &k, 2, |cpu| {
-        for _ in 0..20 {
+        for _ in 0..lives {
             let mm = mm_alloc(cpu, &k);
             churn(cpu, &k, mm, 0, 0, 60);
             vm_mmap(cpu, &k, mm, Some(BASE), 8 * P, RW).unwrap();
@@ -121,9 +126,9 @@ fn two_mms<K: Kconfig<A = Native>>(slab: Allocator) {
 
 /// One thread forks, writes in parent and child and ends the child; the other faults, writes and unmaps in the parent.
 /// Each looks at bytes of its own only: there is no TLB, and so none that fork could flush.
-fn forks<K: Kconfig<A = Native>>(slab: Allocator) {
+fn forks<K: Kconfig<A = Native>>(boot: Boot) {
     let m = machine(2);
-    let k = start_kernel::<K>(&m, &config(slab).hz(1000));
+    let k = start_kernel::<K>(&m, &config(boot).hz(1000));
     let mm = mm_alloc(&k.cpu(0), &k);
     let all = run_on_cpus(&m, &k, 2, |cpu| {
         if cpu.id == 1 {
@@ -161,10 +166,10 @@ fn forks<K: Kconfig<A = Native>>(slab: Allocator) {
 }
 
 /// Two address spaces map one file; each thread counts in bytes of its own, on pages that both write to and drop.
-fn one_file<K: Kconfig<A = Native>>(slab: Allocator) {
+fn one_file<K: Kconfig<A = Native>>(boot: Boot) {
     for spec in [FileSpec::memfd(32 * P), FileSpec::regular(32 * P, 0)] {
         let m = machine(2);
-        let k = start_kernel::<K>(&m, &config(slab).hz(1000));
+        let k = start_kernel::<K>(&m, &config(boot).hz(1000));
         let boot = k.cpu(0);
         let file = file_open(&boot, &k, &spec).unwrap();
         let all = run_on_cpus(&m, &k, 2, |cpu| {

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! How VMAs are allocated and freed: the trait, and the list of all ways.
+//! How VMAs are allocated and freed: the list of all ways, and the choice that a kernel is booted with.
 //!
 //! A way is one file: which slab cache (or kmalloc class) the objects come from, and whether a free goes to the
 //! allocator at once or through RCU. Where the protocol has a separate lock object, it is freed with its VMA, lock
 //! first, by the same callback [kernel/fork.c, 6.12].
+//!
+//! PORT: a kernel is built with one way; here it is chosen at boot ([`VmaState::cache`]), so that the program holds one copy
+//! of everything above per protocol and not one per protocol and way. It costs a load from a line that each free reads
+//! anyway and a branch that always goes the same way.
 //!
 //! PORT: the kernel's callback finds the caches in statics; here they are in [`VmaState`], to which each VMA points
 //! from `vm_private_data`, a field that anonymous memory does not use.
@@ -13,16 +17,73 @@ pub mod kmalloc_call_rcu;
 pub mod kmem_cache_call_rcu;
 pub mod typesafe_by_rcu;
 
-use super::mm_types::{VmaFields, VmaOf, VmaRef, vm_rcu, vma_of_rcu, vma_state};
-use super::vma_lock::VmaLock;
+use super::mm_types::{VmaFields, VmaLockObject, VmaOf, VmaRef, vm_rcu, vma_of_rcu, vma_state};
+use super::vma_lock::{Reuse, VmaLock};
 use super::vmstat::{VmEvent, warn_on_once};
 use crate::arch::arena::KRef;
 use crate::arch::{Arena, Hardware, Relaxed};
 use crate::cpu::Cpu;
 use crate::rcu::{RcuHead, RcuState, call_rcu};
 use crate::slab::{KmemCache, KmemCacheArgs, SlabState, kmem_cache_create, kmem_cache_free};
-use std::fmt::Debug;
 use std::ptr::NonNull;
+
+/// A way to allocate and free VMAs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmaCache {
+    /// [`kmalloc_call_rcu`]
+    KmallocCallRcu,
+    /// [`kmem_cache_call_rcu`]
+    #[default]
+    CallRcu,
+    /// [`kfree_rcu`]
+    KfreeRcu,
+    /// [`typesafe_by_rcu`]
+    Typesafe,
+}
+
+impl VmaCache {
+    /// Its line of [`CACHES`].
+    pub fn kind(self) -> &'static CacheKind {
+        &CACHES[self as usize]
+    }
+}
+
+/// A line of the list of ways.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheKind {
+    /// The way.
+    pub cache: VmaCache,
+    /// Slug.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// Whether a freed VMA may become another one at once.
+    pub typesafe: bool,
+    /// Whether its free gives a separate lock object back too.
+    pub frees_lock: bool,
+    /// The cache of objects of `(size, align)` bytes that hold VMAs.
+    pub vm_area_args: fn(usize, usize) -> KmemCacheArgs,
+    /// The cache of lock objects of `size` bytes.
+    pub vma_lock_args: fn(usize) -> KmemCacheArgs,
+}
+
+/// Every way that the question knows, in the order of [`VmaCache`].
+pub const CACHES: &[CacheKind] =
+    &[kmalloc_call_rcu::KIND, kmem_cache_call_rcu::KIND, kfree_rcu::KIND, typesafe_by_rcu::KIND];
+
+/// Why a protocol that bears `reuse`, with a lock object of its own or not, cannot have a cache; `None`: it can.
+pub fn refusal(reuse: Reuse, separate_lock: bool, cache: &CacheKind) -> Option<String> {
+    match reuse {
+        Reuse::Forbids(why) if cache.typesafe => return Some(why.into()),
+        _ => {}
+    }
+    (separate_lock && !cache.frees_lock).then(|| {
+        format!(
+            "cache '{}' frees one object, and its VMAs have a lock object besides, which only a callback can free",
+            cache.name
+        )
+    })
+}
 
 /// The caches of VMAs and their locks: `vm_area_cachep`, `vma_lock_cachep`.
 pub struct VmaState<A: Hardware> {
@@ -32,52 +93,67 @@ pub struct VmaState<A: Hardware> {
     pub vma_lock_cachep: Option<KRef<KmemCache<A>>>,
     /// RCU.
     pub rcu: KRef<RcuState<A>>,
+    /// How VMAs are freed.
+    pub cache: VmaCache,
 }
 
-/// A way to allocate and free VMAs.
-pub trait VmaCache: Sized + Copy + Send + Sync + Debug + 'static {
-    /// Slug.
-    const NAME: &'static str;
-    /// One sentence.
-    const ABOUT: &'static str;
+impl<A: Hardware> VmaState<A> {
     /// Whether a freed VMA may become another one at once.
-    const TYPESAFE: bool;
-    /// Whether its free gives a separate lock object back too.
-    const FREES_LOCK: bool = true;
-    /// The cache of objects of `size` bytes, aligned to `align`, that hold VMAs.
-    fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs;
-    /// The cache of the lock objects.
-    fn vma_lock_args(size: usize) -> KmemCacheArgs;
-
-    /// `vm_area_free()`: gives back a VMA that is detached, or that was never attached.
-    ///
-    /// # Safety
-    /// `vma` was allocated by `vm_area_alloc()` or `vm_area_dup()` and nobody else frees it.
-    unsafe fn vm_area_free<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma: VmaRef<A, L>);
+    #[inline(always)]
+    pub fn typesafe(&self) -> bool {
+        self.cache == VmaCache::Typesafe
+    }
 }
 
 /// `vma_state_init()`: creates the caches.
-pub fn vma_state_init<A: Hardware, L: VmaLock, C: VmaCache>(
+///
+/// # Panics
+/// Where the protocol cannot have the cache.
+pub fn vma_state_init<A: Hardware, L: VmaLock>(
     arena: &Arena,
     slab: KRef<SlabState<A>>,
+    cache: VmaCache,
 ) -> KRef<VmaState<A>> {
-    let args = C::vm_area_args(size_of::<VmaOf<A, L>>(), align_of::<VmaOf<A, L>>());
+    let kind = cache.kind();
+    if let Some(why) = refusal(L::REUSE, L::SEPARATE_LOCK, kind) {
+        panic!("protocol {} cannot have cache {}: {why}", L::NAME, kind.name);
+    }
+    let mut args = (kind.vm_area_args)(size_of::<VmaOf<A, L>>(), align_of::<VmaOf<A, L>>());
+    if kind.typesafe {
+        args.ctor = L::vma_ctor::<A>();
+        args.freeptr_with_ctor = args.ctor.is_some();
+    }
     let vm_area_cachep = kmem_cache_create(arena, slab, args);
-    let vma_lock_cachep = L::SEPARATE_LOCK.then(|| {
-        let args = C::vma_lock_args(size_of::<super::mm_types::VmaLockObject<A>>());
-        kmem_cache_create(arena, slab, args)
-    });
-    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu })
+    let vma_lock_cachep =
+        L::SEPARATE_LOCK.then(|| kmem_cache_create(arena, slab, (kind.vma_lock_args)(size_of::<VmaLockObject<A>>())));
+    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu, cache })
+}
+
+/// `vm_area_free()`: gives back a VMA that is detached, or that was never attached.
+///
+/// # Safety
+/// `vma` was allocated by `vm_area_alloc()` or `vm_area_dup()` and nobody else frees it.
+#[inline]
+pub(super) unsafe fn vm_area_free<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma: VmaRef<A, L>) {
+    // SAFETY: the caller's.
+    let st = unsafe { vma_state::<A, L>(vma) };
+    L::vma_freed(cpu, vma);
+    // SAFETY: the caller's; vma_state_init() refused what the protocol cannot bear.
+    unsafe {
+        match st.cache {
+            VmaCache::Typesafe => typesafe_by_rcu::free::<A, L>(cpu, &st, vma),
+            VmaCache::CallRcu | VmaCache::KmallocCallRcu => vm_area_free_rcu::<A, L>(cpu, &st, vma),
+            VmaCache::KfreeRcu => kfree_rcu::free::<A, L>(cpu, &st, vma),
+        }
+    }
 }
 
 /// `__vm_area_free()`: lock object first, then the VMA, to the allocator.
 ///
 /// # Safety
-/// As [`VmaCache::vm_area_free`]; besides, no reader can still hold the object, or it tolerates reuse.
+/// As [`vm_area_free`]; besides, no reader can still hold the object, or it tolerates reuse.
 #[inline]
-pub(super) unsafe fn vm_area_free_now<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma: VmaRef<A, L>) {
-    // SAFETY: the caller's.
-    let st = unsafe { vma_state::<A, L>(vma) };
+pub(super) unsafe fn vm_area_free_now<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, st: &VmaState<A>, vma: VmaRef<A, L>) {
     vma_reclaimed::<A, L>(cpu, vma);
     // SAFETY: both objects were allocated together from these caches and are freed once.
     unsafe {
@@ -107,44 +183,59 @@ unsafe fn vm_area_free_rcu_cb<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, head: *mut 
     unsafe {
         let vma: VmaRef<A, L> = KRef::new(NonNull::new_unchecked(vma_of_rcu::<A, L>(head)));
         warn_on_once(cpu, !L::vma_lock_is_free(vma));
-        vm_area_free_now::<A, L>(cpu, vma);
+        vm_area_free_now::<A, L>(cpu, &vma_state::<A, L>(vma), vma);
     }
 }
 
 /// `vm_area_free()` of the call_rcu ways: the object waits for a grace period.
 ///
 /// # Safety
-/// As [`VmaCache::vm_area_free`].
+/// As [`vm_area_free`].
 #[inline]
-pub(super) unsafe fn vm_area_free_rcu<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, vma: VmaRef<A, L>) {
+unsafe fn vm_area_free_rcu<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, st: &VmaState<A>, vma: VmaRef<A, L>) {
     // SAFETY: the object is out of the tree, and only the callback will free it.
-    unsafe {
-        let st = vma_state::<A, L>(vma);
-        call_rcu(cpu, &st.rcu, vm_rcu::<A, L>(vma), vm_area_free_rcu_cb::<A, L>);
+    unsafe { call_rcu(cpu, &st.rcu, vm_rcu::<A, L>(vma), vm_area_free_rcu_cb::<A, L>) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Native;
+    use crate::mm::vma_lock::refcnt::Refcnt;
+    use crate::mm::vma_lock::rwsem_keep_seq::RwsemKeepSeq;
+    use crate::slab::Allocator;
+    use crate::slab::slab_common::calculate_sizes_for;
+
+    #[test]
+    fn each_way_stands_in_its_place() {
+        for (i, c) in CACHES.iter().enumerate() {
+            assert_eq!(c.cache as usize, i, "{}", c.name);
+            assert_eq!(c.cache.kind().name, c.name);
+        }
+    }
+
+    /// Sizes of slabs, as the chapter gives them: 51 or 46 VMAs of 6.12 in two pages (44 with every option), 42 of 6.15,
+    /// 32 of the series that moved the semaphore in. The free pointer lies inside, with a constructor too.
+    #[test]
+    fn objects_of_a_slab() {
+        let g = |kind: CacheKind, size, align, ctor: Option<unsafe fn(*mut u8)>| {
+            let mut a = (kind.vm_area_args)(size, align);
+            a.ctor = ctor;
+            a.freeptr_with_ctor = ctor.is_some();
+            calculate_sizes_for(&a, 2, 64, Allocator::Slub).unwrap()
+        };
+        let (call_rcu, typesafe) = (kmem_cache_call_rcu::KIND, typesafe_by_rcu::KIND);
+        let per_8k = |size: usize| 8192 / size;
+        let old = g(call_rcu, size_of::<VmaOf<Native, crate::mm::vma_lock::rwsem_separate::RwsemSeparate>>(), 8, None);
+        assert_eq!((old.size, per_8k(old.size)), (184, 44));
+        assert_eq!((per_8k(160), per_8k(176)), (51, 46));
+        let new = g(typesafe, size_of::<VmaOf<Native, Refcnt>>(), 64, Refcnt::vma_ctor::<Native>());
+        assert_eq!((new.size, new.offset, per_8k(new.size)), (192, 0, 42));
+        let v5 = g(typesafe, size_of::<VmaOf<Native, RwsemKeepSeq>>(), 64, RwsemKeepSeq::vma_ctor::<Native>());
+        assert!(RwsemKeepSeq::vma_ctor::<Native>().is_some());
+        assert_eq!((v5.size, v5.offset, per_8k(v5.size)), (256, 0, 32));
+        let kmalloc = |size| (kmalloc_call_rcu::KIND.vm_area_args)(size, 64);
+        assert_eq!((kmalloc(184).name, kmalloc(184).size), ("kmalloc-192", 192));
+        assert_eq!((kmalloc(256).name, kmalloc(256).size), ("kmalloc-256", 256));
     }
 }
-
-/// A line of the list of ways.
-#[derive(Clone, Copy, Debug)]
-pub struct CacheKind {
-    /// Slug.
-    pub name: &'static str,
-    /// One sentence.
-    pub about: &'static str,
-    /// Whether a freed VMA may become another one at once.
-    pub typesafe: bool,
-    /// Whether its free gives a separate lock object back too.
-    pub frees_lock: bool,
-}
-
-const fn built<C: VmaCache>() -> CacheKind {
-    CacheKind { name: C::NAME, about: C::ABOUT, typesafe: C::TYPESAFE, frees_lock: C::FREES_LOCK }
-}
-
-/// Every way that the question knows.
-pub const CACHES: &[CacheKind] = &[
-    built::<kmalloc_call_rcu::KmallocCallRcu>(),
-    built::<kmem_cache_call_rcu::CallRcu>(),
-    built::<kfree_rcu::KfreeRcu>(),
-    built::<typesafe_by_rcu::Typesafe>(),
-];

@@ -19,16 +19,15 @@
 //! PORT: 6.12 reads the mm's sequence through `vm_mm`; so do we. R5 belongs to `lock_vma_under_rcu()` there; it is here
 //! because the enum of three wants it; the order of accesses is the same.
 
-use super::{AbortCause, Reuse, StartRead, Verdict, VmaLock};
+use super::rwsem::down_write_counted;
+use super::{AbortCause, Claim::*, Claims, Reuse, StartRead, VmaLock, point};
 use crate::arch::arena::KRef;
-use crate::arch::atomic::LoadOrder;
-use crate::arch::{Acquire, Arch, Relaxed};
+use crate::arch::{Arch, Relaxed};
 use crate::cpu::Cpu;
-use crate::mm::mm_types::VmAreaStruct612;
-use crate::mm::mm_types::{MmRef, MmStruct, VmaFields, VmaLockObject, VmaRef};
+use crate::mm::mm_types::{MmRef, MmStruct, VmAreaStruct612, VmaFields, VmaLockObject, VmaRef};
 use crate::mm::vmstat::warn_on_once;
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
-use crate::sync::{down_read_trylock, down_write, up_read, up_write};
+use crate::sync::{down_read, down_read_trylock, up_read, up_write};
 use std::ptr::NonNull;
 
 /// See the module.
@@ -53,39 +52,12 @@ fn mm_of<A: Arch>(vma: Vma<A>) -> KRef<MmStruct<A, RwsemSeparate>> {
     unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) }
 }
 
-/// R2 to R5 with the order of R4's look at `mm_lock_seq` open, so that the model check can take it away and see the
-/// protocol fail.
-#[inline(always)]
-pub(crate) fn vma_start_read_ordered<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>, r4: impl LoadOrder) -> StartRead {
-    let mm = mm_of(vma);
-    // R2. ORDER: both relaxed: a hint, see the module.
-    if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
-        return StartRead::Contended(AbortCause::SeqEarly);
-    }
-    // R3. ORDER: the trylock's acquire meets up_write() of vma_start_write() (E1).
-    let sem = vm_lock(vma);
-    if !down_read_trylock(cpu, &sem.lock) {
-        return StartRead::Contended(AbortCause::Writer);
-    }
-    // R4. ORDER: acquire on mm_lock_seq, meets the release in vma_end_write_all() (E2): whoever sees the section ended
-    // sees all it did. vm_lock_seq is stable under the read lock.
-    if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(r4) {
-        up_read(cpu, &sem.lock);
-        return StartRead::Contended(AbortCause::SeqLate);
-    }
-    // R5. ORDER: relaxed, by E2.
-    if vma.detached.load(Relaxed) != 0 {
-        RwsemSeparate::vma_end_read(cpu, vma);
-        return StartRead::Detached;
-    }
-    StartRead::Locked
-}
-
 impl VmaLock for RwsemSeparate {
     const NAME: &'static str = "rwsem_separate";
     const ORIGIN: &'static str = "v6.12";
     const ABOUT: &'static str = "a reader/writer semaphore in a second object; freed after a grace period";
-    const VERDICT: Verdict = Verdict::Sound;
+    const CLAIMS: Claims =
+        [Holds, Impossible, Impossible, Impossible, Impossible, Impossible, Impossible, Holds, Holds, Holds];
     const REUSE: Reuse = Reuse::Forbids(
         "its readers never check which mm a VMA belongs to, and the lock object is initialised at each allocation",
     );
@@ -95,17 +67,53 @@ impl VmaLock for RwsemSeparate {
     type WriterWait<A: Arch> = ();
 
     #[inline(always)]
-    fn vma_lock_init<A: Arch>(vma: Vma<A>) {
+    fn vma_lock_init<A: Arch>(vma: Vma<A>, _constructed: bool) {
         vma.vm_lock_seq().store(u32::MAX, Relaxed);
     }
 
     #[inline(always)]
-    fn vma_start_read<A: Arch>(cpu: &Cpu<A>, _mm: MmRef<A, Self>, vma: Vma<A>) -> StartRead {
-        vma_start_read_ordered(cpu, vma, Acquire)
+    fn vma_start_read<A: Arch>(
+        cpu: &Cpu<A>,
+        _mm: MmRef<A, Self>,
+        vma: Vma<A>,
+        _mmdrop: impl FnOnce(MmRef<A, Self>),
+    ) -> StartRead {
+        let mm = mm_of(vma);
+        // R2. ORDER: both relaxed: a hint, see the module.
+        if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
+            return StartRead::Contended(AbortCause::SeqEarly);
+        }
+        A::pause_point(point::LOCK_WORD);
+        // R3. ORDER: the trylock's acquire meets up_write() of vma_start_write() (E1).
+        let sem = vm_lock(vma);
+        if !down_read_trylock(cpu, &sem.lock) {
+            return StartRead::Contended(AbortCause::Writer);
+        }
+        // R4. ORDER: acquire on mm_lock_seq, meets the release in vma_end_write_all() (E2): whoever sees the section
+        // ended sees all it did. vm_lock_seq is stable under the read lock.
+        if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
+            up_read(cpu, &sem.lock);
+            return StartRead::Contended(AbortCause::SeqLate);
+        }
+        A::pause_point(point::DETACHED);
+        // R5. ORDER: relaxed, by E2.
+        if vma.detached.load(Relaxed) != 0 {
+            Self::vma_end_read(cpu, vma);
+            return StartRead::Detached;
+        }
+        A::pause_point(point::VM_MM);
+        StartRead::Locked
     }
 
     #[inline(always)]
     fn vma_is_of<A: Arch>(_mm: MmRef<A, Self>, _vma: Vma<A>) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn vma_start_read_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) -> bool {
+        // ORDER: acquire, meets up_write() of vma_start_write(). No helper of that name in 6.12; its users do this.
+        down_read(cpu, &vm_lock(vma).lock);
         true
     }
 
@@ -127,7 +135,7 @@ impl VmaLock for RwsemSeparate {
         }
         let sem = vm_lock(vma);
         // ORDER: acquire, meets up_read() of vma_end_read(): what readers did under the lock is seen.
-        down_write(cpu, &sem.lock);
+        down_write_counted(cpu, &sem.lock);
         // ORDER: relaxed: R2 may see it at any time; R4 sees it through the semaphore.
         vma.vm_lock_seq().store(seq, Relaxed);
         // ORDER: release, meets the trylock of vma_start_read() (E1).

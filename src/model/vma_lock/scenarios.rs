@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The scenarios of `vma_lock::SCENARIOS` as data: what the reader does, what the writers do, who looks at it, and, where
+//! that is a script, at which named places each of the two gives way.
+//!
+//! A case is written once for every protocol and world. Which engine runs it is chosen by what breaks it: stores seen out of
+//! order need the model checker, two mms that take turns at one object need no more than the right moment.
+
+use super::slot::{A, B, C, Seen, Slot, TURN};
+use crate::arch::Arch;
+use crate::cpu::Cpu;
+use crate::mm::vma_lock::{AbortCause, Reuse, VmaLock, point};
+
+/// Who looks at a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The model checker: every interleaving within a bound on preemptions, and every stale value.
+    Exhaustive,
+    /// One script, every load the newest value.
+    Stepped,
+}
+
+/// What one CPU does.
+pub type Part<W, L> = fn(&Cpu<W>, &Slot<W, L>);
+
+/// One case.
+pub struct Case<W: Arch, L: VmaLock> {
+    /// Which of `vma_lock::SCENARIOS`.
+    pub id: &'static str,
+    /// Which case of it, where there are several.
+    pub what: &'static str,
+    /// Who looks.
+    pub engine: Engine,
+    /// Address spaces.
+    pub mms: usize,
+    /// The writers, on one CPU.
+    pub writer: Part<W, L>,
+    /// Where they give way, in this order, and then at the last each time.
+    pub writer_stops: &'static [&'static str],
+    /// The reader.
+    pub reader: Part<W, L>,
+    /// Where it gives way.
+    pub reader_stops: &'static [&'static str],
+}
+
+/// Every case of protocol `L`, in the order of the scenarios.
+pub fn cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
+    use Engine::{Exhaustive, Stepped};
+    let row = |id, what, engine, mms, writer, writer_stops, reader, reader_stops| Case {
+        id,
+        what,
+        engine,
+        mms,
+        writer,
+        writer_stops,
+        reader,
+        reader_stops,
+    };
+    let turn: &[&str] = &[TURN];
+    vec![
+        row("T0", "", Exhaustive, 1, t0::<W, L>, &[], fault, &[]),
+        row("T1", "", Exhaustive, 2, t1, &[], fault, &[]),
+        row("T2", "", Exhaustive, 1, t2, &[], fault, &[]),
+        row("T3", "", Stepped, 2, t3, turn, fault, &[point::VM_MM]),
+        row("T4", "", Stepped, 2, t4, turn, fault, &[point::DETACHED]),
+        row("T5", "", Stepped, 3, t5, turn, fault, &[point::VM_MM]),
+        row("T6", "", Stepped, 2, t6, &[TURN, point::WAIT], fault, &[point::VM_MM, point::WAKE]),
+        row("T7", "", Exhaustive, 1, t7, &[], fault_and_set, &[]),
+        row("T8", "first look in time", Stepped, 1, t8_early, turn, not_in_vain, &[]),
+        row("T8", "first look too early", Stepped, 1, t8_late, turn, not_in_vain, &[point::LOCK_WORD]),
+        row("T9", "", Stepped, 1, t9, turn, fault_each_turn, turn),
+    ]
+}
+
+/// The reader's fault.
+fn fault<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.fault(cpu, || ());
+}
+
+/// T0: one section removes the VMA and frees it, as a merge does.
+fn t0<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+}
+
+/// T1: and another mm maps it, at the same address.
+fn t1<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+    s.map(cpu, B);
+}
+
+/// T2: and the same section maps it again, at the same address.
+fn t2<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.begin(cpu, A);
+    s.start_write(cpu, A);
+    s.change();
+    s.detach(cpu);
+    s.free(cpu);
+    s.alloc(A);
+    s.start_write(cpu, A);
+    s.attach(cpu, A);
+    s.end(cpu, A);
+}
+
+/// B's VMA, past W1 of a section that removes it, while the reader takes its lock; and removed.
+fn through_b<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+    // Numbers that A's are far from.
+    s.next_section(B, 101);
+    s.map(cpu, B);
+    s.begin(cpu, B);
+    s.start_write(cpu, B);
+    // The reader goes up to where it looks at vm_mm.
+    W::pause_point(TURN);
+    // A protocol that waits for it here is right.
+    s.detach(cpu);
+    s.free(cpu);
+    s.end(cpu, B);
+}
+
+/// T3: A, B, A.
+fn t3<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    through_b(cpu, s);
+    s.begin(cpu, A);
+    s.alloc(A);
+    // vm_mm and the range are A's again. Who waits for the reader here comes too late.
+    s.start_write(cpu, A);
+    W::pause_point(TURN);
+    s.attach(cpu, A);
+    W::pause_point(TURN);
+    s.end(cpu, A);
+}
+
+/// T4: the number of B's section is that of A's next one.
+fn t4<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+    s.next_section(B, s.mm(A).mm_lock_seq.raw_read() + 1);
+    s.begin(cpu, B);
+    s.alloc(B);
+    s.start_write(cpu, B);
+    s.attach(cpu, B);
+    s.detach(cpu);
+    s.free(cpu);
+    s.end(cpu, B);
+    // The reader takes the lock of a free VMA, up to where it looks whether it is detached.
+    W::pause_point(TURN);
+    s.begin(cpu, A);
+    s.alloc(A);
+    s.start_write(cpu, A);
+    s.attach(cpu, A);
+    W::pause_point(TURN);
+    s.end(cpu, A);
+}
+
+/// T5: as T3, but A's last step is a fork, whose copy is A's for a moment.
+fn t5<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    through_b(cpu, s);
+    s.begin(cpu, A);
+    s.begin(cpu, C);
+    s.dup();
+    W::pause_point(TURN);
+    s.rehome(C);
+    s.start_write(cpu, C);
+    s.attach(cpu, C);
+    s.end(cpu, C);
+    s.end(cpu, A);
+}
+
+/// T6: B ends while the reader lets go of B's VMA.
+fn t6<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+    s.next_section(B, 101);
+    s.map(cpu, B);
+    W::pause_point(TURN);
+    s.begin(cpu, B);
+    // A counting protocol stops in here, with the readers kept out, until the reader has counted down.
+    s.start_write(cpu, B);
+    s.detach(cpu);
+    s.free(cpu);
+    s.end(cpu, B);
+    s.mmdrop(cpu, s.mm(B));
+}
+
+/// T7: the reader writes under the lock ...
+fn fault_and_set<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.fault(cpu, || s.anon.set(s.anon.get() + 1));
+}
+
+/// ... and a writer that has the VMA to itself looks, and takes it away.
+fn t7<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.begin(cpu, A);
+    s.start_write(cpu, A);
+    assert!(s.anon.get() <= 1, "I11");
+    s.anon.set(7);
+    s.end(cpu, A);
+}
+
+/// A reader that looks again when it finds the VMA detached, and must neither get it nor look for ever.
+fn not_in_vain<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    let mut missed = 0;
+    loop {
+        match s.fault(cpu, || ()) {
+            Seen::Locked => panic!("not attached, and locked"),
+            // Where nothing is reused the next walk finds something else.
+            Seen::Missed if matches!(L::REUSE, Reuse::Forbids(_)) => return,
+            Seen::Missed => missed += 1,
+            Seen::Aborted(AbortCause::SeqEarly | AbortCause::SeqLate) => return,
+            Seen::Aborted(cause) => panic!("aborted for another reason: {cause:?}"),
+        }
+        assert!(missed < 3, "I10: looks for ever");
+    }
+}
+
+/// T8: in the tree, not yet attached; the reader comes then.
+fn t8_early<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    let reused = matches!(L::REUSE, Reuse::Tolerates);
+    if reused {
+        s.remove(cpu, A);
+    }
+    s.begin(cpu, A);
+    if reused {
+        s.alloc(A);
+    }
+    s.start_write(cpu, A);
+    if !reused {
+        s.detach(cpu);
+    }
+    W::pause_point(TURN);
+    if reused {
+        s.attach(cpu, A);
+    }
+    s.end(cpu, A);
+}
+
+/// T8: the reader's first look was before the section.
+fn t8_late<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    W::pause_point(TURN);
+    t8_early(cpu, s);
+}
+
+/// Sections that T9 goes through.
+const SECTIONS: u32 = 40;
+
+/// T9: sections across the end of the numbers; the VMA is write-locked in some.
+fn t9<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.next_section(A, u32::MAX - 20);
+    for i in 0..SECTIONS {
+        s.begin(cpu, A);
+        if i % 3 != 0 {
+            s.start_write(cpu, A);
+        }
+        W::pause_point(TURN);
+        s.end(cpu, A);
+        W::pause_point(TURN);
+    }
+}
+
+/// A reader that comes at each turn: it may find the VMA locked though nobody has it, never the other way round.
+fn fault_each_turn<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    for _ in 0..2 * SECTIONS {
+        s.fault(cpu, || ());
+        W::pause_point(TURN);
+    }
+}
+
+/// Beyond the scenarios: what a number costs that comes again after 2^31 sections. These are no verdicts (no machine lives
+/// to see it inside one reader), but they are known, and must not change unnoticed.
+pub fn doubts<W: Arch, L: VmaLock>() -> [Case<W, L>; 2] {
+    let of = |what, writer, reader, reader_stops| Case {
+        id: "wrap",
+        what,
+        engine: Engine::Stepped,
+        mms: 1,
+        writer,
+        writer_stops: &[TURN],
+        reader,
+        reader_stops,
+    };
+    [
+        of("the writer takes an old mark for its own", old_mark::<W, L>, fault_and_hold, &[TURN]),
+        of("the writer takes a fresh VMA's mark for its own", fresh_mark, fault, &[point::DETACHED]),
+    ]
+}
+
+fn fault_and_hold<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.fault(cpu, || W::pause_point(TURN));
+}
+
+/// The section has the number that the VMA was last marked with; a reader has it.
+fn old_mark<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    W::pause_point(TURN);
+    s.next_section(A, 1);
+    s.begin(cpu, A);
+    s.start_write(cpu, A);
+    W::pause_point(TURN);
+    s.end(cpu, A);
+}
+
+/// The section has the number that a fresh VMA is marked with; a reader took the lock while it was free.
+fn fresh_mark<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+    s.next_section(A, u32::MAX);
+    W::pause_point(TURN);
+    if matches!(L::REUSE, Reuse::Forbids(_)) {
+        return;
+    }
+    s.begin(cpu, A);
+    s.alloc(A);
+    s.start_write(cpu, A);
+    s.attach(cpu, A);
+    W::pause_point(TURN);
+    s.end(cpu, A);
+}

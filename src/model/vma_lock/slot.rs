@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The small kernel of the scenarios: one place for a VMA, up to three address spaces, and beside them what is true of the
+//! VMA whoever may believe otherwise (the ghost words of vma-locks.md 5), which protocol code never reads.
+//!
+//! Real: the protocol, its lock word, `mmap_lock`, the sequence, sleeping and waking. Stood in for: the tree walk (a reader
+//! has found the VMA before it begins), the allocator (one place, handed out again at once, the free pointer over
+//! `vm_start`; hand-over from thread to thread is what the scenario does), RCU's grace period (memory that waits for one is
+//! not used again).
+//!
+//! INVARIANT: ghost words are race-checked words. They are written by whoever has the VMA to itself and read by whoever has
+//! it read-locked, so that under the model checker a reader and a writer who are not ordered fail even where they do not
+//! meet.
+
+use crate::arch::arena::KRef;
+use crate::arch::{Arch, Plain, Relaxed};
+use crate::cpu::Cpu;
+use crate::mm::mm_types::{MmRef, MmStruct, VmaFields, VmaLockObject, VmaRef};
+use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
+use crate::mm::vma_lock::{AbortCause, Reuse, StartRead, VmaLock};
+use crate::rcu::{rcu_read_lock, rcu_read_lock_held};
+use crate::sync::RwSemaphore;
+
+/// Mm A: the reader's.
+pub const A: usize = 0;
+/// Mm B.
+pub const B: usize = 1;
+/// Mm C: a child.
+pub const C: usize = 2;
+
+/// Where the VMA is mapped, and where the reader faults.
+pub const ADDRESS: u64 = 0x10_0000;
+/// Bytes of a VMA.
+pub const SIZE: u64 = 0x1000;
+/// What a free leaves in the first word.
+const FREE_POINTER: u64 = 0xffff_8880_dead_0000;
+
+/// A named place of the scripts: the other CPU's turn.
+pub const TURN: &str = "turn";
+
+/// See the module.
+pub struct Slot<W: Arch, L: VmaLock> {
+    mms: Vec<MmStruct<W, L>>,
+    vma: L::Vma<W>,
+    lock: VmaLockObject<W>,
+    /// Another VMA of A's, for a fork to copy.
+    sibling: L::Vma<W>,
+    /// What the VMA's lock protects: odd while stable.
+    payload: Plain<W, u32>,
+    /// What a reader sets under the lock (`anon_vma`).
+    pub anon: Plain<W, u32>,
+    /// Lives that the place has had.
+    generation: Plain<W, u32>,
+    /// 1 + the mm it is attached in, 0 if detached.
+    owner: Plain<W, u32>,
+    /// 1 + the mm whose section has it write-locked.
+    claim: Plain<W, u32>,
+    /// Told when an mm is freed.
+    freed: fn(*const u8, usize, &'static str),
+}
+
+/// How a reader's call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Locked, used, unlocked.
+    Locked,
+    /// Aborted.
+    Aborted(AbortCause),
+    /// Found detached.
+    Missed,
+}
+
+impl<W: Arch, L: VmaLock> Slot<W, L> {
+    /// With `mms` address spaces, the VMA attached in A's; `freed` is told of an mm that ends.
+    pub fn new(cpu: &Cpu<W>, mms: usize, freed: fn(*const u8, usize, &'static str)) -> Box<Self> {
+        let s = Box::new(Slot::<W, L> {
+            mms: (0..mms).map(|_| MmStruct::new()).collect(),
+            vma: L::Vma::<W>::new(),
+            lock: VmaLockObject { lock: RwSemaphore::new() },
+            sibling: L::Vma::<W>::new(),
+            payload: Plain::new(1),
+            anon: Plain::new(0),
+            generation: Plain::new(0),
+            owner: Plain::new(0),
+            claim: Plain::new(0),
+            freed,
+        });
+        // As from the constructor of a slab page.
+        L::vma_lock_init(s.vma(), false);
+        L::vma_lock_init(s.sibling(), false);
+        s.sibling.vma_init(s.mm(A).as_ptr(), 0);
+        s.set_range(s.sibling());
+        s.begin(cpu, A);
+        s.alloc(A);
+        s.start_write(cpu, A);
+        s.attach(cpu, A);
+        s.end(cpu, A);
+        s
+    }
+
+    /// Address space `m`.
+    pub fn mm(&self, m: usize) -> MmRef<W, L> {
+        // SAFETY: the slot outlives the threads of its scenario.
+        unsafe { KRef::from_ref(&self.mms[m]) }
+    }
+    /// The VMA.
+    pub fn vma(&self) -> VmaRef<W, L> {
+        // SAFETY: as above.
+        unsafe { KRef::from_ref(&self.vma) }
+    }
+    fn sibling(&self) -> VmaRef<W, L> {
+        // SAFETY: as above.
+        unsafe { KRef::from_ref(&self.sibling) }
+    }
+    fn set_range(&self, vma: VmaRef<W, L>) {
+        vma.vm_start().store(ADDRESS, Relaxed);
+        vma.vm_end().store(ADDRESS + SIZE, Relaxed);
+    }
+    /// Whether the protocol's memory becomes another VMA at once.
+    fn typesafe() -> bool {
+        matches!(L::REUSE, Reuse::Tolerates)
+    }
+
+    /// `mmap_write_lock()`: W0.
+    pub fn begin(&self, cpu: &Cpu<W>, m: usize) {
+        mmap_write_lock(cpu, &self.mms[m]);
+    }
+    /// `mmap_write_unlock()`: W6.
+    pub fn end(&self, cpu: &Cpu<W>, m: usize) {
+        if self.claim.get() == m as u32 + 1 {
+            self.claim.set(0);
+        }
+        mmap_write_unlock(cpu, &self.mms[m]);
+    }
+    /// Makes the next section of `m` number `seq`, odd.
+    pub fn next_section(&self, m: usize, seq: u32) {
+        self.mms[m].mm_lock_seq.word().store(seq.wrapping_sub(1), Relaxed);
+    }
+
+    fn new_life(&self) {
+        self.generation.set(self.generation.get() + 1);
+        if let Some(slot) = self.vma.vm_lock() {
+            slot.store((&raw const self.lock).cast_mut(), Relaxed);
+        }
+        L::vma_lock_init(self.vma(), Self::typesafe());
+    }
+    /// `vm_area_alloc()` and `vma_set_range()`.
+    pub fn alloc(&self, m: usize) {
+        self.vma.vma_init(self.mm(m).as_ptr(), 0);
+        self.new_life();
+        self.set_range(self.vma());
+    }
+    /// `vm_area_dup()` of A's other VMA: for a moment the copy says it is A's.
+    pub fn dup(&self) {
+        self.vma.vm_area_init_from(&self.sibling);
+        self.new_life();
+    }
+    /// What `dup_mmap()` does next: the copy is `m`'s.
+    pub fn rehome(&self, m: usize) {
+        self.vma.vm_mm().store(self.mm(m).as_ptr(), Relaxed);
+    }
+    /// W1, by a writer of `m`.
+    pub fn start_write(&self, cpu: &Cpu<W>, m: usize) {
+        L::vma_start_write(cpu, self.vma());
+        self.claim.set(m as u32 + 1);
+    }
+    /// W2: changes what the lock protects; an even value is not meant to be seen.
+    pub fn change(&self) {
+        self.payload.set(self.payload.get() + 1);
+    }
+    /// The VMA goes into `m`'s tree.
+    pub fn attach(&self, cpu: &Cpu<W>, m: usize) {
+        self.payload.set(self.payload.get() | 1);
+        self.owner.set(m as u32 + 1);
+        L::vma_mark_attached(cpu, self.vma());
+    }
+    /// W3.
+    pub fn detach(&self, cpu: &Cpu<W>) {
+        L::vma_mark_detached(cpu, self.vma());
+        self.owner.set(0);
+    }
+    /// W5.
+    pub fn free(&self, cpu: &Cpu<W>) {
+        assert!(!Self::typesafe() || L::vma_lock_is_free(self.vma()), "freed while attached");
+        L::vma_freed(cpu, self.vma());
+        if Self::typesafe() {
+            self.vma.vm_start().store(FREE_POINTER, Relaxed);
+        }
+    }
+    /// A section of `m` that removes and frees the VMA.
+    pub fn remove(&self, cpu: &Cpu<W>, m: usize) {
+        self.begin(cpu, m);
+        self.start_write(cpu, m);
+        self.change();
+        self.detach(cpu);
+        self.free(cpu);
+        self.end(cpu, m);
+    }
+    /// A section of `m` that maps the VMA.
+    pub fn map(&self, cpu: &Cpu<W>, m: usize) {
+        self.begin(cpu, m);
+        self.alloc(m);
+        self.start_write(cpu, m);
+        self.attach(cpu, m);
+        self.end(cpu, m);
+    }
+    /// `mmdrop()`
+    pub fn mmdrop(&self, cpu: &Cpu<W>, mm: MmRef<W, L>) {
+        if mm.mm_count.dec_and_test(cpu) {
+            (self.freed)(mm.as_ptr().cast(), size_of::<MmStruct<W, L>>(), "the mm");
+        }
+    }
+
+    /// R0 to R8 for a fault at [`ADDRESS`] of A: `held` runs with the lock held and the invariants just checked. They are
+    /// checked again behind it.
+    pub fn fault(&self, cpu: &Cpu<W>, held: impl FnOnce()) -> Seen {
+        rcu_read_lock(cpu);
+        let found = L::lock_vma_found(cpu, self.mm(A), self.vma(), ADDRESS, |mm| self.mmdrop(cpu, mm));
+        L::lookup_done(cpu);
+        assert!(!rcu_read_lock_held(cpu), "RCU was not left");
+        match found {
+            StartRead::Detached => Seen::Missed,
+            StartRead::Contended(cause) => Seen::Aborted(cause),
+            StartRead::Locked => {
+                let life = self.check(None);
+                held();
+                self.check(Some(life));
+                L::vma_end_read(cpu, self.vma());
+                Seen::Locked
+            }
+        }
+    }
+
+    /// What must be true of a VMA that a reader of A has locked; returns its life.
+    fn check(&self, life: Option<u32>) -> u32 {
+        assert!(std::ptr::eq(self.vma.vm_mm().load(Relaxed), self.mm(A).as_ptr()), "I1: another mm's VMA");
+        assert_eq!(self.owner.get(), A as u32 + 1, "I1: not attached in A");
+        let range = (self.vma.vm_start().load(Relaxed), self.vma.vm_end().load(Relaxed));
+        assert_eq!(range, (ADDRESS, ADDRESS + SIZE), "I2: another range");
+        assert_ne!(self.claim.get(), A as u32 + 1, "I3: write-locked by A");
+        let now = self.generation.get();
+        assert_eq!(life.unwrap_or(now), now, "I4: another life");
+        assert_eq!(self.payload.get() % 2, 1, "I5: changing");
+        now
+    }
+}
