@@ -11,6 +11,7 @@
 mod faulty;
 mod grace_period;
 mod litmus;
+mod lkmm;
 mod maple;
 mod mutex;
 mod osq_lock;
