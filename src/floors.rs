@@ -19,6 +19,7 @@ pub const FLOORS: &[(&str, Option<u32>)] = &[
     ("workload", Some(7)),
     ("trace", Some(7)),
     ("measure", Some(8)),
+    ("check", Some(8)),
     ("fuzz", Some(8)),
     ("report", Some(9)),
     ("plot", Some(9)),

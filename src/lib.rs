@@ -15,6 +15,7 @@
 //! | 6 | `mm`, `init` | VMAs, their locks and caches, page tables, faults; boot |
 //! | 7 | `workload`, `trace` | what the threads do; what real programs did |
 //! | 8 | `measure` | the timed loop, plans, counters, statistics |
+//! | 8 | `check` | the lock protocols before a model checker |
 //! | 8 | `fuzz` | the port held against the running kernel and a reference model |
 //! | 9 | `report`, `plot` | records, tables, letters, figures |
 //! | 10 | `cmd` | one verb of the command line a file |
@@ -22,6 +23,7 @@
 //! `host` stands at the side: anyone may import it. `model` holds the model checks; nobody imports it.
 
 pub mod arch;
+pub mod check;
 pub mod cmd;
 pub mod cpu;
 pub mod floors;

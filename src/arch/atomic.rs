@@ -4,6 +4,9 @@
 //! Orderings are types, so a store cannot be given an acquire. There is no `SeqCst` access: [`Full`] means what the
 //! kernel's unsuffixed value-returning operations mean (everything before is ordered against everything after), done
 //! as fence, operation, fence where the operation alone is weaker (`locking.md` 8.4).
+//!
+//! Each access knows the line it stands in (`#[track_caller]`), for worlds that tell what happened or leave one order out;
+//! where nobody asks, nothing is left of it.
 
 use super::{Arch, Fence, Int, Prim, RawCell};
 use std::fmt;
@@ -85,43 +88,51 @@ impl<A: Arch, T: Prim> Atomic<A, T> {
 
     /// Loads.
     #[inline(always)]
+    #[track_caller]
     pub fn load<O: LoadOrder>(&self, _: O) -> T {
         self.0.load(O::ORDER)
     }
 
     /// Stores.
     #[inline(always)]
+    #[track_caller]
     pub fn store<O: StoreOrder>(&self, v: T, _: O) {
         self.0.store(v, O::ORDER)
     }
 
+    /// What stands on either side of a read-modify-write that is to be a full barrier and is not by itself.
     #[inline(always)]
-    fn rmw<O: RmwOrder, R>(f: impl FnOnce() -> R) -> R {
+    #[track_caller]
+    fn around<O: RmwOrder>() {
         if O::FULL && !A::RMW_IS_FULL {
             A::fence(Fence::Full);
-            let r = f();
-            A::fence(Fence::Full);
-            r
-        } else {
-            f()
         }
     }
 
     /// Exchanges (`xchg`).
     #[inline(always)]
+    #[track_caller]
     pub fn swap<O: RmwOrder>(&self, v: T, _: O) -> T {
-        Self::rmw::<O, _>(|| self.0.swap(v, O::ORDER))
+        Self::around::<O>();
+        let old = self.0.swap(v, O::ORDER);
+        Self::around::<O>();
+        old
     }
 
     /// Compares and exchanges (`cmpxchg`): `Ok(old)` if it stored. A failed one orders nothing (LKMM).
     #[inline(always)]
+    #[track_caller]
     pub fn cmpxchg<O: RmwOrder>(&self, old: T, new: T, _: O) -> Result<T, T> {
-        Self::rmw::<O, _>(|| self.0.compare_exchange(old, new, O::ORDER))
+        Self::around::<O>();
+        let old = self.0.compare_exchange(old, new, O::ORDER);
+        Self::around::<O>();
+        old
     }
 
     /// `try_cmpxchg`: on failure puts what it saw into `old`. The new value comes first, so that it can be computed
     /// from `old` in the call.
     #[inline(always)]
+    #[track_caller]
     pub fn try_cmpxchg<O: RmwOrder>(&self, new: T, old: &mut T, o: O) -> bool {
         match self.cmpxchg(*old, new, o) {
             Ok(_) => true,
@@ -136,26 +147,42 @@ impl<A: Arch, T: Prim> Atomic<A, T> {
 impl<A: Arch, T: Int> Atomic<A, T> {
     /// Adds; returns the old value.
     #[inline(always)]
+    #[track_caller]
     pub fn fetch_add<O: RmwOrder>(&self, v: T, _: O) -> T {
-        Self::rmw::<O, _>(|| self.0.fetch_add(v, O::ORDER))
+        Self::around::<O>();
+        let old = self.0.fetch_add(v, O::ORDER);
+        Self::around::<O>();
+        old
     }
 
     /// Subtracts; returns the old value.
     #[inline(always)]
+    #[track_caller]
     pub fn fetch_sub<O: RmwOrder>(&self, v: T, _: O) -> T {
-        Self::rmw::<O, _>(|| self.0.fetch_sub(v, O::ORDER))
+        Self::around::<O>();
+        let old = self.0.fetch_sub(v, O::ORDER);
+        Self::around::<O>();
+        old
     }
 
     /// Bitwise or; returns the old value.
     #[inline(always)]
+    #[track_caller]
     pub fn fetch_or<O: RmwOrder>(&self, v: T, _: O) -> T {
-        Self::rmw::<O, _>(|| self.0.fetch_or(v, O::ORDER))
+        Self::around::<O>();
+        let old = self.0.fetch_or(v, O::ORDER);
+        Self::around::<O>();
+        old
     }
 
     /// Bitwise and; returns the old value.
     #[inline(always)]
+    #[track_caller]
     pub fn fetch_and<O: RmwOrder>(&self, v: T, _: O) -> T {
-        Self::rmw::<O, _>(|| self.0.fetch_and(v, O::ORDER))
+        Self::around::<O>();
+        let old = self.0.fetch_and(v, O::ORDER);
+        Self::around::<O>();
+        old
     }
 }
 

@@ -22,12 +22,14 @@ impl<A: Arch, T: Prim> Plain<A, T> {
 
     /// Reads.
     #[inline(always)]
+    #[track_caller]
     pub fn get(&self) -> T {
         self.0.get()
     }
 
     /// Writes.
     #[inline(always)]
+    #[track_caller]
     pub fn set(&self, v: T) {
         self.0.set(v)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The model-checking world, in test builds only: every interleaving of 2 to 4 threads, within bounds, with the
+//! The model-checking world: every interleaving of 2 to 4 threads, within bounds, with the
 //! stale values that relaxed accesses may return.
 //!
 //! Tells: ordering bugs, lost wake-ups (a sleeper that is never woken runs into the branch limit and fails). Cannot

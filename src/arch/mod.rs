@@ -2,7 +2,7 @@
 //! Floor 0: the machine under the port.
 //!
 //! The port is written once over [`Arch`] and runs in several worlds: [`native`] (pinned OS threads, real time),
-//! [`sim`] (virtual CPUs on coroutines, deterministic) and, in tests, `loom` (model checking). No shared word of the
+//! [`sim`] (virtual CPUs on coroutines, deterministic) and [`loom`] (model checking). No shared word of the
 //! port is touched except through [`Atomic`] (raced or marked accesses) and [`Plain`] (words that a lock protects).
 //!
 //! [`Arch`] is what every world has: words, fences, waiting, time. [`Hardware`] is what a world with real memory has
@@ -16,7 +16,6 @@ pub mod arena;
 pub mod atomic;
 pub mod barrier;
 pub mod cell;
-#[cfg(test)]
 pub mod loom;
 pub mod native;
 pub mod prim;

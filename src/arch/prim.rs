@@ -24,14 +24,6 @@ pub trait IntOps<T>: WordOps<T> {
 }
 
 /// A value that fits a shared word: an integer or a thin pointer.
-#[cfg(not(test))]
-pub trait Prim: Copy + PartialEq + Debug + 'static {
-    /// Its atomic in std.
-    type Std: WordOps<Self>;
-}
-
-/// A value that fits a shared word: an integer or a thin pointer.
-#[cfg(test)]
 pub trait Prim: Copy + PartialEq + Debug + 'static {
     /// Its atomic in std.
     type Std: WordOps<Self>;
@@ -40,11 +32,6 @@ pub trait Prim: Copy + PartialEq + Debug + 'static {
 }
 
 /// An integer word.
-#[cfg(not(test))]
-pub trait Int: Prim<Std: IntOps<Self>> {}
-
-/// An integer word.
-#[cfg(test)]
 pub trait Int: Prim<Std: IntOps<Self>, Loom: IntOps<Self>> {}
 
 macro_rules! word_ops {
@@ -91,13 +78,10 @@ macro_rules! prim_int {
     ($($t:ty => $a:ident),*) => { $(
         word_ops!(std::sync::atomic::$a, $t);
         int_ops!(std::sync::atomic::$a, $t);
-        #[cfg(test)]
         word_ops!(::loom::sync::atomic::$a, $t);
-        #[cfg(test)]
         int_ops!(::loom::sync::atomic::$a, $t);
         impl Prim for $t {
             type Std = std::sync::atomic::$a;
-            #[cfg(test)]
             type Loom = ::loom::sync::atomic::$a;
         }
         impl Int for $t {}
@@ -107,10 +91,8 @@ prim_int!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, i32 => AtomicI32, 
           usize => AtomicUsize, isize => AtomicIsize);
 
 word_ops!(std::sync::atomic::AtomicPtr<P>, *mut P, P);
-#[cfg(test)]
 word_ops!(::loom::sync::atomic::AtomicPtr<P>, *mut P, P);
 impl<P: 'static> Prim for *mut P {
     type Std = std::sync::atomic::AtomicPtr<P>;
-    #[cfg(test)]
     type Loom = ::loom::sync::atomic::AtomicPtr<P>;
 }

@@ -4,6 +4,7 @@
 //! Exit codes: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted. Bad input is one line on stderr that names
 //! the argument, the value and what is accepted.
 
+pub mod check;
 pub mod compare;
 pub mod fuzz;
 pub mod host;
@@ -62,6 +63,8 @@ enum Verb {
     /// The figures
     #[cfg(feature = "plot")]
     Plot(plot::Args),
+    /// Every lock protocol through every scenario: verdicts, and the interleavings that show them
+    Check(check::Args),
     /// Differential test: the same random calls on the port and on the running kernel or a model
     Fuzz(fuzz::Args),
     /// Repeats a case of the fuzzer
@@ -91,6 +94,7 @@ pub fn main() -> i32 {
         Verb::Letter(a) => letter::main(&a),
         #[cfg(feature = "plot")]
         Verb::Plot(a) => plot::main(&a),
+        Verb::Check(a) => check::main(&a),
         Verb::Fuzz(a) => fuzz::main(&a),
         Verb::Replay(a) => replay::main(&a),
         Verb::Host(a) => host::main(&a),

@@ -15,7 +15,6 @@ pub mod sched;
 pub mod smp;
 pub mod softirq;
 pub mod stat;
-#[cfg(test)]
 pub mod testing;
 pub mod tick;
 pub mod wake_q;

@@ -63,8 +63,7 @@ impl<A: Arch, T> PerCpu<A, T> {
         PerCpu { blocks, _a: PhantomData }
     }
 
-    /// Over blocks that exist already, for tests.
-    #[cfg(test)]
+    /// Over blocks that exist already.
     pub fn from_table(blocks: KRef<[KRef<T>]>) -> Self {
         PerCpu { blocks, _a: PhantomData }
     }

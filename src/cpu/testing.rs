@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! CPUs for tests, in worlds with and without an arena.
+//! CPUs without a machine, for model checks and tests, in worlds with and without an arena.
 
 use super::sched::Wait;
 use super::{Cpu, LockNodes, PerCpu, Task, smp, tick};

@@ -18,7 +18,7 @@ fn options(rules: MmRules, ops: u64, seed: u64) -> Options {
 }
 
 fn the_port(name: &str, rules: &MmRules, features: &mut Features) -> Box<dyn Backend> {
-    let mut p = port::start(&variant::parse(name).unwrap()).unwrap();
+    let mut p = port::start_named(&variant::parse(name).unwrap()).unwrap();
     port::limit(&mut *p, rules, features).unwrap();
     p
 }
@@ -60,18 +60,6 @@ fn the_port_follows_the_rules_of_6_18() {
 #[test]
 fn the_port_follows_the_rules_of_7_3() {
     hold("refcnt+typesafe@sheaves", MmRules::V7_3, 3);
-}
-
-#[test]
-fn the_lock_and_the_cache_change_nothing_that_can_be_seen() {
-    for (i, v) in variant::all().iter().enumerate() {
-        let mut o = options(MmRules::V6_12, 3000, 40 + i as u64);
-        let mut port = the_port(&v.name, &MmRules::V6_12, &mut o.features);
-        let mut model = Model::default();
-        if let Some(d) = run(&o, &mut *port, &mut model) {
-            panic!("{}: {}", v.name, tell(&d, &mut *port, &mut model));
-        }
-    }
 }
 
 #[test]

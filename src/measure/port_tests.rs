@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The port on simulated machines: every variant and workload on 4, 16 and 64 CPUs, in as many interleavings as
+//! The port on simulated machines: the named kernels' protocols (`tests/protocols.rs` has all) with every cache, allocator
+//! and workload on 4, 16 and 64 CPUs, in as many interleavings as
 //! `FAULTLINE_SIM_SEEDS` asks for (one without and one with random delays by default). Every balance must hold and
 //! nothing may be left; two identical runs are identical.
 //!
@@ -16,7 +17,7 @@ use crate::mm::variant::{self, Variant};
 use crate::slab::Allocator;
 use crate::slab::FaultAttr;
 use crate::workload::{LIST, Mode};
-use crate::{with_variant, with_workload};
+use crate::{with_named_variant, with_workload};
 use std::collections::BTreeSet;
 
 /// Interleavings: the first without delays.
@@ -37,7 +38,7 @@ fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u
     let kernel = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
     let threads = m.config().cpus.len() as u32;
     let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel, program: None };
-    with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
+    with_named_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
 }
 
 /// Each of `variants` and every workload on `cpus` CPUs for `us` of virtual time each.
@@ -82,7 +83,7 @@ fn matrix(variants: &[Variant], nodes: u32, cpus: u32, us: u64) {
 
 #[test]
 fn balances_hold_on_4_simulated_cpus() {
-    matrix(&variant::each_once(), 2, 4, 3000);
+    matrix(&variant::named(), 2, 4, 3000);
 }
 
 #[test]
@@ -114,7 +115,7 @@ fn a_run_survives_refused_allocations() {
                 kernel,
                 program: None,
             };
-            let o = with_variant!(&v, Sim, K => with_workload!(w.name, W => sample::<K, W>(&m, &plan)));
+            let o = with_named_variant!(&v, Sim, K => with_workload!(w.name, W => sample::<K, W>(&m, &plan)));
             assert!(o.errors.is_empty(), "{} {}: {:?}", w.name, v.name, o.errors);
             assert!(o.counters["workload_failures"] > 0, "{} {}", w.name, v.name);
             assert!(o.counters["failslab"] + o.counters["fail_page_alloc"] >= o.counters["workload_failures"]);
@@ -146,7 +147,7 @@ fn two_identical_runs_are_identical() {
 #[test]
 fn every_line_that_the_port_touches_has_a_name() {
     let m = machine(2, 8);
-    for v in variant::each_once() {
+    for v in variant::named() {
         let mut seen = BTreeSet::new();
         for w in LIST {
             let o = run(&m, &v, w.name, w.mode, 300, 0);
@@ -194,7 +195,7 @@ fn a_kernel_whose_sleepers_poll_closes_its_books_too() {
         let stop = Stop::After(1_000_000);
         let plan = Plan { threads: 4, mode: Mode::Thread, warm_up_ns: 100_000, stop, kernel, program: None };
         let v = variant::parse("v6.12").unwrap();
-        let o = with_variant!(&v, Sim, K => with_workload!("fault_vs_unmap", W => sample::<K, W>(&m, &plan)));
+        let o = with_named_variant!(&v, Sim, K => with_workload!("fault_vs_unmap", W => sample::<K, W>(&m, &plan)));
         assert!(o.errors.is_empty(), "{wait:?}: {:?}", o.errors);
         assert_eq!((o.kconfig["wait"].as_str(), o.kconfig["hung_task_blocker"].as_str()), (wait.name(), "true"));
         (o.counters["sched_sleeps"], o.counters["sched_sleep_ns"], o.counters["workload_operations"])

@@ -240,6 +240,9 @@ pub trait VmaFields<A: Arch, L: VmaLock>: Sized + Send + Sync + 'static {
         None
     }
 
+    /// The words that say whether it is locked or detached, for what tells of an execution: name, place, bytes.
+    fn lock_words(&self) -> Vec<(String, *const u8, usize)>;
+
     /// A detached VMA outside any memory of the kernel, for model checks.
     fn new() -> Self;
     /// The stores of `vma_init()`: zero everything, then `mm`, the caches and an empty chain. Field by field: stale
@@ -248,6 +251,10 @@ pub trait VmaFields<A: Arch, L: VmaLock>: Sized + Send + Sync + 'static {
     fn vma_init(&self, mm: *mut MmStruct<A, L>, state: usize);
     /// The copies of `vm_area_dup()`: all data, with an empty chain; nothing of the protocol's.
     fn vm_area_init_from(&self, orig: &Self);
+}
+
+fn word<T>(name: &str, w: &T) -> (String, *const u8, usize) {
+    (name.into(), std::ptr::from_ref(w).cast(), size_of::<T>())
 }
 
 /// Number of pages of a VMA.
@@ -412,6 +419,9 @@ vma_layout! {
         fn vm_lock(&self) -> Option<&Atomic<A, *mut VmaLockObject<A>>> {
             Some(&self.vm_lock)
         }
+        fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
+            vec![word("detached", &self.detached), word("vm_lock", &self.vm_lock)]
+        }
     }
     own {
         /// A VMA counts as attached from its allocation on.
@@ -454,7 +464,11 @@ vma_layout! {
         anon_name: Atomic<A, u64>,
         userfaultfd_ctx: Atomic<A, u64>,
     }
-    common {}
+    common {
+        fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
+            vec![word("vm_refcnt", &self.vm_refcnt)]
+        }
+    }
     own {
         /// `vm_refcnt` is 0 in every free object: INVARIANT of the cache, kept by `vma_mark_detached()`.
         #[inline(always)]
@@ -496,7 +510,13 @@ vma_layout! {
         /// The lock. In typesafe memory stale readers may take it.
         pub vm_lock: RwSemaphore<A>,
     }
-    common {}
+    common {
+        fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
+            let mut words = vec![word("detached", &self.detached)];
+            words.extend(self.vm_lock.words().map(|(name, at, len)| (format!("vm_lock.{name}"), at, len)));
+            words
+        }
+    }
     own {
         /// `detached`, the lock, its sequence and the chain's head are the constructor's, or `vma_lock_init()`'s.
         #[inline(always)]
@@ -539,7 +559,11 @@ vma_layout! {
         userfaultfd_ctx: Atomic<A, u64>,
         pfnmap_track_ctx: u64,
     }
-    common {}
+    common {
+        fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
+            vec![word("vm_refcnt", &self.vm_refcnt)]
+        }
+    }
     own {
         /// As in 6.15.
         #[inline(always)]

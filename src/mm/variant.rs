@@ -66,6 +66,20 @@ macro_rules! with_variant {
     };
 }
 
+/// As [`with_variant!`](crate::with_variant), for the protocols of [`NAMED`](crate::mm::variant::NAMED) kernels only: tests
+/// inside the library, where each type is one more copy of the kernel to compile. `tests/protocols.rs` has all.
+#[cfg(test)]
+#[macro_export]
+macro_rules! with_named_variant {
+    ($variant:expr, $A:ty, $K:ident => $body:expr) => {
+        $crate::__with_variant! { ($variant, $A, $K => $body)
+            $crate::mm::vma_lock::rwsem_separate::RwsemSeparate,
+            $crate::mm::vma_lock::refcnt::Refcnt,
+            $crate::mm::vma_lock::refcnt_exclude::RefcntExclude,
+        }
+    };
+}
+
 /// [`with_variant!`](crate::with_variant) with the list of protocols.
 #[doc(hidden)]
 #[macro_export]
@@ -77,7 +91,7 @@ macro_rules! __with_variant {
                 type $K = $crate::mm::kconfig::Config<$A, $L>;
                 $body
             })*
-            _ => unreachable!("variant '{}' did not come from parse()", v.name),
+            _ => unreachable!("variant '{}' is not in this list", v.name),
         }
     }};
 }
@@ -98,12 +112,17 @@ pub fn all() -> Vec<Variant> {
 /// For tests that cannot run [`all`]: every cache and allocator with the protocols of the named kernels, and every other
 /// protocol as it was proposed.
 pub fn each_once() -> Vec<Variant> {
-    let named = |v: &Variant| NAMED.iter().any(|(_, full)| full.starts_with(&format!("{}+", v.protocol)));
+    let named = named();
     let proposed = |v: &Variant| {
         let first = if v.protocol == "rwsem_embedded" { "call_rcu" } else { "typesafe" };
         v.cache == first && v.slab == Allocator::Slub
     };
-    all().into_iter().filter(|v| named(v) || proposed(v)).collect()
+    all().into_iter().filter(|v| named.contains(v) || proposed(v)).collect()
+}
+
+/// Those of [`all`] whose protocol is a named kernel's.
+pub fn named() -> Vec<Variant> {
+    all().into_iter().filter(|v| NAMED.iter().any(|(_, full)| full.starts_with(&format!("{}+", v.protocol)))).collect()
 }
 
 /// Those of [`MAIN`].

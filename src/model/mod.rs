@@ -24,7 +24,6 @@ mod seqcount;
 mod slab_record;
 mod spinlock;
 mod vm_refcnt;
-mod vma_lock;
 
 pub use faulty::{Fault, Faulty};
 

@@ -80,9 +80,25 @@ pub struct Request {
     pub programs: BTreeMap<&'static str, Arc<Program>>,
 }
 
-enum Machine {
+/// A machine to boot the port on.
+pub enum Machine {
+    /// Pinned threads.
     Native(NativeMachine),
+    /// Virtual CPUs.
     Sim(Box<SimMachine>),
+}
+
+/// A sample of `workload` on the port, built as `variant` says and configured by it: from names to the one monomorphised
+/// function.
+pub fn sample(machine: &Machine, variant: &Variant, workload: &str, plan: &port::Plan) -> Outcome {
+    match machine {
+        Machine::Native(m) => {
+            with_variant!(variant, Native, K => with_workload!(workload, W => port::sample::<K, W>(m, plan)))
+        }
+        Machine::Sim(m) => {
+            with_variant!(variant, Sim, K => with_workload!(workload, W => port::sample::<K, W>(m, plan)))
+        }
+    }
 }
 
 /// A run under way.
@@ -261,14 +277,7 @@ impl Session {
             kernel,
             program: self.request.programs.get(cell.config.workload).cloned(),
         };
-        let mut out = match &self.machines[&threads] {
-            Machine::Native(m) => with_variant!(variant, Native, K => with_workload!(cell.config.workload, W => {
-                port::sample::<K, W>(m, &plan)
-            })),
-            Machine::Sim(m) => with_variant!(variant, Sim, K => with_workload!(cell.config.workload, W => {
-                port::sample::<K, W>(m, &plan)
-            })),
-        };
+        let mut out = sample(&self.machines[&threads], variant, cell.config.workload, &plan);
         let slots = self.slots(threads)?;
         for (i, (seat, slot)) in out.seats.iter_mut().zip(&slots).enumerate() {
             match &self.machines[&threads] {

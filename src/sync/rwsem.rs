@@ -106,6 +106,20 @@ impl<A: Arch> RwSemaphore<A> {
         self.osq.init();
     }
 
+    /// Its words, for what tells of an execution: name, place, bytes.
+    pub fn words(&self) -> [(&'static str, *const u8, usize); 5] {
+        fn word<T>(name: &'static str, w: &T) -> (&'static str, *const u8, usize) {
+            (name, from_ref(w).cast(), size_of::<T>())
+        }
+        [
+            word("count", &self.count),
+            word("owner", &self.owner),
+            word("osq", &self.osq),
+            word("wait_lock", &self.wait_lock),
+            word("wait_list", &self.wait_list),
+        ]
+    }
+
     /// `rwsem_is_locked()`: held by anybody, or waited for.
     pub fn is_locked(&self) -> bool {
         self.count.load(Relaxed) != RWSEM_UNLOCKED_VALUE

@@ -107,37 +107,17 @@ pub fn with_config<K: Kconfig<A = Native>>(config: &KernelConfig, f: impl FnOnce
     );
 }
 
-/// Runs `$body` on the protocols of the named kernels: which VMAs there are does not depend on the protocol, and each type
-/// is one more copy of every test to compile. `protocols.rs` runs all.
-macro_rules! on_tested {
-    ($v:expr, $K:ident => $body:expr) => {
-        crate::mm::tests::on_tested!(@ $v, $K => $body;
-            rwsem_separate::RwsemSeparate, refcnt::Refcnt, refcnt_exclude::RefcntExclude)
-    };
-    (@ $v:expr, $K:ident => $body:expr; $($m:ident :: $L:ident),*) => {
-        match $v.protocol {
-            $(name if name == <crate::mm::vma_lock::$m::$L as crate::mm::vma_lock::VmaLock>::NAME => {
-                type $K = crate::mm::Config<crate::arch::Native, crate::mm::vma_lock::$m::$L>;
-                $body
-            })*
-            _ => {}
-        }
-    };
-}
-pub(crate) use on_tested;
-
-/// Runs a generic test on protocols, caches and allocators ([`each_once`](crate::mm::variant::each_once), [`on_tested`]).
+/// Runs a generic test on the protocols of the named kernels with every cache and allocator: which VMAs there are does not
+/// depend on the protocol (`tests/protocols.rs` has all).
 macro_rules! on_every_variant {
     ($($(#[$m:meta])* fn $name:ident = $f:ident;)*) => { $(
         $(#[$m])*
         #[test]
         fn $name() {
-            for v in crate::mm::variant::each_once() {
+            for v in crate::mm::variant::named() {
                 let boot = Boot { slab: v.slab, cache: v.vma_cache };
-                crate::mm::tests::on_tested!(&v, K => {
-                    eprintln!("variant {}", v.name);
-                    $f::<K>(boot)
-                });
+                eprintln!("variant {}", v.name);
+                crate::with_named_variant!(&v, crate::arch::Native, K => $f::<K>(boot));
             }
         }
     )* };

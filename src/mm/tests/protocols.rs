@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What is particular to a protocol or to a way of freeing: every combination boots and faults; what a constructor made
-//! survives from one life of an object to the next; writers of 7.3 can be killed; the range walker of 7.3.
+//! What is particular to a protocol or to a way of freeing (`tests/protocols.rs` runs every combination): what a constructor
+//! made survives from one life of an object to the next; writers of 7.3 can be killed; the range walker of 7.3.
 
 use super::*;
 use crate::cpu::Errno;
@@ -9,7 +9,6 @@ use crate::cpu::tick::exit_to_user_mode;
 use crate::init::run_on_cpus;
 use crate::mm::mm_types::VmaOf;
 use crate::mm::mmap_lock::{lock_next_vma, mmap_write_lock, mmap_write_unlock};
-use crate::mm::variant;
 use crate::mm::vma_init::{vm_area_alloc, vm_area_dup, vm_area_free};
 use crate::mm::vma_lock::refcnt_exclude::RefcntExclude;
 use crate::mm::vma_lock::rwsem::{Member, Rwsem};
@@ -19,43 +18,6 @@ use crate::mm::vma_lock::{StartRead, VmaLockEvent};
 use crate::mm::{Config, vm_mmap, vm_munmap};
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
 use crate::sync::{down_read_trylock, up_read};
-
-#[test]
-fn every_combination_boots_faults_and_leaves_nothing() {
-    fn one<K: Kconfig<A = Native>>(boot: Boot) {
-        with_mm::<K>(boot, |cpu, k, mm| {
-            assert_eq!(k.vma_state.cache, boot.cache);
-            for round in 0..40 {
-                vm_mmap(cpu, k, mm, Some(BASE + 16 * round * P), 4 * P, RW).unwrap();
-                write(cpu, k, mm, 16 * round + 1);
-                // Splits, and every other time the rest goes too.
-                vm_munmap(cpu, k, mm, BASE + (16 * round + 2) * P, P).unwrap();
-                if round % 2 == 0 {
-                    vm_munmap(cpu, k, mm, BASE + 16 * round * P, 4 * P).unwrap();
-                }
-                exit_to_user_mode(cpu);
-            }
-            assert_eq!(mm.map_count.get(), 40);
-            assert_eq!(cpu.counters.get(VmEvent::VmaLockSuccess), cpu.counters.get(VmEvent::Pgfault));
-        });
-    }
-    for v in variant::all() {
-        let boot = Boot { slab: v.slab, cache: v.vma_cache };
-        eprintln!("{}", v.name);
-        crate::with_variant!(&v, Native, K => one::<K>(boot));
-    }
-}
-
-/// Every protocol as it was proposed, on two CPUs that recycle each other's VMAs. No reader of an mm runs beside its
-/// writer here, so that those which lock falsely have no occasion.
-#[test]
-fn every_protocol_recycles_vmas_of_two_address_spaces() {
-    for v in variant::each_once().iter().filter(|v| v.slab == Allocator::Slub) {
-        let boot = Boot { slab: v.slab, cache: v.vma_cache };
-        eprintln!("{}", v.name);
-        crate::with_variant!(v, Native, K => super::stress::two_mms_for::<K>(boot, 3));
-    }
-}
 
 /// A stale reader's lock and, where the protocol keeps it, the sequence survive free, allocation and copy.
 #[test]

@@ -2,16 +2,17 @@
 //! A world in which one CPU runs at a time and gives way only at named places ([`Arch::pause_point`]), or where it would
 //! sleep or spin: an interleaving is a script and not a matter of luck.
 //!
-//! Every load returns the newest value, so that what fails here fails on any machine. A range of memory can be declared
+//! Every access is written down ([`log`]). Every load returns the newest value, so that what fails here fails on any machine. A range of memory can be declared
 //! freed: whoever touches it afterwards fails (I9). A wait that nobody ends fails too.
 //!
 //! custom: CPUs are threads of the operating system that hand a baton round, since a coroutine would need its own stack
 //! under each test.
 
+use super::log::{self, Op, number};
 use crate::arch::native::{NativeCell, NativePlain};
 use crate::arch::{Arch, Fence, Int, Prim, RawCell, RawPlain};
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -85,13 +86,17 @@ impl Stage {
     }
 
     /// Hands the baton to the next CPU that is not done; whether there is one.
+    ///
+    /// # Panics
+    /// If it has gone round too often.
     fn hand_on(&self, me: usize) -> bool {
         let mut s = self.lock();
         let n = s.done.len();
         let Some(next) = (1..n).map(|i| (me + i) % n).find(|i| !s.done[*i]) else { return false };
         s.turns += 1;
-        if s.turns > MAX_TURNS {
-            s.wrong.get_or_insert_with(|| "somebody waits for ever".into());
+        if s.turns == MAX_TURNS {
+            drop(s);
+            panic!("I10: somebody waits for ever");
         }
         s.turn = next;
         self.changed.notify_all();
@@ -138,10 +143,12 @@ pub type Part<'a> = (&'static [&'static str], Box<dyn FnOnce() + Send + 'a>);
 pub fn run(parts: Vec<Part<'_>>) -> Result<(), String> {
     let stage = Arc::new(Stage::default());
     stage.lock().done = vec![false; parts.len()];
+    let log = log::current();
     std::thread::scope(|scope| {
         for (me, (stops, f)) in parts.into_iter().enumerate() {
-            let stage = stage.clone();
+            let (stage, log) = (stage.clone(), log.clone());
             scope.spawn(move || {
+                log::set_current(log);
                 SEAT.set(Some(Seat { stage: stage.clone(), me, stops: Cell::new(stops) }));
                 let r = catch_unwind(AssertUnwindSafe(|| {
                     stage.wait(me);
@@ -157,6 +164,7 @@ pub fn run(parts: Vec<Part<'_>>) -> Result<(), String> {
                     let text = text.or_else(|| e.downcast_ref::<&str>().map(|t| (*t).to_string()));
                     s.wrong.get_or_insert(text.unwrap_or_default());
                 }
+                s.turns = 0;
                 drop(s);
                 stage.hand_on(me);
                 stage.changed.notify_all();
@@ -167,57 +175,97 @@ pub fn run(parts: Vec<Part<'_>>) -> Result<(), String> {
     wrong.map_or(Ok(()), Err)
 }
 
+fn me() -> u32 {
+    seated(|s| s.me as u32).unwrap_or(0)
+}
+
 /// A word.
 #[repr(transparent)]
 pub struct SteppedCell<T: Prim>(NativeCell<T>);
+
+impl<T: Prim> SteppedCell<T> {
+    fn note(&self, at: &'static Location<'static>, op: Op, read: T) {
+        log::access(
+            me(),
+            at,
+            op,
+            std::ptr::from_ref(self) as usize,
+            number(read),
+            number(self.0.load(Ordering::Relaxed)),
+        );
+    }
+}
 
 impl<T: Prim> RawCell<T> for SteppedCell<T> {
     fn new(v: T) -> Self {
         SteppedCell(NativeCell::new(v))
     }
+    #[track_caller]
     fn load(&self, o: Ordering) -> T {
         touch(self);
-        self.0.load(o)
+        let v = self.0.load(o);
+        self.note(Location::caller(), Op::Load(o), v);
+        v
     }
+    #[track_caller]
     fn store(&self, v: T, o: Ordering) {
         touch(self);
-        self.0.store(v, o)
+        self.0.store(v, o);
+        self.note(Location::caller(), Op::Store(o), v);
     }
+    #[track_caller]
     fn swap(&self, v: T, o: Ordering) -> T {
         touch(self);
-        self.0.swap(v, o)
+        let old = self.0.swap(v, o);
+        self.note(Location::caller(), Op::Rmw(o), old);
+        old
     }
+    #[track_caller]
     fn compare_exchange(&self, old: T, new: T, o: Ordering) -> Result<T, T> {
         touch(self);
-        self.0.compare_exchange(old, new, o)
+        let r = self.0.compare_exchange(old, new, o);
+        self.note(Location::caller(), if r.is_ok() { Op::Rmw(o) } else { Op::Failed }, r.unwrap_or_else(|v| v));
+        r
     }
+    #[track_caller]
     fn fetch_add(&self, v: T, o: Ordering) -> T
     where
         T: Int,
     {
         touch(self);
-        self.0.fetch_add(v, o)
+        let old = self.0.fetch_add(v, o);
+        self.note(Location::caller(), Op::Rmw(o), old);
+        old
     }
+    #[track_caller]
     fn fetch_sub(&self, v: T, o: Ordering) -> T
     where
         T: Int,
     {
         touch(self);
-        self.0.fetch_sub(v, o)
+        let old = self.0.fetch_sub(v, o);
+        self.note(Location::caller(), Op::Rmw(o), old);
+        old
     }
+    #[track_caller]
     fn fetch_or(&self, v: T, o: Ordering) -> T
     where
         T: Int,
     {
         touch(self);
-        self.0.fetch_or(v, o)
+        let old = self.0.fetch_or(v, o);
+        self.note(Location::caller(), Op::Rmw(o), old);
+        old
     }
+    #[track_caller]
     fn fetch_and(&self, v: T, o: Ordering) -> T
     where
         T: Int,
     {
         touch(self);
-        self.0.fetch_and(v, o)
+        let old = self.0.fetch_and(v, o);
+        self.note(Location::caller(), Op::Rmw(o), old);
+        old
     }
 }
 
@@ -229,13 +277,18 @@ impl<T: Prim> RawPlain<T> for SteppedPlain<T> {
     fn new(v: T) -> Self {
         SteppedPlain(NativePlain::new(v))
     }
+    #[track_caller]
     fn get(&self) -> T {
         touch(self);
-        self.0.get()
+        let v = self.0.get();
+        log::access(me(), Location::caller(), Op::Get, std::ptr::from_ref(self) as usize, number(v), 0);
+        v
     }
+    #[track_caller]
     fn set(&self, v: T) {
         touch(self);
-        self.0.set(v)
+        self.0.set(v);
+        log::access(me(), Location::caller(), Op::Set, std::ptr::from_ref(self) as usize, 0, number(v));
     }
 }
 

@@ -11,8 +11,9 @@
 //! it read-locked, so that under the model checker a reader and a writer who are not ordered fail even where they do not
 //! meet.
 
+use super::log;
 use crate::arch::arena::KRef;
-use crate::arch::{Arch, Plain, Relaxed};
+use crate::arch::{Arch, Atomic, Plain, Relaxed, Release, smp_cond_load_acquire};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, MmStruct, VmaFields, VmaLockObject, VmaRef};
 use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
@@ -54,6 +55,8 @@ pub struct Slot<W: Arch, L: VmaLock> {
     owner: Plain<W, u32>,
     /// 1 + the mm whose section has it write-locked.
     claim: Plain<W, u32>,
+    /// The allocator's word between a free on one CPU and an allocation on another.
+    free: Atomic<W, u32>,
     /// Told when an mm is freed.
     freed: fn(*const u8, usize, &'static str),
 }
@@ -82,19 +85,51 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             generation: Plain::new(0),
             owner: Plain::new(0),
             claim: Plain::new(0),
+            free: Atomic::new(0),
             freed,
         });
         // As from the constructor of a slab page.
         L::vma_lock_init(s.vma(), false);
         L::vma_lock_init(s.sibling(), false);
         s.sibling.vma_init(s.mm(A).as_ptr(), 0);
-        s.set_range(s.sibling());
+        s.set_range(s.sibling(), ADDRESS);
         s.begin(cpu, A);
         s.alloc(A);
         s.start_write(cpu, A);
         s.attach(cpu, A);
         s.end(cpu, A);
+        s.name_words();
+        log::begun();
         s
+    }
+
+    /// What the words are called, in what is told of an execution.
+    fn name_words(&self) {
+        fn word<T>(w: &T, name: impl Into<String>) {
+            log::name(std::ptr::from_ref(w).cast(), size_of::<T>(), name);
+        }
+        for (name, w) in [("payload", &self.payload), ("anon_vma", &self.anon), ("generation", &self.generation)] {
+            word(w, name);
+        }
+        word(&self.owner, "owner");
+        word(&self.claim, "claim");
+        let v = &self.vma;
+        word(v.vm_start(), "vm_start");
+        word(v.vm_end(), "vm_end");
+        word(v.vm_mm(), "vm_mm");
+        word(v.vm_lock_seq(), "vm_lock_seq");
+        for (name, at, len) in v.lock_words() {
+            log::name(at, len, name);
+        }
+        for (name, at, len) in self.lock.lock.words() {
+            log::name(at, len, format!("vm_lock.{name}"));
+        }
+        for (mm, n) in self.mms.iter().zip(["A", "B", "C"]) {
+            log::name(std::ptr::from_ref(mm).cast(), 1, format!("{n}'s mm"));
+            word(mm.mm_lock_seq.word(), format!("{n}.mm_lock_seq"));
+            word(&mm.vma_writer_wait, format!("{n}.vma_writer_wait"));
+            word(&mm.mm_count, format!("{n}.mm_count"));
+        }
     }
 
     /// Address space `m`.
@@ -111,9 +146,9 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         // SAFETY: as above.
         unsafe { KRef::from_ref(&self.sibling) }
     }
-    fn set_range(&self, vma: VmaRef<W, L>) {
-        vma.vm_start().store(ADDRESS, Relaxed);
-        vma.vm_end().store(ADDRESS + SIZE, Relaxed);
+    fn set_range(&self, vma: VmaRef<W, L>, start: u64) {
+        vma.vm_start().store(start, Relaxed);
+        vma.vm_end().store(start + SIZE, Relaxed);
     }
     /// Whether the protocol's memory becomes another VMA at once.
     fn typesafe() -> bool {
@@ -145,9 +180,13 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     }
     /// `vm_area_alloc()` and `vma_set_range()`.
     pub fn alloc(&self, m: usize) {
+        self.alloc_at(m, ADDRESS);
+    }
+    /// The same, at `start`.
+    pub fn alloc_at(&self, m: usize, start: u64) {
         self.vma.vma_init(self.mm(m).as_ptr(), 0);
         self.new_life();
-        self.set_range(self.vma());
+        self.set_range(self.vma(), start);
     }
     /// `vm_area_dup()` of A's other VMA: for a moment the copy says it is A's.
     pub fn dup(&self) {
@@ -185,6 +224,14 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         if Self::typesafe() {
             self.vma.vm_start().store(FREE_POINTER, Relaxed);
         }
+        // ORDER: release, meets taken_over(): an object goes from CPU to CPU with all that was done to it, as by the
+        // allocator's list lock or its exchange on the slab's record.
+        self.free.store(1, Release);
+    }
+    /// The allocator gives the place that another CPU has freed to this one.
+    pub fn taken_over(&self) {
+        // ORDER: acquire, meets free().
+        smp_cond_load_acquire(&self.free, |free| free == 1);
     }
     /// A section of `m` that removes and frees the VMA.
     pub fn remove(&self, cpu: &Cpu<W>, m: usize) {

@@ -5,7 +5,7 @@
 //! A case is written once for every protocol and world. Which engine runs it is chosen by what breaks it: stores seen out of
 //! order need the model checker, two mms that take turns at one object need no more than the right moment.
 
-use super::slot::{A, B, C, Seen, Slot, TURN};
+use super::slot::{A, ADDRESS, B, C, Seen, Slot, TURN};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::mm::vma_lock::{AbortCause, Reuse, VmaLock, point};
@@ -40,6 +40,8 @@ pub struct Case<W: Arch, L: VmaLock> {
     pub reader: Part<W, L>,
     /// Where it gives way.
     pub reader_stops: &'static [&'static str],
+    /// A third CPU.
+    pub third: Option<Part<W, L>>,
 }
 
 /// Every case of protocol `L`, in the order of the scenarios.
@@ -54,12 +56,14 @@ pub fn cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
         writer_stops,
         reader,
         reader_stops,
+        third: None,
     };
     let turn: &[&str] = &[TURN];
     vec![
         row("T0", "", Exhaustive, 1, t0::<W, L>, &[], fault, &[]),
         row("T1", "", Exhaustive, 2, t1, &[], fault, &[]),
         row("T2", "", Exhaustive, 1, t2, &[], fault, &[]),
+        row("T2", "at another address", Exhaustive, 1, t2_elsewhere, &[], fault, &[]),
         row("T3", "", Stepped, 2, t3, turn, fault, &[point::VM_MM]),
         row("T4", "", Stepped, 2, t4, turn, fault, &[point::DETACHED]),
         row("T5", "", Stepped, 3, t5, turn, fault, &[point::VM_MM]),
@@ -85,6 +89,16 @@ fn t0<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 fn t1<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
     s.remove(cpu, A);
     s.map(cpu, B);
+}
+
+/// T2: and another section maps it again, at another address.
+fn t2_elsewhere<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.remove(cpu, A);
+    s.begin(cpu, A);
+    s.alloc_at(A, 2 * ADDRESS);
+    s.start_write(cpu, A);
+    s.attach(cpu, A);
+    s.end(cpu, A);
 }
 
 /// T2: and the same section maps it again, at the same address.
@@ -261,6 +275,50 @@ fn fault_each_turn<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
     }
 }
 
+/// Cases for the audit of orderings, which need no verdict of their own: every sound protocol holds in them.
+///
+/// `hand-over`: T1 with B's writer on a CPU of its own, so that the place goes from CPU to CPU. `two writers`: two CPUs in
+/// sections of one mm. `two readers`: both under the lock while a writer wants it.
+pub fn audit_cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
+    let row = |what, mms, writer, reader, third| Case {
+        id: "X",
+        what,
+        engine: Engine::Exhaustive,
+        mms,
+        writer,
+        writer_stops: &[],
+        reader,
+        reader_stops: &[],
+        third,
+    };
+    let mut rows = vec![
+        row("two writers", 1, count_one::<W, L>, count_one, None),
+        row("two readers", 1, t7, fault_and_hold_on, Some(fault_and_hold_on)),
+    ];
+    if matches!(L::REUSE, Reuse::Tolerates) {
+        rows.push(row("hand-over", 2, t0, fault, Some(take_over)));
+    }
+    rows
+}
+
+/// A section that changes what the lock protects.
+fn count_one<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.begin(cpu, A);
+    s.start_write(cpu, A);
+    s.anon.set(s.anon.get() + 1);
+    s.end(cpu, A);
+}
+
+fn take_over<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.taken_over();
+    s.map(cpu, B);
+}
+
+/// Reads what a writer changes; two readers may be at it.
+fn fault_and_hold_on<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.fault(cpu, || _ = s.anon.get());
+}
+
 /// Beyond the scenarios: what a number costs that comes again after 2^31 sections. These are no verdicts (no machine lives
 /// to see it inside one reader), but they are known, and must not change unnoticed.
 pub fn doubts<W: Arch, L: VmaLock>() -> [Case<W, L>; 2] {
@@ -273,6 +331,7 @@ pub fn doubts<W: Arch, L: VmaLock>() -> [Case<W, L>; 2] {
         writer_stops: &[TURN],
         reader,
         reader_stops,
+        third: None,
     };
     [
         of("the writer takes an old mark for its own", old_mark::<W, L>, fault_and_hold, &[TURN]),

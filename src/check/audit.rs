@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Which case notices if one line of the port loses its order: every access stronger than relaxed, and every fence, that the
+//! scenarios pass is made weak, one line at a time, and the scenarios that pass it run again until one fails.
+//!
+//! A line that nothing notices is not shown to be useless: the reasons that are known are in [`NOT_SHOWN`].
+
+use super::log::Op;
+use super::world::Site;
+use super::{Bound, Request, Shown};
+use crate::arch::Fence;
+use crate::mm::vma_lock::{Claim, PROTOCOLS, SCENARIOS};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+/// Whether an access orders anything.
+pub fn has_order(op: Op) -> bool {
+    match op {
+        Op::Load(o) | Op::Store(o) | Op::Rmw(o) => o != Ordering::Relaxed,
+        Op::Fence(Fence::Full | Fence::Read | Fence::Write) => true,
+        Op::Failed | Op::Get | Op::Set => false,
+    }
+}
+
+/// Who noticed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caught {
+    /// Slug of the protocol.
+    pub protocol: String,
+    /// The scenario, and its case where it has several.
+    pub scenario: String,
+    /// What went wrong.
+    pub message: String,
+}
+
+/// A line with an order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Where.
+    pub site: Site,
+    /// What it does there.
+    pub op: String,
+    /// Who noticed first.
+    pub caught: Option<Caught>,
+    /// Runs without it that noticed nothing: protocol, scenario.
+    pub tried: Vec<(String, String)>,
+}
+
+impl Row {
+    /// Why nothing noticed, as far as it is known.
+    pub fn reason(&self) -> &'static str {
+        let file = self.site.file.rsplit_once("src/").map_or(self.site.file.as_str(), |(_, f)| f);
+        let known = NOT_SHOWN.iter().find(|r| file == r.0 && self.op == r.1);
+        known.map_or("not known", |r| r.2)
+    }
+}
+
+/// Why the order of a line is not shown to be needed: file below `src/`, what it does, reason.
+pub const NOT_SHOWN: &[(&str, &str, &str)] = &[];
+
+/// Protocols tried for a line in one scenario, at most: a shared line is the same in all.
+const TRIES: usize = 4;
+
+/// Scenarios that the model checker looks at.
+pub const SCENARIOS_WITH_ORDER: [&str; 5] = ["T0", "T1", "T2", "T7", "X"];
+
+/// Whether `protocol` declares that it holds in `scenario`.
+fn holds(protocol: usize, scenario: &str) -> bool {
+    let at = SCENARIOS.iter().position(|s| s.0 == scenario);
+    at.map_or(true, |at| PROTOCOLS[protocol].claims[at] == Claim::Holds)
+}
+
+/// Audits the lines that `protocols` pass. `run` does pieces of work, in any order and at the same time if it can; `found` is
+/// told how many lines there are, and how many are left after each round.
+pub fn audit(
+    protocols: &[String],
+    bound: Bound,
+    run: &mut dyn FnMut(&[Request]) -> Result<Vec<Shown>, String>,
+    found: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Row>, String> {
+    let request = |protocol: &str, scenario: &str| Request {
+        protocol: protocol.into(),
+        scenario: scenario.into(),
+        bound,
+        weaken: None,
+        survey: true,
+    };
+    let mut surveys = Vec::new();
+    for (i, p) in PROTOCOLS.iter().enumerate().filter(|(_, p)| protocols.iter().any(|n| n == p.name)) {
+        surveys.extend(SCENARIOS_WITH_ORDER.iter().filter(|s| holds(i, s)).map(|s| request(p.name, s)));
+    }
+    // The cases of the audit hold for whoever holds in T0 to T2.
+    let broken = |r: &Request| {
+        let at = PROTOCOLS.iter().position(|p| p.name == r.protocol).expect("it is from the list");
+        r.scenario == "X"
+            && ["T0", "T1", "T2"]
+                .iter()
+                .any(|s| PROTOCOLS[at].claims[s[1..].parse::<usize>().expect("a digit")] == Claim::Busted)
+    };
+    surveys.retain(|r| !broken(r));
+    let mut lines: BTreeMap<Site, (String, Vec<(u64, Request)>)> = BTreeMap::new();
+    for (r, s) in surveys.iter().zip(run(&surveys)?) {
+        if s.wrong.is_some() {
+            return Err(format!("{} {}: {} before anything was weakened", r.scenario, r.protocol, s.shown));
+        }
+        for (site, op) in s.sites {
+            let weak = Request { weaken: Some(site.clone()), survey: false, ..r.clone() };
+            lines.entry(site).or_insert((op, Vec::new())).1.push((s.executions, weak));
+        }
+    }
+    let mut rows: Vec<(Row, Vec<Request>)> = Vec::new();
+    for (site, (op, mut tries)) in lines {
+        tries.sort_by_key(|t| t.0);
+        let mut of: BTreeMap<String, usize> = BTreeMap::new();
+        let tries = tries.into_iter().map(|t| t.1).filter(|r| {
+            let n = of.entry(r.scenario.clone()).or_default();
+            *n += 1;
+            *n <= TRIES
+        });
+        let mut tries: Vec<_> = tries.collect();
+        tries.reverse();
+        rows.push((Row { site, op, caught: None, tried: Vec::new() }, tries));
+    }
+    let all = rows.len();
+    loop {
+        let mut round: Vec<(usize, Request)> = Vec::new();
+        for (i, (row, tries)) in rows.iter_mut().enumerate() {
+            if row.caught.is_none()
+                && let Some(r) = tries.pop()
+            {
+                round.push((i, r));
+            }
+        }
+        found(all, rows.iter().filter(|r| r.0.caught.is_none()).count());
+        if round.is_empty() {
+            break;
+        }
+        let requests: Vec<_> = round.iter().map(|r| r.1.clone()).collect();
+        for ((i, r), s) in round.into_iter().zip(run(&requests)?) {
+            let row = &mut rows[i].0;
+            match s.wrong {
+                Some(w) => {
+                    let scenario = format!("{} {}", r.scenario, w.case).trim().to_string();
+                    row.caught = Some(Caught { protocol: r.protocol, scenario, message: w.message });
+                }
+                None => row.tried.push((r.protocol, r.scenario)),
+            }
+        }
+    }
+    Ok(rows.into_iter().map(|r| r.0).collect())
+}

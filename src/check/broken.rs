@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `refcnt` and one of the rwsem family with one line wrong, twelve times: each must be caught by a scenario, else the
+//! scenarios would not notice it in a protocol of somebody else's either.
+//!
+//! Orders that are taken away are `audit.rs`'s; these are lines that do something else, or nothing.
+
+use super::*;
+use crate::arch::Relaxed;
+use crate::arch::arena::KRef;
+use crate::mm::mm_types::{MmRef, VmAreaStruct615, VmaFields, VmaRef};
+use crate::mm::vma_lock::refcnt::{Refcnt, VMA_LOCK_OFFSET, VMA_REF_LIMIT};
+use crate::mm::vma_lock::rwsem::{Member, Rwsem, Vma};
+use crate::mm::vma_lock::{AbortCause, Claim::*, Claims, Reuse, StartRead, point};
+
+/// What is wrong. The number is `Broken`'s.
+const LINES: [&str; 10] = [
+    "R4 is left out",
+    "R6 does not look at the mm",
+    "R6 does not look at the range",
+    "W1 waits for nobody",
+    "W1 leaves no mark",
+    "detach waits for nobody",
+    "the last reader wakes nobody",
+    "readers get in while a writer keeps them out",
+    "a VMA counts as attached from its allocation on",
+    "readers take a detached VMA, too",
+];
+
+/// `refcnt` with line `B` of [`LINES`] wrong.
+#[derive(Clone, Copy, Debug)]
+struct Broken<const B: usize>;
+
+fn vma_of<A: Arch, const B: usize>(v: VmaRef<A, Broken<B>>) -> VmaRef<A, Refcnt> {
+    // SAFETY: the two differ by a type that only pointers to the mm have in them.
+    unsafe { KRef::new(std::ptr::NonNull::new_unchecked(v.as_ptr().cast())) }
+}
+
+fn mm_of<A: Arch, const B: usize>(mm: MmRef<A, Broken<B>>) -> MmRef<A, Refcnt> {
+    // SAFETY: as above; what waits in the mm is the same.
+    unsafe { KRef::new(std::ptr::NonNull::new_unchecked(mm.as_ptr().cast())) }
+}
+
+impl<const B: usize> VmaLock for Broken<B> {
+    const NAME: &'static str = "broken";
+    const ORIGIN: &'static str = "a test";
+    const ABOUT: &'static str = "refcnt with a line wrong";
+    const CLAIMS: Claims = [Busted; 10];
+    const REUSE: Reuse = Reuse::Tolerates;
+    const DETACH_AT_EXIT: bool = true;
+    type Vma<A: Arch> = VmAreaStruct615<A, Self>;
+    type WriterWait<A: Arch> = <Refcnt as VmaLock>::WriterWait<A>;
+
+    fn vma_lock_init<A: Arch>(vma: VmaRef<A, Self>, constructed: bool) {
+        Refcnt::vma_lock_init(vma_of(vma), constructed);
+        if B == 8 {
+            vma.vm_refcnt.set(1);
+        }
+    }
+    fn vma_start_read<A: Arch>(
+        cpu: &Cpu<A>,
+        mm: MmRef<A, Self>,
+        vma: VmaRef<A, Self>,
+        _: impl FnOnce(MmRef<A, Self>),
+    ) -> StartRead {
+        match B {
+            0 | 7 => {
+                let limit = if B == 7 { 2 * VMA_LOCK_OFFSET } else { VMA_REF_LIMIT };
+                if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
+                    return StartRead::Contended(AbortCause::SeqEarly);
+                }
+                A::pause_point(point::LOCK_WORD);
+                match vma.vm_refcnt.inc_not_zero_limited_acquire(cpu, limit) {
+                    Ok(_) => {}
+                    Err(0) => return StartRead::Detached,
+                    Err(_) => return StartRead::Contended(AbortCause::Writer),
+                }
+                if B == 7 && vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
+                    Refcnt::vma_end_read(cpu, vma_of(vma));
+                    return StartRead::Contended(AbortCause::SeqLate);
+                }
+                A::pause_point(point::VM_MM);
+                StartRead::Locked
+            }
+            9 => {
+                if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
+                    return StartRead::Contended(AbortCause::SeqEarly);
+                }
+                vma.vm_refcnt.word().fetch_add(1, crate::arch::Acquire);
+                if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
+                    Refcnt::vma_end_read(cpu, vma_of(vma));
+                    return StartRead::Contended(AbortCause::SeqLate);
+                }
+                A::pause_point(point::VM_MM);
+                StartRead::Locked
+            }
+            _ => Refcnt::vma_start_read(cpu, mm_of(mm), vma_of(vma), |_| ()),
+        }
+    }
+    fn vma_is_of<A: Arch>(mm: MmRef<A, Self>, vma: VmaRef<A, Self>) -> bool {
+        B == 1 || Refcnt::vma_is_of(mm_of(mm), vma_of(vma))
+    }
+    fn vma_start_read_locked<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) -> bool {
+        Refcnt::vma_start_read_locked(cpu, vma_of(vma))
+    }
+    fn vma_end_read<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        if B == 6 {
+            vma.vm_refcnt.sub_return_old(cpu, 1);
+        } else {
+            Refcnt::vma_end_read(cpu, vma_of(vma));
+        }
+    }
+    fn vma_start_write<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        // SAFETY: the writer's own mm.
+        let mm = unsafe { &*vma.vm_mm().load(Relaxed) };
+        match B {
+            3 => vma.vm_lock_seq().store(mm.mm_lock_seq.word().load(Relaxed), Relaxed),
+            4 => {
+                let before = vma.vm_lock_seq().load(Relaxed);
+                Refcnt::vma_start_write(cpu, vma_of(vma));
+                vma.vm_lock_seq().store(before, Relaxed);
+            }
+            _ => Refcnt::vma_start_write(cpu, vma_of(vma)),
+        }
+    }
+    fn vma_mark_attached<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        match B {
+            4 => vma.vm_refcnt.set_release(1),
+            8 => {}
+            _ => Refcnt::vma_mark_attached(cpu, vma_of(vma)),
+        }
+    }
+    fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        match B {
+            5 => _ = vma.vm_refcnt.sub_return_old(cpu, 1),
+            4 => {
+                // With the mark, so that the assertion is content.
+                // SAFETY: the writer's own mm.
+                let mm = unsafe { &*vma.vm_mm().load(Relaxed) };
+                vma.vm_lock_seq().store(mm.mm_lock_seq.word().load(Relaxed), Relaxed);
+                Refcnt::vma_mark_detached(cpu, vma_of(vma));
+                vma.vm_lock_seq().store(u32::MAX, Relaxed);
+            }
+            _ => Refcnt::vma_mark_detached(cpu, vma_of(vma)),
+        }
+    }
+    fn vma_lock_is_free<A: Arch>(vma: VmaRef<A, Self>) -> bool {
+        B == 5 || Refcnt::vma_lock_is_free(vma_of(vma))
+    }
+}
+
+/// `rwsem_detach_locked_reset` whose detach takes the semaphore and lets go of it before it stores.
+#[derive(Clone, Copy, Debug)]
+struct StoresTooLate;
+/// The same that only tries the semaphore.
+#[derive(Clone, Copy, Debug)]
+struct OnlyTries;
+
+fn detach<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, waits: bool) {
+    use crate::sync::{down_write, down_write_trylock, up_write};
+    if waits {
+        down_write(cpu, &vma.vm_lock);
+        up_write(cpu, &vma.vm_lock);
+    }
+    let got = !waits && down_write_trylock(cpu, &vma.vm_lock);
+    vma.detached.store(1, Relaxed);
+    vma.vm_lock_seq().store(u32::MAX, Relaxed);
+    if got {
+        up_write(cpu, &vma.vm_lock);
+    }
+}
+
+macro_rules! member {
+    ($t:ident, $waits:literal) => {
+        impl Member for $t {
+            const NAME: &'static str = "broken";
+            const ORIGIN: &'static str = "a test";
+            const ABOUT: &'static str = "rwsem_detach_locked_reset with a line wrong";
+            const CLAIMS: Claims = [Busted; 10];
+            fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
+                detach(cpu, vma, $waits);
+            }
+        }
+    };
+}
+member!(StoresTooLate, true);
+member!(OnlyTries, false);
+
+/// The first scenario that fails, and how.
+fn noticed<L: VmaLock>() -> Option<(String, String)> {
+    SCENARIOS.iter().find_map(|(id, _)| {
+        let request = Request {
+            protocol: L::NAME.into(),
+            scenario: (*id).into(),
+            bound: Bound::QUICK,
+            weaken: None,
+            survey: false,
+        };
+        let so_far = Mutex::new(nothing_yet(&request));
+        show_one::<L>(&request, &so_far);
+        let s = so_far.into_inner().unwrap_or_else(|e| e.into_inner());
+        s.wrong.map(|w| ((*id).to_string(), w.message))
+    })
+}
+
+macro_rules! all {
+    ($($b:literal)*) => { vec![$((LINES[$b], noticed::<Broken<$b>>())),*] };
+}
+
+#[test]
+fn a_line_that_is_wrong_is_noticed() {
+    let mut rows = all![0 1 2 3 4 5 6 7 8 9];
+    rows.push(("the detach lets go of the semaphore before it stores", noticed::<Rwsem<StoresTooLate>>()));
+    rows.push(("the detach does not wait for the semaphore", noticed::<Rwsem<OnlyTries>>()));
+    for (what, how) in &rows {
+        println!("{what}: {how:?}");
+    }
+    let missed: Vec<_> = rows.iter().filter(|r| r.1.is_none()).map(|r| r.0).collect();
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Floor 8: every lock protocol through every scenario of the thread, with its own code, and whether it comes out as it
+//! declares ([`VmaLock::CLAIMS`](crate::mm::vma_lock::VmaLock::CLAIMS)).
+//!
+//! Two engines. The model checker runs the cases in which stores are seen out of order: every interleaving within a bound
+//! on preemptions, and every stale value that the orders allow. The others, in which two address spaces take turns at one
+//! object, need only the right moment: [`stepped`] runs them as scripts in which every load returns the newest value, so that
+//! what fails there fails on any machine. [`slot`] is the small kernel they run on and says what is real in it;
+//! [`scenarios`] is the table.
+//!
+//! What goes wrong is told step by step ([`log`]). [`audit`] takes the orders of the code away one line at a time, without
+//! touching the source, and says which case notices.
+//!
+//! It cannot tell: more than its bound ([`Bound`]); load buffering and what separate SeqCst accesses are, which the engine does
+//! not have (`model/litmus.rs`); anything about the maple tree, the slab allocator and RCU beyond what `slot` says of them.
+
+pub mod audit;
+#[cfg(test)]
+mod broken;
+pub mod log;
+pub mod scenarios;
+pub mod slot;
+pub mod stepped;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod worked_example;
+pub mod world;
+
+use self::log::Step;
+use self::scenarios::{Case, Engine, audit_cases, cases};
+use self::slot::Slot;
+use self::stepped::Stepped;
+use self::world::{Checked, Site};
+use crate::arch::Arch;
+use crate::cpu::Cpu;
+use crate::cpu::testing::for_test_set;
+use crate::mm::vma_lock::{Claim, SCENARIOS, VmaLock};
+use crate::mm::vmstat::VmEvent;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// How far the model checker goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// Preemptions of a thread that could have gone on; none: no bound.
+    pub preemptions: Option<usize>,
+    /// Whether the scripts T3 to T5 go before the model checker as well.
+    pub scripts: bool,
+}
+
+impl Bound {
+    /// The usual one: a minute or two for all.
+    pub const USUAL: Bound = Bound { preemptions: Some(3), scripts: false };
+    /// For tests.
+    pub const QUICK: Bound = Bound { preemptions: Some(2), scripts: false };
+    /// `--deep`.
+    pub const DEEP: Bound = Bound { preemptions: Some(5), scripts: true };
+
+    /// What it leaves unchecked.
+    pub fn leaves(self) -> String {
+        let scripts = if self.scripts { "" } else { "; T3 to T6, T8 and T9 run as one script each" };
+        match self.preemptions {
+            Some(n) => format!("executions with more than {n} preemptions{scripts}"),
+            None => format!("nothing but what the engine does not have{scripts}"),
+        }
+    }
+}
+
+/// One piece of work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Slug of the protocol.
+    pub protocol: String,
+    /// `T0` to `T9`; `X`: the cases of the audit.
+    pub scenario: String,
+    /// How far.
+    pub bound: Bound,
+    /// A line whose accesses lose their order.
+    #[serde(default)]
+    pub weaken: Option<Site>,
+    /// Whether to say which lines with an order were passed.
+    #[serde(default)]
+    pub survey: bool,
+}
+
+/// How a protocol failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wrong {
+    /// Which case of the scenario; empty where it has one.
+    pub case: String,
+    /// Which invariant, or that something races.
+    pub message: String,
+    /// Preemptions that it takes, where the model checker found it; it tried fewer first.
+    pub preemptions: Option<usize>,
+    /// The execution.
+    pub steps: Vec<Step>,
+}
+
+/// What a scenario showed of a protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shown {
+    /// Slug of the protocol.
+    pub protocol: String,
+    /// The scenario.
+    pub scenario: String,
+    /// What the protocol declares.
+    pub declared: String,
+    /// What was shown: `holds`, `busted`, `impossible`.
+    pub shown: String,
+    /// Executions looked at.
+    pub executions: u64,
+    /// Time it took, ms.
+    pub ms: u64,
+    /// How it went wrong.
+    pub wrong: Option<Wrong>,
+    /// Lines with an order that were passed, and what they do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<(Site, String)>,
+}
+
+impl Shown {
+    /// Whether the protocol came out as it declares.
+    pub fn as_declared(&self) -> bool {
+        self.shown == self.declared
+    }
+}
+
+/// What a run of a case needs besides the case.
+struct Run<'a> {
+    request: &'a Request,
+    /// What is known so far, for whoever has to tell of a failure that ends the process.
+    so_far: &'a Mutex<Shown>,
+    sites: Arc<Mutex<BTreeMap<Site, String>>>,
+}
+
+/// A CPU whose writers, where they must wait, sleep at once: spinning only multiplies interleavings.
+fn patient<W: Arch>(cpu: Cpu<W>) -> Cpu<W> {
+    cpu.softirq.ksoftirqd.set(true);
+    cpu
+}
+
+fn quiet<W: Arch>(cpu: &Cpu<W>) {
+    assert_eq!(cpu.counters.get(VmEvent::Warn), 0, "a condition that must not be");
+}
+
+/// What is said of two accesses that nothing orders, to a word that a lock protects.
+const RACES: &str = "two accesses that nothing orders";
+
+/// The invariant of slot.rs that a race on a ghost word is about.
+fn invariant_of(word: &str) -> &'static str {
+    match word {
+        "owner" => "I1: attached in another mm, or not at all",
+        "claim" => "I3: write-locked or not",
+        "generation" => "I4: another life",
+        "payload" => "I5: changing",
+        "anon_vma" => "I11: what a reader stored",
+        _ => "a word that a lock protects",
+    }
+}
+
+/// The text of a panic.
+pub fn text(e: &(dyn std::any::Any + Send)) -> String {
+    let s = e.downcast_ref::<String>().map(String::as_str).or_else(|| e.downcast_ref::<&str>().copied());
+    let s = s.unwrap_or("a panic without text").trim();
+    // What was to hold is behind what an assertion says of itself.
+    let s = s.strip_prefix("assertion").and_then(|a| a.split_once("failed: ")).map_or(s, |(_, what)| what);
+    // What the engine says of two accesses to a word that nothing orders.
+    if s.starts_with("Causality violation") {
+        return RACES.into();
+    }
+    if s.contains("exceeded maximum number of branches") || s.starts_with("deadlock") {
+        return "I10: somebody waits for ever".into();
+    }
+    s.lines().next().unwrap_or("").into()
+}
+
+impl Run<'_> {
+    fn begins(&self, case: &str, preemptions: Option<usize>) {
+        let mut s = self.so_far.lock().unwrap_or_else(|e| e.into_inner());
+        s.wrong = Some(Wrong { case: case.into(), message: String::new(), preemptions, steps: Vec::new() });
+    }
+
+    /// Every interleaving within the bound, with fewer preemptions first.
+    fn exhaustive<L: VmaLock>(&self, case: &Case<Checked, L>) -> Result<(), String> {
+        let last = self.request.bound.preemptions;
+        let bounds = (0..last.unwrap_or(3)).map(Some).chain([last]);
+        world::weaken(self.request.weaken.clone());
+        let mut result = Ok(());
+        for bound in bounds {
+            self.begins(case.what, bound);
+            let runs = Arc::new(AtomicU64::new(0));
+            result = self.explore(case, bound, &runs);
+            let mut s = self.so_far.lock().unwrap_or_else(|e| e.into_inner());
+            // A bound includes those below it.
+            if bound == last || result.is_err() {
+                s.executions += runs.load(Ordering::Relaxed);
+            }
+            if result.is_err() {
+                break;
+            }
+        }
+        world::weaken(None);
+        result
+    }
+
+    fn explore<L: VmaLock>(
+        &self,
+        case: &Case<Checked, L>,
+        bound: Option<usize>,
+        runs: &Arc<AtomicU64>,
+    ) -> Result<(), String> {
+        let count = runs.clone();
+        let (mms, reader, writer, third) = (case.mms, case.reader, case.writer, case.third);
+        let sites = self.request.survey.then(|| self.sites.clone());
+        let mut b = ::loom::model::Builder::new();
+        b.preemption_bound = bound;
+        b.max_branches = 20_000;
+        catch_unwind(AssertUnwindSafe(|| {
+            b.check(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                log::begin();
+                world::i_am(0);
+                let set = for_test_set::<Checked>(2 + u32::from(third.is_some()));
+                let cpu = patient(set.cpu(0));
+                let s: Arc<Box<Slot<Checked, L>>> = Arc::new(Slot::new(&cpu, mms, |_, _, _| ()));
+                let others: Vec<_> = [(1, Some(reader)), (2, third)]
+                    .into_iter()
+                    .filter_map(|(id, part)| part.map(|part| (id, part)))
+                    .map(|(id, part)| {
+                        let (set, s) = (set.clone(), s.clone());
+                        ::loom::thread::spawn(move || {
+                            world::i_am(id);
+                            let cpu = patient(set.cpu(id));
+                            part(&cpu, &s);
+                            quiet(&cpu);
+                        })
+                    })
+                    .collect();
+                writer(&cpu, &s);
+                others.into_iter().for_each(|t| t.join().expect("a panic ends the model"));
+                quiet(&cpu);
+                if let Some(sites) = &sites {
+                    let mut sites = sites.lock().expect("one thread");
+                    for (at, op) in log::sites().into_iter().filter(|(_, op)| audit::has_order(*op)) {
+                        sites.entry(Site::of(at)).or_insert_with(|| op.name().into());
+                    }
+                }
+            });
+        }))
+        .map_err(|e| text(&*e))
+    }
+
+    /// The one script.
+    fn stepped<L: VmaLock>(&self, case: &Case<Stepped, L>) -> Result<(), String> {
+        self.begins(case.what, None);
+        log::begin();
+        let set = for_test_set::<Stepped>(2);
+        let s = Slot::<Stepped, L>::new(&patient(set.cpu(0)), case.mms, stepped::poison);
+        let part = |id: u32, f: scenarios::Part<Stepped, L>| {
+            let (set, s) = (&set, &s);
+            Box::new(move || {
+                let cpu = patient(set.cpu(id));
+                f(&cpu, s);
+                quiet(&cpu);
+            })
+        };
+        let parts: Vec<stepped::Part<'_>> =
+            vec![(case.writer_stops, part(0, case.writer)), (case.reader_stops, part(1, case.reader))];
+        let result = stepped::run(parts);
+        self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
+        result
+    }
+
+    fn all<L: VmaLock>(&self) -> Result<(), String> {
+        let id = self.request.scenario.as_str();
+        if id == "X" {
+            return audit_cases::<Checked, L>().iter().try_for_each(|c| self.exhaustive(c));
+        }
+        let scripts = self.request.bound.scripts && matches!(id, "T3" | "T4" | "T5");
+        // What takes no time comes first.
+        for c in cases::<Stepped, L>().iter().filter(|c| c.id == id && c.engine == Engine::Stepped) {
+            self.stepped(c)?;
+        }
+        for c in cases::<Checked, L>().iter().filter(|c| c.id == id && (scripts || c.engine == Engine::Exhaustive)) {
+            self.exhaustive(c)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is known before a request is begun.
+pub fn nothing_yet(request: &Request) -> Shown {
+    Shown {
+        protocol: request.protocol.clone(),
+        scenario: request.scenario.clone(),
+        declared: String::new(),
+        shown: String::new(),
+        executions: 0,
+        ms: 0,
+        wrong: None,
+        sites: Vec::new(),
+    }
+}
+
+fn show_one<L: VmaLock>(request: &Request, so_far: &Mutex<Shown>) {
+    let at = SCENARIOS.iter().position(|s| s.0 == request.scenario);
+    let declared = at.map_or(Claim::Holds, |at| L::CLAIMS[at]);
+    so_far.lock().expect("nobody else yet").declared = declared.name().into();
+    if declared == Claim::Impossible {
+        so_far.lock().expect("nobody else yet").shown = declared.name().into();
+        return;
+    }
+    let before = log::current();
+    log::set_current(Some(Arc::default()));
+    let t = Instant::now();
+    let run = Run { request, so_far, sites: Arc::default() };
+    let result = run.all::<L>();
+    let mut s = so_far.lock().unwrap_or_else(|e| e.into_inner());
+    s.ms = t.elapsed().as_millis() as u64;
+    s.sites = run.sites.lock().expect("one thread").clone().into_iter().collect();
+    match result {
+        Ok(()) => {
+            s.wrong = None;
+            s.shown = Claim::Holds.name().into();
+        }
+        Err(message) => failed(&mut s, message),
+    }
+    log::set_current(before);
+}
+
+/// Completes what is known when an execution failed; on the thread that it failed on, or on that of [`show`].
+pub fn failed(s: &mut Shown, message: String) {
+    s.shown = Claim::Busted.name().into();
+    if let Some(w) = &mut s.wrong {
+        w.steps = log::steps();
+        w.message = match w.steps.last() {
+            Some(last) if message == RACES => format!("{}: {RACES}", invariant_of(&last.word)),
+            _ => message,
+        };
+    }
+}
+
+/// Calls a function for each protocol of the list.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! __for_protocol {
+    (($name:expr, $f:ident $args:tt) $($L:ty,)*) => {
+        match $name {
+            $(name if name == <$L as $crate::mm::vma_lock::VmaLock>::NAME => $f::<$L> $args,)*
+            name => panic!("no protocol is named '{name}'"),
+        }
+    };
+}
+
+/// Does a piece of work; `so_far` has at each moment what is known, for a process that ends where something fails.
+pub fn show(request: &Request, so_far: &Mutex<Shown>) {
+    crate::protocols!(__for_protocol(request.protocol.as_str(), show_one(request, so_far)));
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The eleventh protocol of CONTRIBUTING.md, as its author would write it, compiled and checked: one file and one line of the
+//! list. It is P6 as it was first said: `vm_mm` is cleared in the region that marks a VMA detached, too.
+// The text from here to the last brace is CONTRIBUTING.md's.
+use crate::arch::{Arch, Relaxed};
+use crate::cpu::Cpu;
+use crate::mm::mm_types::VmaFields;
+use crate::mm::vma_lock::rwsem::{Member, Rwsem, Vma};
+use crate::mm::vma_lock::{Claim::*, Claims};
+use crate::sync::{down_write, up_write};
+
+/// `rwsem_detach_locked_mm`: detached, the owner and the sequence are all settled under the VMA's own semaphore.
+#[derive(Clone, Copy, Debug)]
+pub struct DetachLockedMm;
+
+/// The protocol.
+pub type RwsemDetachLockedMm = Rwsem<DetachLockedMm>;
+
+impl Member for DetachLockedMm {
+    const NAME: &'static str = "rwsem_detach_locked_mm";
+    const ORIGIN: &'static str = "2024-12-11";
+    const ABOUT: &'static str = "detached, vm_mm and the sequence's reset are stored under the VMA's own semaphore";
+    const CLAIMS: Claims = [Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds];
+
+    fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
+        // ORDER: acquire, meets up_read() of vma_end_read(): no reader has V from here on.
+        down_write(cpu, &vma.vm_lock);
+        vma.detached.store(1, Relaxed);
+        vma.vm_mm().store(std::ptr::null_mut(), Relaxed);
+        vma.vm_lock_seq().store(u32::MAX, Relaxed);
+        // ORDER: release, meets the trylock of vma_start_read(): whoever gets the lock now sees V detached at R5.
+        up_write(cpu, &vma.vm_lock);
+    }
+}
+// The text ends.
+
+use super::{Bound, Request, nothing_yet, show_one};
+use crate::mm::vma_lock::{SCENARIOS, VmaLock};
+use std::sync::Mutex;
+
+/// What its claims say is what is shown.
+#[test]
+fn the_worked_example_is_what_it_claims() {
+    for (id, _) in SCENARIOS {
+        let request = Request {
+            protocol: RwsemDetachLockedMm::NAME.into(),
+            scenario: id.into(),
+            bound: Bound::QUICK,
+            weaken: None,
+            survey: false,
+        };
+        let so_far = Mutex::new(nothing_yet(&request));
+        show_one::<RwsemDetachLockedMm>(&request, &so_far);
+        let s = so_far.into_inner().unwrap_or_else(|e| e.into_inner());
+        assert!(s.as_declared(), "{s:?}");
+    }
+}
+
+#[test]
+fn the_guide_shows_the_text_that_is_compiled() {
+    let here = include_str!("worked_example.rs");
+    let text = here.split("CONTRIBUTING.md's.\n").nth(1).and_then(|t| t.split("// The text ends.").next()).unwrap();
+    let guide = include_str!("../../CONTRIBUTING.md");
+    assert!(guide.contains(text), "CONTRIBUTING.md and check/worked_example.rs differ");
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `faultline check`: every lock protocol through every scenario, a table of verdicts, and for each that is busted the
+//! interleaving that shows it.
+//!
+//! Each cell of the table runs in a process of its own, as many at a time as there are CPUs: an execution that fails ends its
+//! process, having told what it did. Exit code 1 if a verdict is not the declared one.
+
+use super::Failure;
+use crate::check::audit::{self, Row};
+use crate::check::{Bound, Request, Shown, failed, nothing_yet, show, text};
+use crate::mm::vma_lock::{PROTOCOLS, SCENARIOS};
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use std::io::{IsTerminal, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Example: faultline check --protocol rwsem_keep_seq --scenario T3,T4\n\
+                        holds: no execution looked at violates an invariant; busted: one does, and is shown;\n\
+                        impossible: memory waits for a grace period, so that it cannot come to that")]
+pub struct Args {
+    /// Protocols [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "P")]
+    protocol: Vec<String>,
+    /// Scenarios: T0 to T9 [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "S")]
+    scenario: Vec<String>,
+    /// Go further: five preemptions instead of three, and the scripts before the model checker too; an hour or more
+    #[arg(long)]
+    deep: bool,
+    /// Take away the order of one line at a time, and say which scenario notices
+    #[arg(long)]
+    audit: bool,
+    /// The interleaving of each busted cell is left out
+    #[arg(long)]
+    brief: bool,
+    /// The result as JSON
+    #[arg(long)]
+    json: bool,
+    /// One piece of work, as JSON: what this command starts for each cell
+    #[arg(long, hide = true)]
+    one: Option<String>,
+}
+
+/// Does one piece of work and prints what it showed, in the middle of it if an execution fails.
+fn one(request: &str) -> Result<(), Failure> {
+    let request: Request = serde_json::from_str(request).map_err(|e| Failure::Input(format!("--one: {e}")))?;
+    let so_far = Arc::new(Mutex::new(nothing_yet(&request)));
+    let begun = Instant::now();
+    let state = so_far.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        let mut s = state.lock().unwrap_or_else(|e| e.into_inner());
+        s.ms = begun.elapsed().as_millis() as u64;
+        failed(&mut s, text(info.payload()));
+        print(&s);
+        std::process::exit(0);
+    }));
+    show(&request, &so_far);
+    print(&so_far.lock().unwrap_or_else(|e| e.into_inner()));
+    Ok(())
+}
+
+fn print(s: &Shown) {
+    let line = serde_json::to_string(s).expect("plain data");
+    let mut out = std::io::stdout().lock();
+    // Nobody to tell if the pipe is closed.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Runs requests in processes of their own.
+struct Pool {
+    jobs: usize,
+    bar: ProgressBar,
+}
+
+impl Pool {
+    fn run(&self, requests: &[Request]) -> Result<Vec<Shown>, String> {
+        let next = Mutex::new(0usize);
+        let results: Vec<Mutex<Option<Result<Shown, String>>>> = requests.iter().map(|_| Mutex::new(None)).collect();
+        std::thread::scope(|s| {
+            for _ in 0..self.jobs.min(requests.len()) {
+                s.spawn(|| {
+                    loop {
+                        let i = {
+                            let mut n = next.lock().expect("nobody panics with it");
+                            *n += 1;
+                            *n - 1
+                        };
+                        let Some(r) = requests.get(i) else { return };
+                        *results[i].lock().expect("nobody panics with it") = Some(child(r));
+                        self.bar.inc(1);
+                        self.bar.set_message(format!("{} {}", r.scenario, r.protocol));
+                    }
+                });
+            }
+        });
+        results.into_iter().map(|r| r.into_inner().expect("nobody panics with it").expect("each was run")).collect()
+    }
+}
+
+fn child(r: &Request) -> Result<Shown, String> {
+    let wrong = |what: String| format!("{} {}: {what}", r.scenario, r.protocol);
+    let exe = std::env::current_exe().map_err(|e| wrong(format!("this program cannot be found: {e}")))?;
+    let request = serde_json::to_string(r).expect("plain data");
+    let out = Command::new(exe).args(["check", "--one", &request]).stdin(Stdio::null()).output();
+    let out = out.map_err(|e| wrong(format!("its process could not be started: {e}")))?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    // What was said first: after a failure others may fail too.
+    let line = text.lines().find(|l| l.starts_with('{'));
+    line.and_then(|l| serde_json::from_str(l).ok()).ok_or_else(|| {
+        wrong(format!("its process ended ({}) without a result: {}", out.status, last_line(&out.stderr)))
+    })
+}
+
+fn last_line(b: &[u8]) -> String {
+    String::from_utf8_lossy(b).lines().last().unwrap_or("no message").into()
+}
+
+fn names(given: &[String], all: &[&str], option: &str) -> Result<Vec<String>, Failure> {
+    if let Some(bad) = given.iter().find(|g| !all.contains(&g.as_str())) {
+        return Err(Failure::Input(format!("{option} {bad}: accepted: {}", all.join(", "))));
+    }
+    Ok(all.iter().filter(|n| given.is_empty() || given.iter().any(|g| g == *n)).map(|n| (*n).to_string()).collect())
+}
+
+/// Runs the verb.
+pub fn main(args: &Args) -> Result<(), Failure> {
+    if let Some(request) = &args.one {
+        return one(request);
+    }
+    let all: Vec<_> = PROTOCOLS.iter().map(|p| p.name).collect();
+    let protocols = names(&args.protocol, &all, "--protocol")?;
+    let all: Vec<_> = SCENARIOS.iter().map(|s| s.0).collect();
+    let scenarios = names(&args.scenario, &all, "--scenario")?;
+    let bound = if args.deep { Bound::DEEP } else { Bound::USUAL };
+    let target = if std::io::stderr().is_terminal() && !args.json {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(None, target);
+    bar.set_style(ProgressStyle::with_template("{elapsed} {pos}/{len} {msg}").expect("a constant"));
+    bar.enable_steady_tick(Duration::from_millis(500));
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let pool = Pool { jobs, bar };
+    if args.audit {
+        return run_audit(args, &protocols, &pool);
+    }
+    let mut requests = Vec::new();
+    for s in &scenarios {
+        for p in &protocols {
+            let (protocol, scenario) = (p.clone(), s.clone());
+            requests.push(Request { protocol, scenario, bound, weaken: None, survey: false });
+        }
+    }
+    pool.bar.set_length(requests.len() as u64);
+    let begun = Instant::now();
+    let shown = pool.run(&requests).map_err(Failure::Check)?;
+    pool.bar.finish_and_clear();
+    let bad: Vec<&Shown> = shown.iter().filter(|s| !s.as_declared()).collect();
+    if args.json {
+        let leaves = bound.leaves();
+        println!("{}", json!({"schema": 1, "kind": "check", "bound": bound, "leaves": leaves, "cells": shown}));
+    } else {
+        if !args.brief {
+            shown.iter().filter(|s| s.wrong.is_some()).for_each(tell);
+        }
+        println!("{}", table(&protocols, &scenarios, &shown));
+        for (id, what) in SCENARIOS.iter().filter(|s| scenarios.iter().any(|n| n == s.0)) {
+            println!("{id}  {what}");
+        }
+        let executions: u64 = shown.iter().map(|s| s.executions).sum();
+        println!(
+            "{} cells, {executions} executions, {:.1} s; within its bound, which leaves unchecked: {}",
+            shown.len(),
+            begun.elapsed().as_secs_f64(),
+            bound.leaves()
+        );
+    }
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<_> = bad
+        .iter()
+        .map(|s| format!("{} {}: declared {}, shown {}", s.scenario, s.protocol, s.declared, s.shown))
+        .collect();
+    Err(Failure::Check(lines.join("\n")))
+}
+
+fn how(preemptions: Option<usize>) -> String {
+    match preemptions {
+        Some(1) => "1 preemption".into(),
+        Some(n) => format!("{n} preemptions"),
+        None => "a script, every load the newest value".into(),
+    }
+}
+
+/// The interleaving of a busted cell.
+fn tell(s: &Shown) {
+    let Some(w) = &s.wrong else { return };
+    let case = if w.case.is_empty() { String::new() } else { format!(" ({})", w.case) };
+    println!("{} {}{case}: {} [{}]", s.scenario, s.protocol, w.message, how(w.preemptions));
+    w.steps.iter().for_each(|step| println!("{step}"));
+    println!();
+}
+
+/// Protocol by scenario; a verdict that is not the declared one is marked.
+fn table(protocols: &[String], scenarios: &[String], shown: &[Shown]) -> Table {
+    let mut t = Table::new();
+    t.load_preset(presets::NOTHING);
+    let mut head = vec!["protocol".to_string()];
+    head.extend(scenarios.iter().cloned());
+    head.extend(["executions".into(), "s".into()]);
+    t.set_header(head);
+    for p in protocols {
+        let of = |s: &String| shown.iter().find(|x| x.protocol == *p && x.scenario == *s).expect("each was run");
+        let mut row = vec![p.clone()];
+        row.extend(scenarios.iter().map(|s| {
+            let x = of(s);
+            if x.as_declared() { x.shown.clone() } else { format!("{} (declared {})", x.shown, x.declared) }
+        }));
+        let (mut executions, mut ms) = (0, 0);
+        for x in scenarios.iter().map(of) {
+            executions += x.executions;
+            ms += x.ms;
+        }
+        row.extend([executions.to_string(), format!("{:.1}", ms as f64 / 1000.0)]);
+        t.add_row(row);
+    }
+    t
+}
+
+fn run_audit(args: &Args, protocols: &[String], pool: &Pool) -> Result<(), Failure> {
+    let bound = if args.deep { Bound::USUAL } else { Bound::QUICK };
+    let begun = Instant::now();
+    let mut left = 0;
+    let rows = audit::audit(protocols, bound, &mut |r| pool.run(r), &mut |all, n| {
+        left = n;
+        pool.bar.set_prefix(format!("{n} of {all} lines left"));
+    })
+    .map_err(Failure::Check)?;
+    pool.bar.finish_and_clear();
+    if args.json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                json!({"site": place(r), "op": r.op, "caught": r.caught, "tried": r.tried,
+            "reason": r.caught.is_none().then(|| r.reason())})
+            })
+            .collect();
+        println!("{}", json!({"schema": 1, "kind": "audit", "bound": bound, "lines": rows}));
+    } else {
+        print!("{}", audit_table(&rows));
+        println!();
+        println!("{} lines, {} not shown to be needed; {:.0} s", rows.len(), left, begun.elapsed().as_secs_f64());
+    }
+    let unknown: Vec<_> = rows.iter().filter(|r| r.caught.is_none() && r.reason() == "not known").collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<_> = unknown.iter().map(|r| place(r)).collect();
+    Err(Failure::Check(format!(
+        "nothing notices if these lose their order, and no reason is known: {}",
+        places.join(", ")
+    )))
+}
+
+fn place(r: &Row) -> String {
+    let file = r.site.file.split_once("src/").map_or(r.site.file.as_str(), |(_, f)| f);
+    format!("{file}:{}", r.site.line)
+}
+
+/// As Markdown.
+fn audit_table(rows: &[Row]) -> String {
+    let mut out = String::from("| line | order | without it |\n|---|---|---|\n");
+    for r in rows {
+        let what = match &r.caught {
+            Some(c) => format!("{} {}: {}", c.scenario, c.protocol, c.message),
+            None => format!("not shown to be needed ({} runs): {}", r.tried.len(), r.reason()),
+        };
+        out.push_str(&format!("| {} | {} | {what} |\n", place(r), r.op));
+    }
+    out
+}
