@@ -54,14 +54,17 @@ fn rows(what: &str) -> Rows {
             .iter()
             .chain([&workload::trace::TraceLoop::ABOUT])
             .map(|a| {
-                let about = vec![
+                let mut about = vec![
                     format!("operation: {}; default mode: {}", a.operation, a.mode.name()),
                     format!("why: {}", a.why),
                     format!("shows: {}", a.shows),
                     format!("cannot show: {}", a.cannot),
                 ];
-                let name = if a.name == "trace" { "trace:FILE" } else { a.name };
-                (name.into(), about)
+                if a.name == "trace" {
+                    return ("trace:FILE".into(), about);
+                }
+                about.extend(workload::not_on_host(a.name).map(|why| format!("not in the kernel world: {why}")));
+                (a.name.into(), about)
             })
             .collect(),
         "hosts" => {

@@ -41,7 +41,7 @@ pub struct Args {
     /// the benches, `all` for every one built
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
-    /// Workloads; `all` for every one that needs no file; trace:FILE repeats the calls of a strace -f log
+    /// Workloads; `all` for every one that needs no file (in the kernel world: and can run there); trace:FILE repeats the calls of a strace -f log
     #[arg(long, value_delimiter = ',', required = true)]
     workload: Vec<String>,
     /// thread (one mm), process (an mm per CPU), both, or default (each workload's own)
@@ -196,7 +196,8 @@ fn request(a: &Args) -> Result<Request, Failure> {
     let mut workloads: Vec<&'static About> = Vec::new();
     for w in once(&a.workload) {
         if w == "all" {
-            workloads.extend(workload::LIST);
+            let fits = |a: &&About| world != World::Kernel || workload::not_on_host(a.name).is_none();
+            workloads.extend(workload::LIST.iter().filter(fits));
         } else if let Some(file) = w.strip_prefix(workload::trace::PREFIX) {
             let of = |e| Failure::Input(format!("--workload {w}: {e}"));
             let (log, trace) = trace::load(Path::new(file)).map_err(of)?;
@@ -210,6 +211,13 @@ fn request(a: &Args) -> Result<Request, Failure> {
         } else {
             workloads.push(workload::find(w).map_err(|e| Failure::Input(format!("--workload {w}: {e}")))?);
         }
+    }
+    if world == World::Kernel
+        && let Some((name, why)) = workloads.iter().find_map(|w| workload::not_on_host(w.name).map(|why| (w.name, why)))
+    {
+        return Err(Failure::Input(format!(
+            "--workload {name}: not in the kernel world: {why}; say --world native or sim"
+        )));
     }
     // `all` beside a name, or a file under two names.
     let mut seen = BTreeSet::new();

@@ -89,6 +89,8 @@ struct PortSpace<'a, K: Kconfig> {
     cpu: &'a Cpu<K::A>,
     k: &'a Kernel<K>,
     mm: MmPtr<K>,
+    /// This thread's second address space.
+    other: Cell<Option<MmPtr<K>>>,
     clock: Cell<Option<u64>>,
     /// Calls that found no memory and were made again.
     failures: Cell<u64>,
@@ -101,7 +103,7 @@ const RETRIES: u32 = 10_000;
 impl<'a, K: Kconfig> PortSpace<'a, K> {
     fn new(cpu: &'a Cpu<K::A>, k: &'a Kernel<K>, mm: MmPtr<K>, plan: &'a Plan) -> Self {
         let program = plan.program.as_deref();
-        PortSpace { cpu, k, mm, clock: Cell::new(None), failures: Cell::new(0), program }
+        PortSpace { cpu, k, mm, other: Cell::new(None), clock: Cell::new(None), failures: Cell::new(0), program }
     }
 
     /// One of the system calls that only traces make.
@@ -197,6 +199,28 @@ impl<K: Kconfig> Space for PortSpace<'_, K> {
         // MREMAP_MAYMOVE | MREMAP_FIXED, or in place.
         let flags = if to == addr { 0 } else { 3 };
         self.call(Call::Mremap { addr, old_len: pages * PAGE, new_len: new_pages * PAGE, flags, new_addr: to })
+    }
+    fn in_other<R>(&self, f: impl FnOnce(&Self) -> R) -> Option<R> {
+        let mm = self.other.get().or_else(|| mm::try_mm_alloc(self.cpu, self.k))?;
+        self.other.set(Some(mm));
+        let o = PortSpace {
+            cpu: self.cpu,
+            k: self.k,
+            mm,
+            other: Cell::new(None),
+            clock: Cell::new(self.clock.take()),
+            failures: Cell::new(self.failures.get()),
+            program: None,
+        };
+        let r = f(&o);
+        self.clock.set(o.clock.take());
+        self.failures.set(o.failures.get());
+        Some(r)
+    }
+    fn end_other(&self) {
+        if let Some(mm) = self.other.take() {
+            mm::mmput(self.cpu, self.k, mm);
+        }
     }
     fn program(&self) -> Option<&Program> {
         self.program
@@ -612,6 +636,7 @@ where
         }
     }
     .map_err(|e| e.to_string());
+    space.end_other();
 
     // The last user of an mm tears it down: its owner, or worker 0 when all others have left.
     l.left.fetch_add(1, Full);

@@ -144,6 +144,27 @@ fn two_identical_runs_are_identical() {
     }
 }
 
+/// Readers come too late only where memory becomes another VMA at once, and then they do, in every way there is.
+#[test]
+fn only_typesafe_memory_becomes_another_vma_under_its_readers() {
+    let m = machine(1, 4);
+    for v in ["v6.12", "v6.15", "v7.3"] {
+        let v = variant::parse(v).unwrap();
+        let (mut other, mut range, mut late) = (0, 0, 0);
+        for seed in 0..4 {
+            let o = run(&m, &v, "cross_mm_reuse", Mode::Thread, 4000, seed);
+            assert!(o.errors.is_empty(), "{} seed {seed}: {:?}", v.name, o.errors);
+            assert!(o.counters["workload_operations"] > 0);
+            other += o.counters["vma_lock_abort_other_mm"];
+            range += o.counters["vma_lock_abort_range"];
+            late += o.counters["vma_lock_miss"];
+        }
+        println!("{}: other mm {other}, range {range}, miss {late}", v.name);
+        assert_eq!(other > 0, v.cache == "typesafe", "{}: {other} found another mm's", v.name);
+        assert!(late > 0, "{}", v.name);
+    }
+}
+
 #[test]
 fn every_line_that_the_port_touches_has_a_name() {
     let m = machine(2, 8);

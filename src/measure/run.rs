@@ -180,6 +180,10 @@ mod tests {
         fn remap(&self, _: u64, _: u64, _: u64, _: u64) -> Result<(), Errno> {
             Ok(())
         }
+        fn in_other<R>(&self, _: impl FnOnce(&Self) -> R) -> Option<R> {
+            None
+        }
+        fn end_other(&self) {}
         fn program(&self) -> Option<&Program> {
             None
         }

@@ -51,7 +51,7 @@ mod tests;
 
 pub use fault::{FaultError, do_user_addr_fault};
 pub use file::{File, FileKind, FileSpec, file_open, fput, get_file};
-pub use fork::{dup_mm, mm_alloc, mmput, sys_fork};
+pub use fork::{dup_mm, mm_alloc, mmput, sys_fork, try_mm_alloc};
 pub use kconfig::{Config, Kconfig, Mm, MmPtr, VmaPtr};
 pub use madvise::{madvise_dontneed, madvise_set_anon_name, sys_madvise};
 pub use mlock::{sys_mlock, sys_mlockall, sys_munlock, sys_munlockall};

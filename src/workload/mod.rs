@@ -13,9 +13,11 @@
 
 pub mod anon_fault;
 pub mod brk1;
+pub mod cross_mm_reuse;
 pub mod fault_vs_unmap;
 pub mod mmap_churn;
 pub mod munmap_storm;
+pub mod shared_vma;
 pub mod trace;
 
 use crate::cpu::Errno;
@@ -70,6 +72,11 @@ pub trait Space {
     /// # Errors
     /// Those of mremap(2).
     fn remap(&self, addr: u64, pages: u64, to: u64, new_pages: u64) -> Result<(), Errno>;
+    /// Runs `f` in a second address space, this thread's own and made when first asked for, as if its CPU had gone over to
+    /// another process. `None`: there is none in this world, or no memory for one.
+    fn in_other<R>(&self, f: impl FnOnce(&Self) -> R) -> Option<R>;
+    /// Ends the second address space, if there is one.
+    fn end_other(&self);
     /// The recorded program of `trace:FILE`; `None` in a run of anything else.
     fn program(&self) -> Option<&Program>;
     /// Next random number of this thread.
@@ -138,6 +145,8 @@ pub struct About {
 pub trait Workload {
     /// What it is.
     const ABOUT: About;
+    /// Why it cannot run on the host's own kernel, where it cannot.
+    const NOT_ON_HOST: Option<&'static str> = None;
     /// What the threads of one address space share: addresses.
     type Shared: Copy + Send + Sync + From<[u64; 2]> + Into<[u64; 2]>;
     /// What one thread keeps.
@@ -177,7 +186,14 @@ pub const LIST: &[About] = &[
     mmap_churn::MmapChurn::ABOUT,
     fault_vs_unmap::FaultVsUnmap::ABOUT,
     munmap_storm::MunmapStorm::ABOUT,
+    shared_vma::SharedVma::ABOUT,
+    cross_mm_reuse::CrossMmReuse::ABOUT,
 ];
+
+/// Why workload `name`, one of [`LIST`] or a trace, cannot run on the host's own kernel.
+pub fn not_on_host(name: &str) -> Option<&'static str> {
+    crate::with_workload!(name, W => W::NOT_ON_HOST)
+}
 
 /// Looks a workload up by slug.
 ///
@@ -214,6 +230,14 @@ macro_rules! with_workload {
             }
             "munmap_storm" => {
                 type $W = $crate::workload::munmap_storm::MunmapStorm;
+                $body
+            }
+            "shared_vma" => {
+                type $W = $crate::workload::shared_vma::SharedVma;
+                $body
+            }
+            "cross_mm_reuse" => {
+                type $W = $crate::workload::cross_mm_reuse::CrossMmReuse;
                 $body
             }
             // Each recorded program is a workload of its own name.
