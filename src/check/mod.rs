@@ -24,6 +24,8 @@ pub mod stepped;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod torture;
+#[cfg(test)]
 mod worked_example;
 pub mod world;
 

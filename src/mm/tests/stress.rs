@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Threads that fault against threads that map and unmap, on every variant: balances hold and nothing is left.
-//! On x86 a pass says little about orderings (that is what `model/vma_lock.rs` is for); it says that locks, counts and
+//! On x86 a pass says little about orderings (that is what `src/check` is for); it says that locks, counts and
 //! memory are handed over whole.
 
 use super::*;

@@ -12,7 +12,7 @@
 //! after it has left the lock word reaches a reader through E2 alone.
 //!
 //! Adding one: write the file, add its line to [`protocols!`](crate::protocols); a test fails if one of the two is
-//! missing. Its [`VmaLock::CLAIMS`] are held against runs of its own code (`model/vma_lock`).
+//! missing. Its [`VmaLock::CLAIMS`] are held against runs of its own code (`src/check`).
 
 pub mod refcnt;
 pub mod refcnt_exclude;

@@ -18,7 +18,7 @@
 //! | L10 | OSQ cancelled | `osq_lock`, real threads; `model/osq_lock.rs`, each step of leaving with a twin |
 //! | L11 | seqcount | `sync/seqlock.rs`, `model/seqcount.rs` |
 //! | L12 | refcount | `sync/refcount.rs`, `model/refcount.rs` |
-//! | L13, L14 | `vm_refcnt`, reuse | `model/vm_refcnt.rs`: each value, each step, each reason to fall back; `model/vma_lock.rs`, `mm/tests/stress.rs` |
+//! | L13, L14 | `vm_refcnt`, reuse | `model/vm_refcnt.rs`: each value, each step, each reason to fall back; `check`, `mm/tests/stress.rs` |
 //! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; `mm/tests/mmap.rs` for faults across it and the hole of 2^31 sections |
 //! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, vm_refcnt, osq_lock, rwsem, mutex, spinlock, grace_period |
 //! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory under Miri, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`). The models check every [`Plain`] word of what they run. Thread sanitizer: none |
