@@ -28,7 +28,7 @@ use crate::arch::{Acquire, Arch, Atomic, Full, Relaxed, Release, smp_mb};
 use crate::cpu::smp::{CALL_RCU_BARRIER, CALL_RCU_EXP};
 use crate::cpu::{Cpu, sched};
 use crate::sync::{
-    Rcuwait, mutex_lock, mutex_unlock, raw_spin_lock, raw_spin_unlock, rcuwait_wait_event, rcuwait_wake_up,
+    Mutex, Rcuwait, mutex_lock, mutex_unlock, raw_spin_lock, raw_spin_unlock, rcuwait_wait_event, rcuwait_wake_up,
 };
 use std::mem::offset_of;
 use std::ptr::{NonNull, null_mut};
@@ -150,32 +150,47 @@ pub fn rcu_barrier<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
         return;
     }
     let s = rcu_seq_snap(&rcu.barrier_sequence);
-    mutex_lock(cpu, &rcu.barrier_mutex);
-    if rcu_seq_done(rcu.barrier_sequence.load(Relaxed), s) {
+    rcu_barrier_in_turn(cpu, &rcu.barrier_mutex, &rcu.barrier_sequence, s, rcu_seq_done, || {
+        raw_spin_lock(cpu, &rcu.barrier_lock);
+        // ORDER: its full barrier comes before the looks at `len` below; meets add_len().
+        rcu_seq_start(&rcu.barrier_sequence);
+        let gseq = rcu.barrier_sequence.load(Relaxed);
+        rcu.barrier.begin();
+        raw_spin_unlock(cpu, &rcu.barrier_lock);
+
+        for rdp in rcu.rda.iter() {
+            rcu_barrier_one(cpu, rcu, rdp, gseq);
+        }
+        rcu.barrier.put(2);
+        rcu.barrier.wait(cpu);
+
+        rcu_seq_end(&rcu.barrier_sequence);
+        let gseq = rcu.barrier_sequence.load(Relaxed);
+        for rdp in rcu.rda.iter() {
+            rdp.remote.barrier_seq_snap.store(gseq, Relaxed);
+        }
+    });
+}
+
+/// The frame of [`rcu_barrier`]: one at a time, and none where another's, begun after `s` was taken, has ended meanwhile.
+/// `done` is [`rcu_seq_done`]; a parameter so that a model can take another.
+#[inline(always)]
+pub(crate) fn rcu_barrier_in_turn<A: Arch>(
+    cpu: &Cpu<A>,
+    mutex: &Mutex<A>,
+    sequence: &Atomic<A, u64>,
+    s: u64,
+    done: impl Fn(u64, u64) -> bool,
+    barrier: impl FnOnce(),
+) {
+    mutex_lock(cpu, mutex);
+    if done(sequence.load(Relaxed), s) {
         // ORDER: full; the caller's accesses come after another caller's whole barrier.
         smp_mb::<A>();
-        mutex_unlock(cpu, &rcu.barrier_mutex);
-        return;
+    } else {
+        barrier();
     }
-    raw_spin_lock(cpu, &rcu.barrier_lock);
-    // ORDER: its full barrier comes before the looks at `len` below; meets add_len().
-    rcu_seq_start(&rcu.barrier_sequence);
-    let gseq = rcu.barrier_sequence.load(Relaxed);
-    rcu.barrier.begin();
-    raw_spin_unlock(cpu, &rcu.barrier_lock);
-
-    for rdp in rcu.rda.iter() {
-        rcu_barrier_one(cpu, rcu, rdp, gseq);
-    }
-    rcu.barrier.put(2);
-    rcu.barrier.wait(cpu);
-
-    rcu_seq_end(&rcu.barrier_sequence);
-    let gseq = rcu.barrier_sequence.load(Relaxed);
-    for rdp in rcu.rda.iter() {
-        rdp.remote.barrier_seq_snap.store(gseq, Relaxed);
-    }
-    mutex_unlock(cpu, &rcu.barrier_mutex);
+    mutex_unlock(cpu, mutex);
 }
 
 /// `rcu_scheduler_active == RCU_SCHEDULER_INACTIVE`: one thread, so that every moment is a grace period. CPUs that

@@ -43,6 +43,8 @@ mod update;
 
 #[cfg(test)]
 pub(crate) use barrier::BarrierCount;
+#[cfg(test)]
+pub(crate) use barrier::rcu_barrier_in_turn;
 pub use barrier::{rcu_barrier, synchronize_rcu};
 pub use gp_kthread::rcu_gp_kthread;
 pub use latency::SAMPLES;
