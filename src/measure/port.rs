@@ -402,6 +402,7 @@ where
         out.counters.insert("workload_failures".into(), failures);
     }
     out.counters.insert("rcu_pending".into(), k.rcu.pending());
+    out.counters.insert("rcu_pending_high_water".into(), k.rcu.pending_high_water());
     if config.rcu.qs_policy == QsPolicy::Timer && out.counters.get("tick_samples") == Some(&0) {
         out.warnings.push("no timer signal came: ticks were drawn as under preempt-zero".into());
     }

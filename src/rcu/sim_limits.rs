@@ -69,6 +69,7 @@ fn a_pass_takes_a_128th_and_the_eleventh_is_ksoftirqds() {
         let all: Vec<_> = (0..n).map(|_| queue(cpu, rcu)).collect();
         idle_loop(cpu, || all.iter().all(|t| t.called.load(Ordering::Relaxed) != 0));
         assert_eq!(cpu.counters.get(RcuCounter::Batches), batches + 1);
+        assert_eq!((rcu.pending(), rcu.pending_high_water()), (0, n));
     });
     assert_eq!(ran.sum(SoftirqCounter::KsoftirqdWakeups), ran.sum(SoftirqCounter::KsoftirqdSlices));
 }

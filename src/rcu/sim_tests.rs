@@ -611,7 +611,7 @@ fn lazy_callbacks_wait_for_ten_seconds_for_company_or_for_a_barrier() {
 #[test]
 fn nothing_is_stranded_on_a_bypass() {
     let last = Mutex::new(None);
-    run(2, nocb_config(false), 0, |cpu, rcu| {
+    let ran = run(2, nocb_config(false), 0, |cpu, rcu| {
         if cpu.id == 1 {
             let many: Vec<_> = (0..200).map(|_| queue(cpu, rcu)).collect();
             let t = *many.last().unwrap();
@@ -620,6 +620,7 @@ fn nothing_is_stranded_on_a_bypass() {
         }
     });
     assert!(last.into_inner().unwrap().unwrap() < 30 * MS);
+    assert!((200..203).contains(&ran.rcu.pending_high_water()), "{}", ran.rcu.pending_high_water());
     let rcu = RcuState::<crate::arch::Native>::leak(1, &nocb_config(true));
     let cpu = Cpu::<crate::arch::Native>::for_test(0);
     let heads: &'static [RcuHead<crate::arch::Native>] = Vec::leak((0..40).map(|_| RcuHead::new()).collect());

@@ -188,6 +188,11 @@ impl<A: Arch> RcuState<A> {
         self.rda.iter().map(|r| r.cblist.n_cbs().max(0) as u64).sum()
     }
 
+    /// The most callbacks that were queued at once, those being called included: the sum of each CPU's highest.
+    pub fn pending_high_water(&self) -> u64 {
+        self.rda.iter().map(|r| r.cblist.n_cbs().max(r.qlen_max.get()).max(0) as u64).sum()
+    }
+
     /// How long callbacks waited between `call_rcu()` and their call, ns: one callback a CPU was followed at a time
     /// ([`SAMPLES`](super::SAMPLES) of the last ones a CPU).
     pub fn cb_latency_ns(&self) -> Vec<u64> {
@@ -612,6 +617,8 @@ pub(super) fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuDa
     rdp.cblist.add_len(-count);
 
     let left = rdp.cblist.n_cbs();
+    // Only batches make the list shorter: it was never longer than now, before the subtraction.
+    rdp.qlen_max.set(rdp.qlen_max.get().max(left + count));
     if rdp.blimit.get() >= DEFAULT_MAX_RCU_BLIMIT && left <= cfg.qlowmark {
         rdp.blimit.set(cfg.blimit);
     }

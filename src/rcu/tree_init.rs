@@ -15,7 +15,7 @@ use super::tree_nocb::{Nocb, NocbGp};
 use super::tree_stall::{GpState, StallState};
 use super::{RcuConfig, RcuHead};
 use crate::arch::arena::KRef;
-use crate::arch::{Arch, Arena, Atomic, Hardware, Plain};
+use crate::arch::{Arch, Arena, Atomic, Hardware, Native, Plain};
 use crate::cpu::smp::CpuRemote;
 use crate::cpu::{NR_KTHREADS, PerCpu, Task};
 use crate::sync::{Mutex, RawSpinLock};
@@ -97,6 +97,8 @@ pub(crate) struct RcuData<A: Arch> {
     pub cpu: u32,
     /// `rcu_rdp_is_offloaded()`
     pub offloaded: bool,
+    /// The most callbacks that this CPU had at once. Ours, and priced by no world.
+    pub qlen_max: Plain<Native, i64>,
     pub remote: RcuDataRemote<A>,
     pub nocb: Nocb<A>,
 }
@@ -227,6 +229,7 @@ fn rcu_data<A: Arch>(nodes: KRef<[RcuNode<A>]>, leaves: usize, cpu: u32, cfg: &R
         state: Plain::new(null_mut()),
         cpu,
         offloaded: cfg.nocb,
+        qlen_max: Plain::new(0),
         nocb: Nocb::new(),
         remote: RcuDataRemote {
             watching: ContextTracking::new(),

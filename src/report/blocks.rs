@@ -148,9 +148,10 @@ fn is_rcu_or_slab(name: &str) -> bool {
 
 /// What the free policy is argued with in a mail.
 pub fn is_headline(name: &str) -> bool {
-    const RCU: [&str; 5] = [
+    const RCU: [&str; 6] = [
         "rcu_callbacks_queued",
         "rcu_callbacks_invoked",
+        "rcu_pending_high_water",
         "rcu_grace_periods",
         "rcu_blimit_floods",
         "ksoftirqd_wakeups",

@@ -185,7 +185,7 @@ fn counter(s: &Sample, name: &str) -> Result<u64, String> {
 
 /// Whether a counter is a level (a peak, or what is left), not a count of events: shown as it is.
 pub fn is_level(name: &str) -> bool {
-    let level = [".slabs_high_water", ".nr_slabs", ".slab_pages", ".live_objects", ".typesafe_pending_slabs"];
+    let level = ["_high_water", ".nr_slabs", ".slab_pages", ".live_objects", ".typesafe_pending_slabs"];
     name == "rcu_pending" || level.iter().any(|l| name.ends_with(l))
 }
 

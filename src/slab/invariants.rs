@@ -3,6 +3,7 @@
 //! should, 3 last in first out, 5 the count in use, 6 exclusive states, 7 list lengths, 9 constructor calls, 10 and 13
 //! type-stable pages and the accounting, 12 nodes, 14 destruction of a cache in use.
 
+use super::stat::Waiting;
 use super::tests::*;
 use super::*;
 use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record};
@@ -324,6 +325,7 @@ fn type_stable_pages_stay_until_the_grace_period_is_over() {
     }
     rcu_barrier(&cpu, &k.slab.rcu);
     assert_eq!((s.typesafe_pending_slabs(), s.slab_pages(), k.outstanding()), (0, 0, pages.len() as u64));
+    assert_eq!(s.waiting_high_water(Waiting::Slabs), 10);
     let back: BTreeSet<usize> = (0..10).map(|_| alloc_page(&cpu, &k.slab.pages) as usize >> PAGE_SHIFT).collect();
     assert_eq!(back, dead);
 }

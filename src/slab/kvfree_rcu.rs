@@ -27,6 +27,7 @@ use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, kfree_rcu_sheaf};
 use super::slub::kfree;
 use super::slub_bulk::kmem_cache_free_bulk;
 use super::slub_def::{KmemCache, virt_to_slab};
+use super::stat::Unpriced;
 use super::{Allocator, PageAllocator, SlabState};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Acquire, Arena, Atomic, Full, Hardware, Plain, Relaxed, Release};
@@ -54,6 +55,8 @@ pub struct KvfreeRcu<A: Hardware> {
     flush: Work<A>,
     flushed: Atomic<A, u32>,
     flush_wait: Rcuwait<A>,
+    /// The most objects that ever waited, as far as looked.
+    pending_max: Unpriced,
     /// The broken twin, for tests to catch: blocks count as ready at once.
     #[cfg(test)]
     early: std::sync::atomic::AtomicBool,
@@ -108,6 +111,7 @@ pub(super) fn kvfree_rcu_init<A: Hardware>(
             flush: Work::new(flushed::<A>),
             flushed: Atomic::new(0),
             flush_wait: Rcuwait::new(),
+            pending_max: Unpriced::new(0),
             #[cfg(test)]
             early: std::sync::atomic::AtomicBool::new(false),
         },
@@ -185,6 +189,7 @@ unsafe fn kvfree_rcu_bulk<A: Hardware>(
     let n = block.nr_records.get() as usize;
     // SAFETY: the words are plain in every world that has raw memory, and this block is ours alone.
     let records = unsafe { &mut *slice_from_raw_parts_mut((&raw const block.records).cast_mut().cast::<*mut u8>(), n) };
+    st.note_pending();
     // SAFETY: kvfree_call_rcu()'s contract; the grace period is over.
     unsafe { kfree_bulk(cpu, records) };
     st.krc.this(cpu).stat.freed.add(n as u64);
@@ -203,6 +208,7 @@ unsafe fn kvfree_rcu_bulk<A: Hardware>(
 /// # Safety
 /// A chain of objects whose grace period has passed.
 unsafe fn kvfree_rcu_list<A: Hardware>(cpu: &Cpu<A>, st: &KvfreeRcu<A>, mut head: *mut RcuHead<A>) {
+    st.note_pending();
     while !head.is_null() {
         // SAFETY: the caller's; the object's address stands in the word of the function.
         unsafe {
@@ -608,7 +614,17 @@ impl<A: Hardware> KvfreeRcu<A> {
         sum(|s| &s.queued).wrapping_sub(sum(|s| &s.freed))
     }
 
-    /// Calls `f` with the name and the sum over all CPUs of each counter.
+    /// Only the kworker makes it less, so it was never more than when a block's turn to be freed comes.
+    fn note_pending(&self) {
+        self.pending_max.set(self.pending_max.get().max(self.pending()));
+    }
+
+    /// The most objects that waited at once.
+    pub fn pending_high_water(&self) -> u64 {
+        self.pending_max.get().max(self.pending())
+    }
+
+    /// Calls `f` with the name and the sum over all CPUs of each counter, and with what waits.
     pub fn for_each_stat(&self, mut f: impl FnMut(&'static str, u64)) {
         type Get = fn(&KvfreeStats) -> &Counter;
         let all: [(&str, Get); 7] = [
@@ -623,6 +639,7 @@ impl<A: Hardware> KvfreeRcu<A> {
         for (name, get) in all {
             f(name, self.krc.iter().map(|k| get(&k.stat).0.get()).sum());
         }
+        f("kvfree_rcu.pending_high_water", self.pending_high_water());
     }
 }
 

@@ -50,6 +50,7 @@ fn blocks_hold_507_and_what_finds_none_is_chained() {
     kvfree_rcu_barrier(&cpu, &k.slab);
     assert_eq!((s.live_objects(), k.slab.kvfree.pending()), (0, 0));
     assert_eq!(stats(&k)["batches"], 1, "one batch takes all");
+    assert_eq!(stats(&k)["pending_high_water"], 3 + 1015 + 1521);
     // SAFETY: the only CPU.
     unsafe { kmem_cache_destroy(&cpu, &s).unwrap() };
     assert_eq!(k.outstanding(), 5, "the cache of pages");

@@ -544,7 +544,7 @@ pub(super) unsafe fn rcu_free_sheaf_nobarn<A: Hardware>(cpu: &Cpu<A>, head: *mut
         let sheaf = &*head.cast::<SlabSheaf<A>>();
         (sheaf, &*sheaf.cache.get())
     };
-    super::sheaf_rcu::uncharge_sheaf(cpu, s, sheaf);
+    super::sheaf_rcu::sheaf_waited(cpu, s, sheaf);
     sheaf_flush_unused(cpu, s, sheaf);
     free_empty_sheaf(cpu, s, sheaf, s.sheaf_capacity);
 }

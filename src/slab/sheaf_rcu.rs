@@ -14,7 +14,7 @@ use super::sheaf::{
     SlabSheaf, SlubPercpuSheaves, alloc_empty_sheaf, free_empty_sheaf, rcu_free_sheaf_nobarn, sheaf_flush_unused,
 };
 use super::slub_def::{KmemCache, virt_to_slab};
-use super::stat::StatItem;
+use super::stat::{StatItem, Waiting};
 use crate::arch::{Hardware, Relaxed};
 use crate::cpu::Cpu;
 use crate::rcu::{RcuHead, call_rcu};
@@ -96,7 +96,7 @@ pub(crate) unsafe fn rcu_free_sheaf<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHea
         let sheaf = &*head.cast::<SlabSheaf<A>>();
         (sheaf, &*sheaf.cache.get())
     };
-    uncharge_sheaf(cpu, s, sheaf);
+    sheaf_waited(cpu, s, sheaf);
     let barn = &*s.barn[sheaf.node.get() as usize];
     // Limits without the lock: a few too many do no harm.
     if barn.nr_full.load(Relaxed) < MAX_FULL_SHEAVES {
@@ -113,8 +113,13 @@ pub(crate) unsafe fn rcu_free_sheaf<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHea
     free_empty_sheaf(cpu, s, sheaf, s.sheaf_capacity);
 }
 
-/// Of `rcu_free_sheaf_prepare()`: the objects are nobody's from now on.
-pub(super) fn uncharge_sheaf<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, sheaf: &SlabSheaf<A>) {
+/// Of `rcu_free_sheaf_prepare()`: the grace period is over, the objects are nobody's from now on.
+pub(super) fn sheaf_waited<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, sheaf: &SlabSheaf<A>) {
+    s.waited(cpu, Waiting::Objects, u64::from(sheaf.size()));
+    uncharge_sheaf(cpu, s, sheaf);
+}
+
+fn uncharge_sheaf<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, sheaf: &SlabSheaf<A>) {
     if s.free_hooks {
         for i in 0..sheaf.size() {
             let object = sheaf.get(i);

@@ -6,6 +6,7 @@ use super::barn::MAX_FULL_SHEAVES;
 use super::sheaf::{SlubPercpuSheaves, calculate_sheaf_capacity};
 use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, kfree_rcu_sheaf};
 use super::slab_common::{calculate_sizes, calculate_sizes_for};
+use super::stat::Waiting;
 use super::tests::*;
 use super::*;
 use crate::arch::Relaxed;
@@ -451,6 +452,7 @@ fn barns_and_limits() {
         assert_eq!((k.slab.rcu.pending(), stat(s, I::SheafFlush)), (1, flushed));
         rcu_barrier(cpu, &k.slab.rcu);
         assert_eq!(stat(s, I::SheafFlush), flushed + 7);
+        assert_eq!((s.waiting(Waiting::Objects), s.waiting_high_water(Waiting::Objects)), (0, 7));
         flush_rcu_sheaf(cpu, s);
         assert_eq!(k.slab.rcu.pending(), 0);
     });

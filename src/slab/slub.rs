@@ -36,7 +36,7 @@ use super::record::{Freed, Record, push_chain, take_freelist};
 use super::reuse::{reuse_alloc, reuse_free};
 use super::sheaf::{pcs_flush_all, slab_alloc_sheaves, slab_free_sheaves};
 use super::slub_def::{KmemCache, KmemCacheCpu, KmemCacheNode, Slab, SlabCounters, TID_STEP, virt_to_slab, wrong_slab};
-use super::stat::StatItem;
+use super::stat::{StatItem, Waiting};
 use crate::arch::arena::PAGE_SIZE;
 use crate::arch::{Hardware, Relaxed, barrier};
 use crate::cpu::Cpu;
@@ -744,7 +744,7 @@ unsafe fn rcu_free_slab<A: Hardware>(cpu: &Cpu<A>, head: *mut RcuHead<A>) {
     // SAFETY: the head lies in the record of a dead slab, which still names its cache; caches wait for their callbacks
     // before they go.
     let (slab, s) = unsafe { (&*slab, &*(*slab).slab_cache.load(Relaxed)) };
-    s.stat(cpu, StatItem::TypesafeFreed);
+    s.waited(cpu, Waiting::Slabs, 1);
     __free_slab(cpu, s, slab);
 }
 

@@ -10,7 +10,7 @@ use super::SlabState;
 use super::barn::NodeBarn;
 use super::page_alloc::{PG_SLAB, Page, page_to_nid, virt_to_head_page};
 use super::reuse::ReuseCpu;
-use super::stat::{StatItem, Stats, Unpriced};
+use super::stat::{HighWater, StatItem, Stats, Unpriced};
 use crate::arch::arena::{KRef, RECORD_SIZE, record_page};
 use crate::arch::{Atomic, Hardware, Native, Plain, Relaxed};
 use crate::cpu::{Cpu, PerCpu};
@@ -37,6 +37,7 @@ pub struct KmemCacheCpu<A: Hardware> {
     /// Who watches the distances of reuse here; null: nobody. The host's own word, never priced.
     pub(super) reuse: Plain<Native, *mut ReuseCpu>,
     pub(super) stat: Stats,
+    pub(super) waiting: HighWater,
 }
 
 impl<A: Hardware> KmemCacheCpu<A> {
@@ -48,6 +49,7 @@ impl<A: Hardware> KmemCacheCpu<A> {
             partial: Atomic::new(null_mut()),
             reuse: Plain::new(null_mut()),
             stat: Stats::default(),
+            waiting: HighWater::default(),
         }
     }
 

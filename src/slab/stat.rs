@@ -11,12 +11,17 @@
 //! objects where 6.12 counts calls; frees by a flushed sheaf are in no free counter at all. Do not compare such columns
 //! across allocators without saying so.
 //!
+//! What waits for a grace period has a high water for each cache: objects in sheaves, emptied slabs. Objects that wait as
+//! callbacks of their own are in the figure of RCU's list (`rcu_pending_high_water`, all caches together), those of
+//! `kfree_rcu()`'s blocks in `kvfree_rcu.pending_high_water`.
+//!
 //! custom: items from `free_slow_objects` on are ours. Readers may run at any time; figures of different CPUs are then
 //! of slightly different moments, and balances hold only while nobody is inside the allocator.
 
-use super::slub_def::KmemCache;
+use super::slub_def::{KmemCache, KmemCacheCpu};
 use super::{Allocator, SlabState};
 use crate::arch::{Hardware, Native, Plain, Relaxed};
+use crate::cpu::Cpu;
 
 /// A counter that no world prices.
 pub type Unpriced = Plain<Native, u64>;
@@ -123,6 +128,8 @@ stat_items! {
     FreeSlowObjects = "free_slow_objects",
     /// Ours: objects that callers took out of prefilled sheaves, which the kernel does not count.
     SheafObjects = "sheaf_objects",
+    /// Ours: objects of sheaves whose grace period is over.
+    FreeRcuSheafDone = "free_rcu_sheaf_done",
     /// Ours: allocations that returned null.
     AllocFail = "alloc_fail",
     /// Ours: node list locks taken.
@@ -175,7 +182,10 @@ impl StatItem {
         );
         let from = I::FreeRcuSheaf as usize;
         let sheaves = self as usize >= from && self as usize <= I::SheafReturnSlow as usize
-            || matches!(self, I::SheafObjects | I::BarnLock | I::BarnLockContended | I::BarnLockWait);
+            || matches!(
+                self,
+                I::SheafObjects | I::FreeRcuSheafDone | I::BarnLock | I::BarnLockContended | I::BarnLockWait
+            );
         match allocator {
             Allocator::Slub => !sheaves,
             Allocator::Sheaves => !slub,
@@ -209,7 +219,68 @@ impl Stats {
     }
 }
 
+/// What of a cache waits for grace periods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// Objects in sheaves.
+    Objects,
+    /// Emptied slabs.
+    Slabs,
+}
+
+impl Waiting {
+    /// Counted when the wait begins, and when it is over.
+    const fn items(self) -> (StatItem, StatItem) {
+        match self {
+            Waiting::Objects => (StatItem::FreeRcuSheaf, StatItem::FreeRcuSheafDone),
+            Waiting::Slabs => (StatItem::TypesafeQueued, StatItem::TypesafeFreed),
+        }
+    }
+}
+
+/// The most that ever waited at once, of each [`Waiting`], for what one CPU queued.
+#[derive(Default)]
+pub struct HighWater([Peak; 2]);
+
+struct Peak(Unpriced);
+impl Default for Peak {
+    fn default() -> Self {
+        Peak(Plain::new(0))
+    }
+}
+
 impl<A: Hardware> KmemCache<A> {
+    /// `n` more have waited long enough; in a callback. Only callbacks make it less, so that what waits was never more
+    /// than when one begins.
+    pub(super) fn waited(&self, cpu: &Cpu<A>, what: Waiting, n: u64) {
+        let c = self.this_cpu(cpu);
+        let peak = &c.waiting.0[what as usize].0;
+        peak.set(peak.get().max(self.waiting_in(c, what)));
+        c.stat.add(what.items().1, n);
+    }
+
+    /// What waits of what this CPU queued. A callback is called on the CPU that queued it, but for offloaded ones: then
+    /// the one thread that calls them looks at all CPUs.
+    fn waiting_in(&self, c: &KmemCacheCpu<A>, what: Waiting) -> u64 {
+        if self.state.rcu.config().nocb {
+            return self.waiting(what);
+        }
+        let (queued, done) = what.items();
+        (c.stat.get(queued).wrapping_sub(c.stat.get(done)) as i64).max(0) as u64
+    }
+
+    /// What waits for a grace period.
+    pub fn waiting(&self, what: Waiting) -> u64 {
+        let (queued, done) = what.items();
+        self.stat_sum(queued).wrapping_sub(self.stat_sum(done))
+    }
+
+    /// The most that waited at once: the sum of each CPU's highest, or with offloaded callbacks the highest of all.
+    pub fn waiting_high_water(&self, what: Waiting) -> u64 {
+        let each = self.cpu_slab.iter().map(|c| c.waiting.0[what as usize].0.get().max(self.waiting_in(c, what)));
+        if self.state.rcu.config().nocb { each.max().unwrap_or(0) } else { each.sum() }
+    }
+
     /// Sum over all CPUs.
     pub fn stat_sum(&self, i: StatItem) -> u64 {
         self.cpu_slab.iter().map(|c| c.stat.get(i)).sum()
@@ -255,7 +326,7 @@ impl<A: Hardware> KmemCache<A> {
 
     /// Emptied slabs whose pages wait for a grace period.
     pub fn typesafe_pending_slabs(&self) -> u64 {
-        self.stat_sum(StatItem::TypesafeQueued).wrapping_sub(self.stat_sum(StatItem::TypesafeFreed))
+        self.waiting(Waiting::Slabs)
     }
 }
 
@@ -283,6 +354,12 @@ impl<A: Hardware> SlabState<A> {
             f(format!("{}.slabs_high_water", s.name), s.slabs_high_water());
             f(format!("{}.slab_pages", s.name), s.slab_pages());
             f(format!("{}.typesafe_pending_slabs", s.name), s.typesafe_pending_slabs());
+            if s.typesafe {
+                f(format!("{}.typesafe_pending_high_water", s.name), s.waiting_high_water(Waiting::Slabs));
+            }
+            if s.sheaf_capacity != 0 {
+                f(format!("{}.rcu_sheaf_pending_high_water", s.name), s.waiting_high_water(Waiting::Objects));
+            }
         });
     }
 
