@@ -12,9 +12,13 @@ pub mod qspinlock;
 pub mod rcuwait;
 pub mod refcount;
 pub mod rwsem;
+#[cfg(test)]
+mod rwsem_probe;
+mod rwsem_spin;
 pub mod seqlock;
 #[cfg(test)]
 mod tests;
+mod wait_list;
 
 pub use lock_events::LockEvent;
 pub use mutex::{Mutex, mutex_lock, mutex_lock_killable, mutex_trylock, mutex_unlock};

@@ -23,7 +23,8 @@ use crate::cpu::sched::{
 use crate::cpu::wake_q::{WakeQHead, wake_q_add, wake_up_q};
 use crate::cpu::{Cpu, Errno, Task};
 use crate::sync::osq_lock::{OptimisticSpinQueue, osq_lock, osq_unlock};
-use crate::sync::rwsem::{WaitList, current, task_at, waiter_at};
+use crate::sync::rwsem::current;
+use crate::sync::wait_list::{WaitList, task_at, waiter_at};
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use std::ptr::{NonNull, null_mut};
 

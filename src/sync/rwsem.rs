@@ -5,8 +5,9 @@
 //! differs by its wait list (a ring of waiters, 8 bytes less, which is not built) and, with its hung task detector, by
 //! [`rwsem_clear_reader_owned`] on each read unlock, an option of the kernel booted.
 //!
-//! custom: waiters are part of their task, not on its stack; the wait list ends in null pointers, not in its own
-//! address, so that a lock can be moved before it is used (same words touched); jiffies are counted in the CPU's tick
+//! Beside this file: the queue (`wait_list.rs`), optimistic spinning (`rwsem_spin.rs`).
+//!
+//! custom: waiters are part of their task, not on its stack (and the queue differs: `wait_list.rs`); jiffies are counted in the CPU's tick
 //! period, or in 4 ms where it has no tick. stub: interruptible sleeping (of signals there is SIGKILL only), real-time
 //! tasks, tracepoints.
 //!
@@ -17,35 +18,35 @@
 //!
 //! Cannot tell: what a sleep costs; a futex stands for it (BIAS.md).
 
-use crate::arch::arena::KRef;
-use crate::arch::{Acquire, Arch, Atomic, Full, Plain, Relaxed, Release, barrier, smp_rmb};
+use crate::arch::{Acquire, Arch, Atomic, Full, Relaxed, Release, smp_rmb};
 use crate::cpu::qnode::RwsemWaiter;
 use crate::cpu::sched::{
-    TASK_KILLABLE, TASK_SLEEPING, need_resched, owner_on_cpu, schedule, set_current_state, set_current_state_running,
-    signal_pending_state,
+    TASK_KILLABLE, TASK_SLEEPING, schedule, set_current_state, set_current_state_running, signal_pending_state,
 };
 use crate::cpu::wake_q::{WakeQHead, wake_q_add, wake_up_q};
 use crate::cpu::{Cpu, Errno, Task};
-use crate::sync::osq_lock::{OptimisticSpinQueue, osq_lock, osq_unlock};
+use crate::sync::osq_lock::OptimisticSpinQueue;
+use crate::sync::rwsem_spin::{OwnerState, rwsem_can_spin_on_owner, rwsem_optimistic_spin, rwsem_spin_on_owner};
+use crate::sync::wait_list::{WaitList, task_at, waiter_at};
 use crate::sync::{LockEvent, RawSpinLock, raw_spin_lock, raw_spin_unlock};
-use std::ptr::{NonNull, from_ref, null_mut};
+use std::ptr::null_mut;
 
 /// In `owner`: readers hold the lock, or did last.
-const RWSEM_READER_OWNED: u64 = 1;
+pub(super) const RWSEM_READER_OWNED: u64 = 1;
 /// In `owner`: spinning on these readers has been given up.
-const RWSEM_NONSPINNABLE: u64 = 2;
-const RWSEM_OWNER_FLAGS_MASK: u64 = RWSEM_READER_OWNED | RWSEM_NONSPINNABLE;
+pub(super) const RWSEM_NONSPINNABLE: u64 = 2;
+pub(super) const RWSEM_OWNER_FLAGS_MASK: u64 = RWSEM_READER_OWNED | RWSEM_NONSPINNABLE;
 
 const RWSEM_UNLOCKED_VALUE: i64 = 0;
-const RWSEM_WRITER_LOCKED: i64 = 1;
-const RWSEM_FLAG_WAITERS: i64 = 1 << 1;
-const RWSEM_FLAG_HANDOFF: i64 = 1 << 2;
+pub(super) const RWSEM_WRITER_LOCKED: i64 = 1;
+pub(super) const RWSEM_FLAG_WAITERS: i64 = 1 << 1;
+pub(super) const RWSEM_FLAG_HANDOFF: i64 = 1 << 2;
 const RWSEM_FLAG_READFAIL: i64 = i64::MIN;
-const RWSEM_READER_SHIFT: u32 = 8;
-const RWSEM_READER_BIAS: i64 = 1 << RWSEM_READER_SHIFT;
+pub(super) const RWSEM_READER_SHIFT: u32 = 8;
+pub(super) const RWSEM_READER_BIAS: i64 = 1 << RWSEM_READER_SHIFT;
 const RWSEM_READER_MASK: i64 = !(RWSEM_READER_BIAS - 1);
 const RWSEM_WRITER_MASK: i64 = RWSEM_WRITER_LOCKED;
-const RWSEM_LOCK_MASK: i64 = RWSEM_WRITER_MASK | RWSEM_READER_MASK;
+pub(super) const RWSEM_LOCK_MASK: i64 = RWSEM_WRITER_MASK | RWSEM_READER_MASK;
 const RWSEM_READ_FAILED_MASK: i64 = RWSEM_WRITER_MASK | RWSEM_FLAG_WAITERS | RWSEM_FLAG_HANDOFF | RWSEM_FLAG_READFAIL;
 
 /// Readers granted by one waker in one pass.
@@ -55,21 +56,12 @@ const MAX_READERS_WAKEUP: i64 = 0x100;
 #[repr(C)]
 #[derive(Debug)]
 pub struct RwSemaphore<A: Arch> {
-    count: Atomic<A, i64>,
+    pub(super) count: Atomic<A, i64>,
     /// Task address and two flags.
-    owner: Atomic<A, u64>,
-    osq: OptimisticSpinQueue<A>,
-    wait_lock: RawSpinLock<A>,
-    wait_list: WaitList<A>,
-}
-
-/// The queue: first and last waiter, or nulls.
-#[repr(C)]
-#[derive(Debug)]
-pub(super) struct WaitList<A: Arch> {
-    /// Written under the lock, like the rest; a mutex waiter looks without it.
-    first: Atomic<A, *mut RwsemWaiter<A>>,
-    last: Plain<A, *mut RwsemWaiter<A>>,
+    pub(super) owner: Atomic<A, u64>,
+    pub(super) osq: OptimisticSpinQueue<A>,
+    pub(super) wait_lock: RawSpinLock<A>,
+    pub(super) wait_list: WaitList<A>,
 }
 
 const _: () = {
@@ -100,8 +92,7 @@ impl<A: Arch> RwSemaphore<A> {
     pub fn init_rwsem(&self) {
         self.count.store(RWSEM_UNLOCKED_VALUE, Relaxed);
         self.wait_lock.init();
-        self.wait_list.first.store(null_mut(), Relaxed);
-        self.wait_list.last.set(null_mut());
+        self.wait_list.init();
         self.owner.store(0, Relaxed);
         self.osq.init();
     }
@@ -143,63 +134,6 @@ impl<A: Arch> Default for RwSemaphore<A> {
     }
 }
 
-impl<A: Arch> WaitList<A> {
-    pub(super) fn new() -> Self {
-        WaitList { first: Atomic::new(null_mut()), last: Plain::new(null_mut()) }
-    }
-    pub(super) fn is_empty(&self) -> bool {
-        self.first().is_null()
-    }
-    /// The first waiter, or null.
-    pub(super) fn first(&self) -> *mut RwsemWaiter<A> {
-        self.first.load(Relaxed)
-    }
-    /// Whether `w`, which is queued, is the first. Without the lock too: those ahead of it only leave.
-    pub(super) fn is_first(&self, w: &RwsemWaiter<A>) -> bool {
-        std::ptr::eq(self.first(), w)
-    }
-    pub(super) fn add_tail(&self, w: &RwsemWaiter<A>) {
-        let p = from_ref(w).cast_mut();
-        let last = self.last.get();
-        w.next.set(null_mut());
-        w.prev.set(last);
-        if last.is_null() {
-            self.first.store(p, Relaxed);
-        } else {
-            // SAFETY: queued.
-            unsafe { waiter_at(last) }.next.set(p);
-        }
-        self.last.set(p);
-    }
-    pub(super) fn del(&self, w: &RwsemWaiter<A>) {
-        let (next, prev) = (w.next.get(), w.prev.get());
-        if prev.is_null() {
-            self.first.store(next, Relaxed);
-        } else {
-            // SAFETY: queued.
-            unsafe { waiter_at(prev) }.next.set(next);
-        }
-        if next.is_null() {
-            self.last.set(prev);
-        } else {
-            // SAFETY: queued.
-            unsafe { waiter_at(next) }.prev.set(prev);
-        }
-    }
-}
-
-/// # Safety
-/// `p` is a waiter on a list whose lock is held, or taken off it under the lock and not yet granted.
-pub(super) unsafe fn waiter_at<'a, A: Arch>(p: *mut RwsemWaiter<A>) -> &'a RwsemWaiter<A> {
-    // SAFETY: waiters are part of tasks, which live as long as the kernel.
-    unsafe { &*p }
-}
-
-pub(super) fn task_at<A: Arch>(p: *mut Task<A>) -> KRef<Task<A>> {
-    // SAFETY: the pointers in waiters are those of live tasks until they are cleared, and the caller's was not null.
-    unsafe { KRef::new(NonNull::new_unchecked(p)) }
-}
-
 #[inline(always)]
 pub(super) fn current<A: Arch>(cpu: &Cpu<A>) -> u64 {
     cpu.task.as_ptr().expose_provenance() as u64
@@ -213,7 +147,7 @@ fn jiffies<A: Arch>(cpu: &Cpu<A>) -> (u64, u64) {
 
 /// `rwsem_set_owner()`
 #[inline(always)]
-fn rwsem_set_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+pub(super) fn rwsem_set_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
     sem.owner.store(current(cpu), Relaxed);
 }
 
@@ -243,7 +177,7 @@ pub fn rwsem_clear_reader_owned<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
 }
 
 /// `rwsem_set_nonspinnable()`: unless readers no longer own it.
-fn rwsem_set_nonspinnable<A: Arch>(sem: &RwSemaphore<A>) {
+pub(super) fn rwsem_set_nonspinnable<A: Arch>(sem: &RwSemaphore<A>) {
     let mut owner = sem.owner.load(Relaxed);
     while owner & RWSEM_READER_OWNED != 0 && owner & RWSEM_NONSPINNABLE == 0 {
         // ORDER: full as in the kernel; nothing relies on it.
@@ -508,7 +442,7 @@ fn rwsem_cond_wake_waiter<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: i6
 }
 
 /// This task's waiter, ready for queueing.
-fn prepare_waiter<A: Arch>(cpu: &Cpu<A>, for_read: u32) -> &RwsemWaiter<A> {
+pub(super) fn prepare_waiter<A: Arch>(cpu: &Cpu<A>, for_read: u32) -> &RwsemWaiter<A> {
     let w = &cpu.task.waiter;
     w.task.store(cpu.task.as_ptr(), Relaxed);
     w.for_read.set(for_read);
@@ -594,7 +528,7 @@ fn rwsem_down_read_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, count: 
 /// The sleep of [`rwsem_down_read_slowpath`], with the second look of a reader that gives up as a parameter, so that a
 /// model can do without.
 #[inline(always)]
-fn wait_to_be_given<A: Arch>(
+pub(super) fn wait_to_be_given<A: Arch>(
     cpu: &Cpu<A>,
     sem: &RwSemaphore<A>,
     w: &RwsemWaiter<A>,
@@ -646,7 +580,7 @@ fn rwsem_try_write_lock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &Rw
         } else {
             new |= RWSEM_WRITER_LOCKED;
             new &= !RWSEM_FLAG_HANDOFF;
-            if std::ptr::eq(sem.wait_list.first(), sem.wait_list.last.get()) {
+            if std::ptr::eq(sem.wait_list.first(), sem.wait_list.last()) {
                 new &= !RWSEM_FLAG_WAITERS;
             }
         }
@@ -717,247 +651,4 @@ fn rwsem_down_write_slowpath<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, state:
     raw_spin_unlock(cpu, &sem.wait_lock);
     cpu.count(LockEvent::RwsemWlock);
     Ok(())
-}
-
-/// `enum owner_state`
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OwnerState {
-    /// Nobody is named.
-    Null,
-    /// A writer, and it is another one than before.
-    Writer,
-    /// Perhaps readers.
-    Reader,
-    /// Stop spinning: given up on, or not running.
-    Nonspinnable,
-}
-
-/// `rwsem_owner_state()`
-fn rwsem_owner_state(owner: u64) -> OwnerState {
-    if owner & RWSEM_NONSPINNABLE != 0 {
-        OwnerState::Nonspinnable
-    } else if owner & RWSEM_READER_OWNED != 0 {
-        OwnerState::Reader
-    } else if owner & !RWSEM_OWNER_FLAGS_MASK != 0 {
-        OwnerState::Writer
-    } else {
-        OwnerState::Null
-    }
-}
-
-fn owner_task<A: Arch>(owner: u64) -> Option<KRef<Task<A>>> {
-    let p = std::ptr::with_exposed_provenance_mut::<Task<A>>((owner & !RWSEM_OWNER_FLAGS_MASK) as usize);
-    // SAFETY: only addresses of tasks are stored in `owner`, and tasks live as long as the kernel.
-    NonNull::new(p).map(|p| unsafe { KRef::new(p) })
-}
-
-/// `rwsem_can_spin_on_owner()`
-fn rwsem_can_spin_on_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
-    let ok = !need_resched(cpu) && {
-        let owner = sem.owner.load(Relaxed);
-        // A reader's name may be an old one: not asked whether it runs.
-        owner & RWSEM_NONSPINNABLE == 0
-            && (owner & RWSEM_READER_OWNED != 0 || owner_task::<A>(owner).is_none_or(|t| owner_on_cpu(&t)))
-    };
-    if !ok {
-        cpu.count(LockEvent::RwsemOptFail);
-    }
-    ok
-}
-
-/// `rwsem_spin_on_owner()`: as long as one and the same running writer has it.
-#[inline(never)]
-fn rwsem_spin_on_owner<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> OwnerState {
-    let owner = sem.owner.load(Relaxed);
-    let state = rwsem_owner_state(owner);
-    if state != OwnerState::Writer {
-        return state;
-    }
-    let Some(task) = owner_task::<A>(owner) else {
-        return OwnerState::Null;
-    };
-    // Two words are watched, so that smp_cond_load_relaxed() does not fit here.
-    loop {
-        let new = sem.owner.load(Relaxed);
-        if new != owner {
-            return rwsem_owner_state(new);
-        }
-        barrier();
-        if need_resched(cpu) || !owner_on_cpu(&task) {
-            return OwnerState::Nonspinnable;
-        }
-        A::cpu_relax();
-    }
-}
-
-/// `rwsem_rspin_threshold()`: until when to spin on readers: 10 us and half a us for each, at most 25 us.
-fn rwsem_rspin_threshold<A: Arch>(sem: &RwSemaphore<A>) -> u64 {
-    let readers = (sem.count.load(Relaxed) >> RWSEM_READER_SHIFT).clamp(0, 30) as u64;
-    A::now() + (20 + readers) * 1000 / 2
-}
-
-/// `rwsem_try_write_lock_unqueued()`: past the queue, unless a handoff is under way.
-fn rwsem_try_write_lock_unqueued<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
-    let mut count = sem.count.load(Relaxed);
-    while count & (RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF) == 0 {
-        // ORDER: acquire; meets up_read() and up_write().
-        if sem.count.try_cmpxchg(count | RWSEM_WRITER_LOCKED, &mut count, Acquire) {
-            rwsem_set_owner(cpu, sem);
-            cpu.count(LockEvent::RwsemOptLock);
-            return true;
-        }
-    }
-    false
-}
-
-/// `rwsem_optimistic_spin()`: whether it got the lock.
-fn rwsem_optimistic_spin<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
-    let mut taken = false;
-    if osq_lock(cpu, &sem.osq) {
-        taken = spin(cpu, sem);
-        osq_unlock(cpu, &sem.osq);
-    }
-    if !taken {
-        cpu.count(LockEvent::RwsemOptFail);
-    }
-    taken
-}
-
-fn spin<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
-    let mut prev = OwnerState::Null;
-    let mut turns = 0_u32;
-    let mut threshold = 0;
-    loop {
-        let state = rwsem_spin_on_owner(cpu, sem);
-        if state == OwnerState::Nonspinnable {
-            return false;
-        }
-        if rwsem_try_write_lock_unqueued(cpu, sem) {
-            return true;
-        }
-        if state == OwnerState::Reader {
-            if prev != OwnerState::Reader {
-                // A new phase of readers has a new limit.
-                if sem.owner.load(Relaxed) & RWSEM_NONSPINNABLE != 0 {
-                    return false;
-                }
-                threshold = rwsem_rspin_threshold(sem);
-                turns = 0;
-            } else {
-                // The clock is looked at every 16th turn: looking takes time in which the lock may come free.
-                turns = turns.wrapping_add(1);
-                if turns & 0xf == 0 && A::now() > threshold {
-                    rwsem_set_nonspinnable(sem);
-                    cpu.count(LockEvent::RwsemOptNospin);
-                    return false;
-                }
-            }
-        }
-        if state != OwnerState::Writer && need_resched(cpu) {
-            return false;
-        }
-        prev = state;
-        A::cpu_relax();
-    }
-}
-
-#[cfg(test)]
-impl<A: Arch> RwSemaphore<A> {
-    /// How many hold it for reading, and whether one holds it for writing.
-    pub(crate) fn holders(&self) -> (i64, bool) {
-        let c = self.count.load(Relaxed);
-        (c >> RWSEM_READER_SHIFT, c & RWSEM_WRITER_LOCKED != 0)
-    }
-
-    /// L1: what must be so after all have left.
-    pub(crate) fn assert_quiet(&self) {
-        assert_eq!(self.count.load(Relaxed), 0, "count");
-        assert!(self.wait_list.is_empty() && self.wait_list.last.get().is_null(), "somebody is queued");
-        assert_eq!(self.owner.load(Relaxed) & RWSEM_NONSPINNABLE, 0, "nonspinnable");
-        assert!(!self.osq.is_locked(), "somebody spins");
-        assert!(!self.wait_lock.is_locked(), "wait_lock");
-    }
-
-    /// L5, exactly, under `wait_lock`: the waiters bit says whether somebody is queued, a handoff is one of the first
-    /// waiter's, and who asked for it is none but the first.
-    pub(crate) fn assert_flags(&self, cpu: &Cpu<A>) -> bool {
-        raw_spin_lock(cpu, &self.wait_lock);
-        let c = self.count.load(Relaxed);
-        let asked: Vec<bool> = self.waiters().map(|w| w.2).collect();
-        raw_spin_unlock(cpu, &self.wait_lock);
-        assert_eq!(c & RWSEM_FLAG_WAITERS != 0, !asked.is_empty(), "{c:#x}: the waiters bit and the queue");
-        let handoff = c & RWSEM_FLAG_HANDOFF != 0;
-        assert!(!handoff || !asked.is_empty(), "{c:#x}: a handoff to nobody");
-        assert!(asked.iter().skip(1).all(|a| !a), "{asked:?}: one behind the first has asked for the handoff");
-        assert!(handoff || !asked.first().is_some_and(|a| *a), "{c:#x}: asked for, and the bit is gone");
-        handoff
-    }
-
-    /// The state of a lock that nobody has built up: `readers`, `writer`, waiters bit, handoff bit.
-    pub(crate) fn in_state(readers: i64, [writer, waiters, handoff]: [bool; 3]) -> Self {
-        let s = Self::new();
-        s.count.store(
-            (readers * RWSEM_READER_BIAS)
-                | (i64::from(writer) * RWSEM_WRITER_LOCKED)
-                | (i64::from(waiters) * RWSEM_FLAG_WAITERS)
-                | (i64::from(handoff) * RWSEM_FLAG_HANDOFF),
-            Relaxed,
-        );
-        s
-    }
-
-    /// The CPU of the task named in `owner`.
-    pub(crate) fn owner_cpu(&self) -> Option<u32> {
-        owner_task::<A>(self.owner.load(Relaxed)).map(|t| t.cpu)
-    }
-
-    /// CPU and kind (reading?) of each waiter, in the order of the queue. Takes no lock: for queues that stand still,
-    /// or to poll until they do.
-    pub(crate) fn queued(&self) -> Vec<(u32, bool)> {
-        self.waiters().map(|w| (w.0, w.1)).collect()
-    }
-
-    /// Which waiters have asked for a handoff.
-    pub(crate) fn queued_handoffs(&self) -> Vec<bool> {
-        self.waiters().map(|w| w.2).collect()
-    }
-
-    /// Whether a handoff is under way; L5 in passing.
-    pub(crate) fn handoff(&self) -> bool {
-        let c = self.count.load(Relaxed);
-        assert!(c & RWSEM_FLAG_HANDOFF == 0 || c & RWSEM_FLAG_WAITERS != 0, "a handoff to nobody");
-        c & RWSEM_FLAG_HANDOFF != 0
-    }
-
-    fn waiters(&self) -> impl Iterator<Item = (u32, bool, bool)> {
-        let mut p = self.wait_list.first();
-        std::iter::from_fn(move || {
-            let w = NonNull::new(p)?;
-            // SAFETY: waiters are part of tasks, which outlive the lock in tests.
-            let w = unsafe { w.as_ref() };
-            p = w.next.get();
-            let task = NonNull::new(w.task.load(Relaxed))?;
-            // SAFETY: as above.
-            let cpu = unsafe { task.as_ref() }.cpu;
-            Some((cpu, w.for_read.get() != 0, w.handoff_set.load(Relaxed) != 0))
-        })
-    }
-
-    /// The broken twin of a queued reader's killable sleep: at a signal it takes for granted that it was not granted
-    /// the lock meanwhile. For a lock that a writer holds.
-    pub(crate) fn down_read_killable_without_second_look(&self, cpu: &Cpu<A>) -> Result<(), Errno> {
-        self.queue_reader(cpu);
-        wait_to_be_given(cpu, self, &cpu.task.waiter, TASK_KILLABLE, |_| true)
-    }
-
-    /// Puts a reader of `cpu` into the queue as the slow path does, without sleeping.
-    pub(crate) fn queue_reader(&self, cpu: &Cpu<A>) {
-        let w = prepare_waiter(cpu, 1);
-        raw_spin_lock(cpu, &self.wait_lock);
-        if self.wait_list.is_empty() {
-            self.count.fetch_or(RWSEM_FLAG_WAITERS, Relaxed);
-        }
-        self.wait_list.add_tail(w);
-        raw_spin_unlock(cpu, &self.wait_lock);
-    }
 }
