@@ -348,4 +348,38 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn an_object_whose_array_cannot_be_had_is_not_charged() {
+        for allocator in [Allocator::Slub, Allocator::Sheaves] {
+            let failslab = Some(FaultAttr::per_million(200_000));
+            let fail_page_alloc = Some(FaultAttr::per_million(50_000));
+            let k = boot(1, 1, 16, SlabOptions { allocator, memcg: true, failslab, fail_page_alloc, ..EXACT });
+            let cpu = crate::cpu::Cpu::for_test(0);
+            let s = k.cache(vma_args(0));
+            let m = k.slab.memcg.expect("asked for");
+            k.slab.faults.arm(true);
+            let (mut live, mut refused, mut free_of_charge) = (Vec::new(), 0, 0);
+            for step in 0..20_000 {
+                if step / 700 % 2 == 0 {
+                    let p = kmem_cache_alloc(&cpu, &s);
+                    if p.is_null() {
+                        refused += 1;
+                    } else {
+                        live.push(p);
+                    }
+                } else if let Some(p) = live.pop() {
+                    free(&cpu, &s, p);
+                }
+                let u = m.usage();
+                assert_eq!(u, MemcgUsage { bytes: 200 * u.refs, stat_bytes: 200 * u.refs, refs: u.refs });
+                free_of_charge = free_of_charge.max(live.len() as i64 - u.refs);
+            }
+            assert!(refused > 1000 && free_of_charge > 0, "{refused} refused, {free_of_charge} free of charge");
+            live.into_iter().for_each(|p| free(&cpu, &s, p));
+            // SAFETY: one thread; nobody uses it any more.
+            unsafe { kmem_cache_destroy(&cpu, &s).unwrap() };
+            assert_eq!((m.usage(), k.outstanding()), (MemcgUsage::default(), 0));
+        }
+    }
 }

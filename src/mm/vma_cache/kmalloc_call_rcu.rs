@@ -4,10 +4,11 @@
 //! "freed through RCU" in the ablation.
 //!
 //! The classes are private to VMAs: in a kernel they would share slabs with strangers (slab.md 1.8). The free pointer
-//! lies in the middle of the object, as in every cache without constructor.
+//! lies in the middle of the object, as in every cache without constructor. They are those of the accounted family, which
+//! GFP_KERNEL_ACCOUNT leads to: VMAs are charged to a cgroup whichever way they are allocated.
 
 use super::{CacheKind, VmaCache};
-use crate::slab::{KmemCacheArgs, SLAB_PANIC};
+use crate::slab::{KmemCacheArgs, SLAB_ACCOUNT, SLAB_PANIC};
 
 /// See the module.
 pub const KIND: CacheKind = CacheKind {
@@ -21,13 +22,14 @@ pub const KIND: CacheKind = CacheKind {
 };
 
 fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
-    let (name, size) = if size <= 192 { ("kmalloc-192", 192) } else { ("kmalloc-256", size.next_multiple_of(256)) };
+    let (name, size) =
+        if size <= 192 { ("kmalloc-cg-192", 192) } else { ("kmalloc-cg-256", size.next_multiple_of(256)) };
     KmemCacheArgs {
         name,
         label: Some("vm_area_struct"),
         size,
         align,
-        flags: SLAB_PANIC,
+        flags: SLAB_PANIC | SLAB_ACCOUNT,
         sheaf_capacity: 32,
         ..KmemCacheArgs::default()
     }
@@ -35,11 +37,11 @@ fn vm_area_args(size: usize, align: usize) -> KmemCacheArgs {
 
 fn vma_lock_args(size: usize) -> KmemCacheArgs {
     KmemCacheArgs {
-        name: "kmalloc-64",
+        name: "kmalloc-cg-64",
         label: Some("vma_lock"),
         size: size.next_multiple_of(64),
         align: 64,
-        flags: SLAB_PANIC,
+        flags: SLAB_PANIC | SLAB_ACCOUNT,
         ..KmemCacheArgs::default()
     }
 }

@@ -203,14 +203,23 @@ mod tests {
     use crate::arch::Native;
     use crate::mm::vma_lock::refcnt::Refcnt;
     use crate::mm::vma_lock::rwsem_keep_seq::RwsemKeepSeq;
-    use crate::slab::Allocator;
     use crate::slab::slab_common::calculate_sizes_for;
+    use crate::slab::{Allocator, SLAB_ACCOUNT};
 
     #[test]
     fn each_way_stands_in_its_place() {
         for (i, c) in CACHES.iter().enumerate() {
             assert_eq!(c.cache as usize, i, "{}", c.name);
             assert_eq!(c.cache.kind().name, c.name);
+        }
+    }
+
+    #[test]
+    fn each_way_is_charged_alike() {
+        for c in CACHES {
+            for a in [(c.vm_area_args)(192, 64), (c.vma_lock_args)(40)] {
+                assert_ne!(a.flags & SLAB_ACCOUNT, 0, "{}: {}", c.name, a.name);
+            }
         }
     }
 
@@ -235,7 +244,7 @@ mod tests {
         assert!(RwsemKeepSeq::vma_ctor::<Native>().is_some());
         assert_eq!((v5.size, v5.offset, per_8k(v5.size)), (256, 0, 32));
         let kmalloc = |size| (kmalloc_call_rcu::KIND.vm_area_args)(size, 64);
-        assert_eq!((kmalloc(184).name, kmalloc(184).size), ("kmalloc-192", 192));
-        assert_eq!((kmalloc(256).name, kmalloc(256).size), ("kmalloc-256", 256));
+        assert_eq!((kmalloc(184).name, kmalloc(184).size), ("kmalloc-cg-192", 192));
+        assert_eq!((kmalloc(256).name, kmalloc(256).size), ("kmalloc-cg-256", 256));
     }
 }
