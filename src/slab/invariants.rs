@@ -7,7 +7,7 @@ use super::stat::Waiting;
 use super::tests::*;
 use super::*;
 use crate::arch::arena::{PAGE_SHIFT, PAGE_SIZE, RECORD_SIZE, page_record};
-use crate::arch::{Atomic, Full, Relaxed};
+use crate::arch::{Full, Relaxed};
 use crate::cpu::testing::for_test_set;
 use crate::cpu::{Cpu, Errno};
 use crate::rcu::rcu_barrier;
@@ -113,11 +113,6 @@ fn check(k: &Kernel, s: &KmemCache<Native>) -> BTreeSet<usize> {
         assert_eq!(s.slab_pages(), (s.nr_slabs() + s.typesafe_pending_slabs()) << s.order());
     }
     all_free
-}
-
-fn stamp(p: *mut u8) -> &'static Atomic<Native, u64> {
-    // SAFETY: test objects are 192 bytes and their free pointer is elsewhere.
-    unsafe { &*p.add(64).cast() }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::sheaf_tests::SHEAVES;
 use super::tests::*;
 use super::*;
 use crate::arch::arena::{PAGE_SHIFT, RECORD_SIZE, page_record};
-use crate::arch::{Atomic, Full, Relaxed};
+use crate::arch::{Full, Relaxed};
 use crate::cpu::testing::for_test_set;
 use crate::cpu::{Cpu, Errno};
 use crate::rcu::rcu_barrier;
@@ -281,11 +281,6 @@ fn random_calls_on_four_cpus_keep_every_invariant() {
         }
         end(&cpus[2], &k, &s);
     }
-}
-
-fn stamp(p: *mut u8) -> &'static Atomic<Native, u64> {
-    // SAFETY: test objects are larger and their free pointer is elsewhere.
-    unsafe { &*p.add(64).cast() }
 }
 
 /// Threads that allocate by every way there is, free their own and one another's, on `nodes` nodes.
