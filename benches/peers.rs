@@ -11,6 +11,8 @@
 //! `--test`: one pass, no verdicts. `FAULTLINE_QUICK=1` or `--quick`: fewer batches. A word without dashes: only groups
 //! whose name contains it. `--callgrind FILE`: no clock at all; each contender of one CPU runs inside
 //! [`faultline_counted`], one call after the other, and FILE says in the same order who it was (`scripts/instructions`).
+//! `--markdown`: at the end all figures as one table, a column for each size; `--write FILE`: puts that table into FILE,
+//! between the comments `<!-- NAME begins -->` and `<!-- NAME ends -->` (NAME: the bench).
 //! `FAULTLINE_OUT`: directory of `primitives.jsonl`, to which the rows are appended (default: `faultline` in the target
 //! directory).
 //!
@@ -112,6 +114,10 @@ pub struct Bench {
     filter: Option<String>,
     rows: Option<File>,
     cases: Option<File>,
+    markdown: bool,
+    write: Option<String>,
+    /// What was reported: operation, size, figures.
+    told: Vec<(String, String, Vec<Figure>)>,
     host: String,
     model: String,
     /// It only counts instructions.
@@ -136,7 +142,9 @@ impl Bench {
         if let Err(e) = affinity::pin(cpus[0]) {
             println!("{target}: not pinned: {e}");
         }
-        let filter = args.iter().find(|a| !a.starts_with('-') && Some(*a) != count.as_ref()).cloned();
+        let write = args.iter().position(|a| a == "--write").map(|i| args.get(i + 1).cloned().unwrap_or_default());
+        let is_value = |a: &String| Some(a) == count.as_ref() || Some(a) == write.as_ref();
+        let filter = args.iter().find(|a| !a.starts_with('-') && !is_value(a)).cloned();
         let mut b = Bench {
             target,
             quick,
@@ -144,6 +152,9 @@ impl Bench {
             tests: has("--test"),
             filter,
             rows: None,
+            markdown: has("--markdown"),
+            write,
+            told: Vec::new(),
             cases: count.map(|p| File::create(&p).unwrap_or_else(|e| die(&format!("{p}: {e}")))),
             host: host.id.name.clone(),
             model: host.id.cpu_model.clone(),
@@ -270,6 +281,10 @@ impl Bench {
     /// Prints a group's rows and appends them to the file.
     pub fn report(&mut self, group: &str, cpus: u32, figures: &[Figure], rows: &[Row]) {
         let find = |name: &str| figures.iter().find(|f| f.name == name);
+        if cpus == 1 {
+            let (operation, size) = operation_and_size(group);
+            self.told.push((operation, size, figures.to_vec()));
+        }
         for row in rows {
             let Some(ours) = find(row.ours) else { continue };
             let best = row.against.iter().filter_map(|a| find(a)).filter(|f| f.ns.is_finite());
@@ -350,6 +365,83 @@ impl Bench {
             writeln!(f, "{line}").unwrap_or_else(|e| die(&format!("list of cases: {e}")));
         }
     }
+}
+
+/// The end: the table, where it is asked for.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if self.counts || std::thread::panicking() || !self.markdown && self.write.is_none() {
+            return;
+        }
+        let how = if self.tests || self.quick { "few batches: no figures to go by; " } else { "" };
+        let head = format!(
+            "{how}fastest batch, ns an operation; {} ({}), commit {}, load {:.1} at the end.",
+            self.host,
+            self.model,
+            env!("FAULTLINE_COMMIT"),
+            load()
+        );
+        let table = format!("{head}\n\n{}", table(&self.told));
+        if self.markdown {
+            println!("\n{table}");
+        }
+        let Some(path) = self.write.take() else { return };
+        let (begins, ends) = (format!("<!-- {} begins -->", self.target), format!("<!-- {} ends -->", self.target));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| die(&format!("--write {path}: {e}")));
+        let parts = text.split_once(&begins).and_then(|(a, rest)| Some((a, rest.split_once(&ends)?.1)));
+        let Some((before, after)) = parts else { die(&format!("--write {path}: no place for it ({begins}, {ends})")) };
+        std::fs::write(&path, format!("{before}{begins}\n\n{table}\n{ends}{after}"))
+            .unwrap_or_else(|e| die(&format!("--write {path}: {e}")));
+    }
+}
+
+/// `TARGET/OPERATION, SIZE` or `TARGET/SIZE/OPERATION`, without the target.
+fn operation_and_size(group: &str) -> (String, String) {
+    let rest = group.split_once('/').map_or(group, |(_, r)| r);
+    let (operation, size) = match rest.split_once('/') {
+        Some((size, operation)) => (operation, size),
+        None => rest.rsplit_once(", ").unwrap_or((rest, "")),
+    };
+    (operation.into(), size.into())
+}
+
+/// A row for each operation and contender, a column for each size.
+fn table(told: &[(String, String, Vec<Figure>)]) -> String {
+    let mut sizes: Vec<&str> = Vec::new();
+    let mut operations: Vec<&str> = Vec::new();
+    for (operation, size, _) in told {
+        if !sizes.contains(&size.as_str()) {
+            sizes.push(size);
+        }
+        if !operations.contains(&operation.as_str()) {
+            operations.push(operation);
+        }
+    }
+    let mut out =
+        format!("| operation | who |{}\n|---|---|", sizes.iter().map(|s| format!(" {s} |")).collect::<String>());
+    out += &"---:|".repeat(sizes.len());
+    out.push('\n');
+    for o in operations {
+        let mut names: Vec<&str> = Vec::new();
+        for f in told.iter().filter(|t| t.0 == o).flat_map(|t| &t.2) {
+            if !names.contains(&f.name.as_str()) {
+                names.push(&f.name);
+            }
+        }
+        for (i, name) in names.iter().enumerate() {
+            out += &format!("| {} | {name} |", if i == 0 { o } else { "" });
+            for size in &sizes {
+                let cell =
+                    told.iter().find(|t| t.0 == o && t.1 == *size).and_then(|t| t.2.iter().find(|f| f.name == *name));
+                out += &cell.map_or("  |".into(), |f| match f.ns {
+                    n if n < 1000.0 => format!(" {n:.1} |"),
+                    n => format!(" {n:.0} |"),
+                });
+            }
+            out.push('\n');
+        }
+    }
+    out
 }
 
 /// What callgrind counts: everything from its beginning to its return.

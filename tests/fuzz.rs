@@ -2,6 +2,7 @@
 //! `faultline fuzz` and `faultline replay` as their user meets them, and the port against the kernel that runs here.
 
 use serde_json::Value;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,35 @@ fn against_the_kernel_is_green_or_says_why_not() {
     }
 }
 
+/// The addresses that the kernel chooses.
+#[test]
+fn placement_is_the_kernels_or_the_host_refuses() {
+    let o = run(&["fuzz", "--placement", "--ops", "4000", "--seed", "3", "--against", "kernel"]);
+    let (out, err) = (text(&o.stdout), text(&o.stderr));
+    match o.status.code() {
+        Some(0) => assert!(out.contains("the search begins at") && out.contains("4000 calls in"), "{out}"),
+        Some(2) => assert!(err.lines().count() == 1, "{err}"),
+        c => panic!("exit code {c:?}\n{out}\n{err}"),
+    }
+}
+
+/// A program that cannot go on still says which calls led there, and few of them.
+#[test]
+fn a_panic_is_shrunk_and_told() {
+    let o = run(&["fuzz", "--ops", "100000", "--against", "model", "--subject", "model", "--broken", "panics"]);
+    let (out, err) = (text(&o.stdout), text(&o.stderr));
+    assert_eq!(o.status.code(), Some(1), "{out}\n{err}");
+    let last = err.lines().last().unwrap_or("");
+    assert!(last.starts_with("faultline: a panic in the last of these calls"), "{err}");
+    // A mapping, a seal, a seal.
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(out.lines().last().is_some_and(|l| l.starts_with("3. mseal")), "{out}");
+    let token = last.split_whitespace().last().unwrap_or("");
+    let o = run(&["replay", token, "--broken", "panics"]);
+    assert_eq!(o.status.code().or(o.status.signal()).map(|c| c == 101 || c == libc::SIGABRT), Some(true), "{o:?}");
+    assert_eq!(run(&["replay", token]).status.code(), Some(0), "without what is broken");
+}
+
 #[test]
 fn bad_input_is_one_line_and_exit_code_2() {
     let token = "fz1.AAAA";
@@ -54,6 +84,9 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["fuzz", "--against", "model", "--pages", "3"], &["--pages 3"]),
         (&["fuzz", "--against", "model", "--without", "gravity"], &["--without gravity", "mremap"]),
         (&["fuzz", "--against", "model", "--subject", "kernel"], &["--subject kernel", "port"]),
+        (&["fuzz", "--against", "model", "--placement"], &["--placement", "the kernel"]),
+        (&["fuzz", "--against", "model", "--broken", "wheel"], &["--broken wheel", "UnmapSealed"]),
+        (&["fuzz", "--against", "kernel", "--broken", "unmapsealed"], &["--broken", "neither"]),
         (&["replay"], &["TOKEN"]),
         (&["replay", "nonsense"], &["TOKEN", "fz1."]),
         (&["replay", token], &["TOKEN", "checksum"]),

@@ -6,20 +6,24 @@
 //! had, with the reason.
 
 use super::Failure;
+use crate::fuzz::Setup;
 use crate::fuzz::backend::{Backend, COUNTED, Look, MAX_PAGES};
-use crate::fuzz::driver::{self, Outcome, Tally};
+use crate::fuzz::driver::{self, Difference, Outcome, Tally, Trail};
 use crate::fuzz::kernel::Kernel;
 use crate::fuzz::model::Model;
+use crate::fuzz::model::merge::Mutation;
 use crate::fuzz::probe::{self, Feature, Features, Host};
-use crate::fuzz::shrink::shrink;
+use crate::fuzz::shrink::{shrink, shrink_by};
 use crate::fuzz::token::{Case, Side};
 use crate::fuzz::{Options, port, text};
-use crate::mm::{MmRules, variant};
+use crate::mm::{Call, MmRules, variant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -49,7 +53,7 @@ pub struct Args {
     /// Pages of the window [default: 24 to 64, drawn for each round]
     #[arg(long, allow_negative_numbers = true, value_parser = |s: &str| super::run::whole::<u32>(s, 8, MAX_PAGES))]
     pages: Option<u32>,
-    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit
+    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit, rlimit, touch
     #[arg(long, value_delimiter = ',', value_name = "WHAT")]
     without: Vec<String>,
     /// Look at VmFlags after every so many calls
@@ -60,9 +64,15 @@ pub struct Args {
     #[arg(long, default_value_t = Look::USUAL.bytes_every, value_name = "N", allow_negative_numbers = true)]
     #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
     bytes_every: u32,
+    /// Only placement: which address the kernel gives, in the helper's whole address space (against the kernel)
+    #[arg(long)]
+    placement: bool,
     /// Count for each call the objects that the kernel really allocates and frees, too (root; slow)
     #[arg(long)]
     objects: bool,
+    /// A rule of the model that is broken on purpose, to see it found: its name in src/fuzz/model/merge.rs
+    #[arg(long, value_name = "RULE")]
+    broken: Option<String>,
     /// The result as JSON
     #[arg(long)]
     json: bool,
@@ -74,10 +84,18 @@ fn side(option: &str, name: &str, accepted: &[Side]) -> Result<Side, Failure> {
     found.ok_or_else(|| Failure::Input(format!("{option} {name}: accepted: {}", names.join(", "))))
 }
 
+/// The rule of the model that is to be broken.
+pub(super) fn broken(name: Option<&str>) -> Result<Option<Mutation>, Failure> {
+    let names = || Mutation::ALL.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>().join(", ");
+    let find =
+        |n: &str| Mutation::named(n).ok_or_else(|| Failure::Input(format!("--broken {n}: accepted: {}", names())));
+    name.map(find).transpose()
+}
+
 /// A side by its name.
-pub(super) fn backend(side: Side, variant: &str) -> Result<Box<dyn Backend>, Failure> {
+pub(super) fn backend(side: Side, variant: &str, broken: Option<Mutation>) -> Result<Box<dyn Backend>, Failure> {
     Ok(match side {
-        Side::Model => Box::new(Model::default()),
+        Side::Model => Box::new(broken.map_or_else(Model::default, Model::broken)),
         Side::Kernel => Box::new(Kernel::start().map_err(|e| Failure::Input(format!("--against kernel: {e}")))?),
         Side::Port => {
             let v = variant::parse(variant).map_err(|e| Failure::Input(format!("--variant {variant}: {e}")))?;
@@ -118,15 +136,36 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         without.push(f.ok_or_else(|| Failure::Input(format!("--without {w}: accepted: {}", names.join(", "))))?);
     }
     let stop = interrupt();
-    let mut lead = backend(subject, &a.variant)?;
-    let mut other = backend(against, &a.variant)?;
-    let host = if against == Side::Kernel {
+    let mutation = broken(a.broken.as_deref())?;
+    if mutation.is_some() && subject != Side::Model && against != Side::Model {
+        return Err(Failure::Input("--broken: neither side is the model".into()));
+    }
+    if a.placement && (against != Side::Kernel || subject != Side::Port) {
+        return Err(Failure::Input(
+            "--placement: only the port against the kernel: the model chooses no address".into(),
+        ));
+    }
+    // Where both sides are the model, the subject is the broken one.
+    let mut lead = backend(subject, &a.variant, mutation)?;
+    let mut other = backend(against, &a.variant, mutation.filter(|_| subject != Side::Model))?;
+    let mut host = if against == Side::Kernel {
         probe::probe(&mut *other).map_err(|e| Failure::Input(format!("--against kernel: {e}")))?
     } else {
         let rules = rules.unwrap_or(MmRules::V6_12);
         Host { rules, features: Features::all().under(&rules), seen: Vec::new() }
     };
     let mut features = host.features.clone();
+    if a.placement {
+        let seen = &mut host.seen;
+        let place =
+            probe::probe_placement(&mut *other, seen).map_err(|e| Failure::Input(format!("--placement: {e}")))?;
+        features.place = Some(place);
+    }
+    if subject == Side::Model {
+        // It has no limits of memory and no signals.
+        features.remove(Feature::Rlimit);
+        features.remove(Feature::Touch);
+    }
     if subject == Side::Port {
         port::limit(&mut *lead, &host.rules, &mut features).map_err(|e| Failure::Check(e.to_string()))?;
     }
@@ -159,7 +198,20 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         }
     }
     let look = Look { flags_every: a.flags_every, bytes_every: a.bytes_every };
-    let o = Options { ops: a.ops, seed: a.seed, rules: host.rules, features, look, pages: a.pages };
+    let trail = Arc::new(Mutex::new(Trail::default()));
+    let o = Options {
+        ops: a.ops,
+        seed: a.seed,
+        rules: host.rules,
+        features,
+        look,
+        pages: a.pages,
+        trail: Arc::clone(&trail),
+    };
+    // The port's panics are caught where that is possible.
+    if subject == Side::Model || cfg!(panic = "abort") {
+        tell_of_panics(trail, Case { subject, against, variant: a.variant.clone(), ..Case::empty() }, a.broken.clone());
+    }
     let bar = progress(a.ops);
     let mut pulse = |done: u64| {
         bar.set_position(done);
@@ -168,12 +220,13 @@ pub fn main(a: &Args) -> Result<(), Failure> {
     let cannot = |e: crate::fuzz::Stop| Failure::Check(format!("the run ended early: {e}"));
     let (outcome, tally) = driver::fuzz(&o, &mut *lead, &mut *other, &mut pulse).map_err(cannot)?;
     bar.finish_and_clear();
-    let mut found = None;
+    let (mut found, mut begins) = (None, None);
     if let Outcome::Differs(d) = &outcome {
         let (small, look) =
             shrink(d, &o.look, &mut *lead, &mut *other, &mut || stop.load(Ordering::Relaxed)).map_err(cannot)?;
         let account = driver::account(&small.setup, &small.calls, &look, &mut *lead, &mut *other).map_err(cannot)?;
         let variant = if subject == Side::Port { a.variant.clone() } else { String::new() };
+        begins = Some(small.setup);
         let case = Case { subject, against, variant, setup: small.setup, calls: small.calls };
         found = Some((case.token(), account));
     }
@@ -191,7 +244,10 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         });
         println!("{line}");
     } else {
-        if let Some(s) = script {
+        if let (Some(s), Some(setup)) = (script, &begins) {
+            if let Some(b) = text::setup(setup) {
+                println!("the round begins with: {b}");
+            }
             print_account(s);
         }
         print_tally(&tally);
@@ -207,6 +263,40 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// A panic that nothing catches ends this program: before it does, says which calls led there, and makes them few by
+/// making them again in processes of their own, as long as those still end by a panic.
+fn tell_of_panics(trail: Arc<Mutex<Trail>>, case: Case, broken: Option<String>) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        let Ok(t) = trail.try_lock() else { return };
+        let Some(setup) = t.setup else { return };
+        let whole = Case { setup, calls: t.calls.clone(), ..case.clone() };
+        eprintln!("the calls of the round up to the panic: {}", whole.token());
+        let Ok(exe) = std::env::current_exe() else { return };
+        let mut panics = |calls: &[Call], setup: &Setup| {
+            // The other side has no part in it, but where its address space is the port's.
+            let against = if setup.everywhere { case.against } else { Side::Model };
+            let c = Case { setup: *setup, calls: calls.to_vec(), against, ..case.clone() };
+            let mut again = Command::new(&exe);
+            again.arg("replay").arg(c.token()).args(broken.iter().flat_map(|b| ["--broken", b]));
+            again.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let ended = again.status().map_err(|e| crate::fuzz::Stop(e.to_string()))?;
+            let panicked = ended.signal() == Some(libc::SIGABRT) || ended.code() == Some(101);
+            Ok(panicked.then(|| calls.len().saturating_sub(1)))
+        };
+        let d = Difference { setup, calls: t.calls.clone(), at_end: None };
+        let small =
+            shrink_by(d, &mut panics, &mut || false).map(|d| Case { setup: d.setup, calls: d.calls, ..case.clone() });
+        let small = small.unwrap_or(whole);
+        for (i, c) in small.calls.iter().enumerate() {
+            println!("{}. {}", i + 1, text::call(c));
+        }
+        eprintln!("faultline: a panic in the last of these calls; again: faultline replay {}", small.token());
+        std::process::exit(1);
+    }));
 }
 
 /// The script and what is mapped after it.

@@ -6,12 +6,8 @@
 //! backend is another process.
 
 use crate::cpu::Errno;
-use crate::mm::mm_types::{
-    VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DONTEXPAND, VM_DROPPABLE, VM_EXEC, VM_GROWSDOWN, VM_HUGEPAGE, VM_IO,
-    VM_LOCKED, VM_LOCKONFAULT, VM_MAYBE_GUARD, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_MERGEABLE,
-    VM_MIXEDMAP, VM_NOHUGEPAGE, VM_NORESERVE, VM_PFNMAP, VM_RAND_READ, VM_READ, VM_SEALED, VM_SEQ_READ, VM_SHARED,
-    VM_WIPEONFORK, VM_WRITE,
-};
+use crate::mm::mm_types::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE};
+use crate::mm::task_mmu::smaps_flags;
 use crate::mm::{Call, MmRules, VmaInfo};
 
 /// A page.
@@ -47,9 +43,62 @@ pub struct Setup {
     pub heap: bool,
     /// Which of [`COUNTED`] are counted for each call, a bit each.
     pub counted: u16,
+    /// What the process is short of.
+    pub limit: Option<Limit>,
+    /// Whether single bytes are touched by the processor (a fault is a signal) or by system calls (a fault is EFAULT).
+    pub touch: bool,
+    /// The window is the whole address space, the rest of the process included: a round about placement.
+    pub everywhere: bool,
+}
+
+/// A resource that a process may be short of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// `RLIMIT_AS`
+    AddressSpace,
+    /// `RLIMIT_DATA`
+    Data,
+    /// `RLIMIT_MEMLOCK`, without `CAP_IPC_LOCK`
+    Memlock,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Resource; 3] = [Resource::AddressSpace, Resource::Data, Resource::Memlock];
+}
+
+/// A lowered limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Of what.
+    pub of: Resource,
+    /// Pages that the process may still have when the round begins.
+    pub pages: u32,
+}
+
+/// What is mapped where a round about placement begins, and what bounds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Start, end, and whether it grows down.
+    pub mapped: Vec<(u64, u64, bool)>,
+    /// Where the search from the top begins.
+    pub mmap_base: u64,
+    /// Addresses are drawn anew for each mapping below 2 GiB, and where the search from below begins is not known.
+    pub randomised: bool,
+}
+
+impl Space {
+    /// Whether `[start, end)` is free of what was mapped before the round.
+    pub fn is_foreign(&self, start: u64, end: u64) -> bool {
+        self.mapped.iter().any(|m| m.0 < end && start < m.1)
+    }
 }
 
 impl Setup {
+    /// A plain round: no limits, bytes by system calls.
+    pub fn plain(rules: MmRules, pages: u32) -> Self {
+        Setup { rules, pages, room: None, heap: false, counted: 0, limit: None, touch: false, everywhere: false }
+    }
     /// First address behind the window.
     pub fn end(&self) -> u64 {
         WINDOW + u64::from(self.pages) * PAGE
@@ -150,6 +199,15 @@ pub trait Backend {
     /// # Errors
     /// As [`Backend::run`].
     fn maps(&mut self) -> Result<Vec<VmaInfo>, Stop>;
+    /// What is mapped in a fresh address space of its own, outside the window.
+    ///
+    /// # Errors
+    /// Why it cannot be seen.
+    fn space(&mut self) -> Result<Option<Space>, Stop> {
+        Ok(None)
+    }
+    /// What a round about placement is to begin with.
+    fn load(&mut self, _: &Space) {}
     /// What else it knows that user mode cannot see, one line a VMA, for messages.
     fn hidden(&mut self) -> Vec<String> {
         Vec::new()
@@ -169,42 +227,23 @@ pub fn result_of(r: Result<u64, Errno>) -> i64 {
     }
 }
 
-/// `VmFlags` of smaps and what they stand for. What is not here is not compared: `sd` where configured, keys of
-/// protection-key hardware.
-pub const SMAPS: &[(&[u8; 2], u64)] = &[
-    (b"rd", VM_READ),
-    (b"wr", VM_WRITE),
-    (b"ex", VM_EXEC),
-    (b"sh", VM_SHARED),
-    (b"mr", VM_MAYREAD),
-    (b"mw", VM_MAYWRITE),
-    (b"me", VM_MAYEXEC),
-    (b"ms", VM_MAYSHARE),
-    (b"gd", VM_GROWSDOWN),
-    (b"pf", VM_PFNMAP),
-    (b"lo", VM_LOCKED),
-    (b"lf", VM_LOCKONFAULT),
-    (b"io", VM_IO),
-    (b"sr", VM_SEQ_READ),
-    (b"rr", VM_RAND_READ),
-    (b"dc", VM_DONTCOPY),
-    (b"de", VM_DONTEXPAND),
-    (b"ac", VM_ACCOUNT),
-    (b"nr", VM_NORESERVE),
-    (b"wf", VM_WIPEONFORK),
-    (b"dd", VM_DONTDUMP),
-    (b"mm", VM_MIXEDMAP),
-    (b"hg", VM_HUGEPAGE),
-    (b"nh", VM_NOHUGEPAGE),
-    (b"mg", VM_MERGEABLE),
-    (b"sl", VM_SEALED),
-    (b"dp", VM_DROPPABLE),
-    (b"gu", VM_MAYBE_GUARD),
-];
+/// Results from here to [`signal_result`]'s lowest are signals.
+const SIGNALS: i64 = -2000;
+
+/// The result of an access that ended in a signal with its `si_code`.
+pub fn signal_result(signal: i32, code: i32) -> i64 {
+    SIGNALS - i64::from(signal) * 16 - i64::from(code & 15)
+}
+
+/// Signal and code of a result, if that is what it is.
+pub fn signal_of(result: i64) -> Option<(i32, i32)> {
+    let n = SIGNALS - result;
+    (16..64 * 16).contains(&n).then_some(((n / 16) as i32, (n % 16) as i32))
+}
 
 /// Flags that a comparison of `VmFlags` looks at.
 pub fn compared_flags() -> u64 {
-    SMAPS.iter().fold(0, |m, (_, f)| m | f)
+    smaps_flags()
 }
 
 /// The four characters of a line of maps as bits: rights, and whether changes are shared.
@@ -263,6 +302,35 @@ pub fn hash_vmas(h: &mut Hash, vmas: &[VmaInfo], flags: bool) {
     }
 }
 
+/// Adds which addresses are mapped, without what `foreign` covers: what a round about placement compares. Where VMAs
+/// begin and end within them depends on what the rest of the process maps beside them.
+pub fn hash_coverage(h: &mut Hash, vmas: impl Iterator<Item = (u64, u64)>, foreign: &[(u64, u64)]) {
+    let mut last: Option<(u64, u64)> = None;
+    let mut put = |h: &mut Hash, start: u64, end: u64| match &mut last {
+        Some(l) if l.1 == start => l.1 = end,
+        l => {
+            if let Some((s, e)) = l.replace((start, end)) {
+                h.add(s);
+                h.add(e);
+            }
+        }
+    };
+    for (start, end) in vmas {
+        let mut at = start;
+        // In order, so that each takes the lowest part off.
+        for &(s, e) in foreign.iter().filter(|f| f.0 < end && start < f.1) {
+            if at < s {
+                put(h, at, s);
+            }
+            at = at.max(e);
+        }
+        if at < end {
+            put(h, at, end);
+        }
+    }
+    put(h, u64::MAX, u64::MAX);
+}
+
 /// Bytes of a page as they go into the hash: an access that fails counts as 256.
 pub fn byte_word(r: Result<u64, Errno>) -> u64 {
     r.unwrap_or(256)
@@ -271,6 +339,7 @@ pub fn byte_word(r: Result<u64, Errno>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mm::mm_types::VM_DONTDUMP;
 
     fn vma(start: u64, file: Option<u32>) -> VmaInfo {
         VmaInfo { start, end: start + PAGE, flags: VM_READ | VM_MAYSHARE, file, offset: 0 }
@@ -290,6 +359,29 @@ mod tests {
         assert_eq!(hash(&a, true), hash(&b, true));
         assert_ne!(hash(&a, true), hash(&c, true));
         assert_ne!(hash(&[vma(0, Some(0))], false), hash(&[vma(0, Some(1))], false));
+    }
+
+    #[test]
+    fn coverage_knows_what_is_mapped_and_not_how_it_is_cut() {
+        let cover = |v: &[(u64, u64)], f: &[(u64, u64)]| {
+            let mut h = Hash::new();
+            hash_coverage(&mut h, v.iter().copied(), f);
+            h.value()
+        };
+        assert_eq!(cover(&[(1, 3), (3, 6), (8, 9)], &[]), cover(&[(1, 6), (8, 9)], &[]));
+        assert_ne!(cover(&[(1, 3), (4, 6)], &[]), cover(&[(1, 6)], &[]));
+        // A neighbour that was there before is no part of it, merged or not.
+        assert_eq!(cover(&[(1, 9)], &[(3, 5)]), cover(&[(1, 3), (3, 5), (5, 9)], &[(3, 5)]));
+        assert_eq!(cover(&[(1, 9)], &[(3, 5)]), cover(&[(1, 3), (5, 9)], &[]));
+        assert_ne!(cover(&[(1, 9)], &[(3, 5)]), cover(&[(1, 9)], &[]));
+        assert_ne!(cover(&[], &[]), cover(&[(1, 2)], &[]));
+    }
+
+    #[test]
+    fn signals_are_results_of_their_own() {
+        assert_eq!(signal_of(signal_result(libc::SIGSEGV, 1)), Some((libc::SIGSEGV, 1)));
+        assert_eq!(signal_of(signal_result(libc::SIGBUS, 2)), Some((libc::SIGBUS, 2)));
+        assert!([0, -14, -4000, -5000, 255].iter().all(|r| signal_of(*r).is_none()));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::wire::{NAMES, encode};
 use crate::cpu::splitmix64;
 use crate::mm::{Call, MmRules, VmaInfo};
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Calls of a round that are drawn before the other side gets them.
@@ -33,6 +34,17 @@ pub struct Options {
     pub look: Look,
     /// Pages of the window; `None`: 24 to 64, drawn for each round.
     pub pages: Option<u32>,
+    /// The calls of the running round, for whoever must tell of them when this program cannot go on.
+    pub trail: Arc<Mutex<Trail>>,
+}
+
+/// A round as far as it has got.
+#[derive(Clone, Debug, Default)]
+pub struct Trail {
+    /// How it began.
+    pub setup: Option<Setup>,
+    /// Its calls, the one that is being made last.
+    pub calls: Vec<Call>,
 }
 
 /// How often a call was made and how it ended.
@@ -111,6 +123,9 @@ pub fn fuzz(
     let mut t = Tally::default();
     let begin = Instant::now();
     let mut outcome = Outcome::Same;
+    if let Some((space, _)) = &o.features.place {
+        lead.load(space);
+    }
     while t.ops < o.ops {
         if pulse(t.ops) {
             outcome = Outcome::Interrupted;
@@ -127,6 +142,10 @@ pub fn fuzz(
     Ok((outcome, t))
 }
 
+fn trail(o: &Options) -> MutexGuard<'_, Trail> {
+    o.trail.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn round(
     o: &Options,
     seed: u64,
@@ -140,18 +159,21 @@ fn round(
     }
     let setup = g.setup();
     let length = g.length().min(o.ops - t.ops);
+    *trail(o) = Trail { setup: Some(setup), calls: Vec::new() };
     lead.begin(&setup)?;
     other.begin(&setup)?;
     let (mut calls, mut mine, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let mut sent = 0;
     for i in 0..length {
         let view = lead.maps()?;
-        if let (Some(v), Some(c)) = (view.iter().find(|v| v.start < WINDOW || v.end > setup.end()), calls.last()) {
+        let outside = |v: &&VmaInfo| !setup.everywhere && (v.start < WINDOW || v.end > setup.end());
+        if let (Some(v), Some(c)) = (view.iter().find(outside), calls.last()) {
             let why =
                 format!("{} put {:#x}..{:#x}, outside the window: {}", lead.name(), v.start, v.end, text::call(c));
             return Err(Stop(why));
         }
         let c = g.next(&view);
+        trail(o).calls.push(c);
         lead.run(i, &[c], &o.look, &mut mine)?;
         calls.push(c);
         t.add(&c, mine[i as usize].result);

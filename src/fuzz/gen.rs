@@ -8,10 +8,11 @@
 //! INVARIANT: nothing is asked that the kernel may answer with a place of its own choice ([`allowed`]), and nothing that
 //! reaches outside the window.
 
-use super::backend::{FILES, MAX_DEPTH, OFFSETS, PAGE, Setup, WINDOW};
-use super::model::{MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
+use super::backend::{FILES, Limit, MAX_DEPTH, OFFSETS, PAGE, Resource, Setup, WINDOW};
+use super::place::{self, Place};
 use super::probe::{Feature, Features};
 use crate::cpu::splitmix64;
+use crate::mm::madvise::{MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use crate::mm::mm_types::{TASK_SIZE, VM_GROWSDOWN, VM_WRITE};
 use crate::mm::{Call, MmRules, VmaInfo};
 
@@ -114,6 +115,8 @@ pub struct Gen {
     depth: usize,
     /// Moves made: from, bytes, to. Some are made back, because what comes home may merge again.
     moves: Vec<(u64, u64, u64)>,
+    /// A round about placement.
+    place: Option<Place>,
 }
 
 impl Gen {
@@ -122,8 +125,19 @@ impl Gen {
         let mut rng = Rng::new(seed);
         let has = |f: Feature| features.has(f);
         let room = (has(Feature::Room) && rng.percent(features.at_limit)).then(|| 8 + rng.below(16) as u32);
-        let heap = has(Feature::Heap) && rng.percent(60);
-        let setup = Setup { rules, pages: 24 + rng.below(41) as u32, room, heap, counted: features.counted };
+        let mut heap = has(Feature::Heap) && rng.percent(60);
+        let pages = 24 + rng.below(41) as u32;
+        let limited = has(Feature::Rlimit) && room.is_none() && rng.percent(15);
+        let limit = limited.then(|| Limit { of: rng.pick(&Resource::ALL), pages: rng.below(u64::from(pages)) as u32 });
+        let short_of = |r: Resource| limit.is_some_and(|l| l.of == r);
+        // brk(2) also compares with the limit what the program's own data are, and the helper's are not the port's.
+        heap &= !short_of(Resource::Data);
+        let touch = has(Feature::Touch) && rng.percent(50);
+        let mut setup = Setup { room, heap, limit, touch, counted: features.counted, ..Setup::plain(rules, pages) };
+        let place = features.place.as_ref().map(|(space, with)| Place::new(&mut rng, space, *with));
+        if place.is_some() {
+            setup = place::setup(rules);
+        }
         let mut weights = PROFILES[rng.below(PROFILES.len() as u64) as usize];
         let mut off = |kinds: &[Kind]| {
             for k in kinds {
@@ -140,10 +154,12 @@ impl Gen {
                 off(&[kind]);
             }
         }
-        if !has(Feature::Mlock) {
+        let mlock = has(Feature::Mlock) || short_of(Resource::Memlock);
+        if !mlock {
             off(&[Kind::Mlock, Kind::Munlock, Kind::Mlockall]);
         }
-        if !has(Feature::Mlockall) || room.is_some() {
+        // It reaches what the helper has outside the window: a limit would meet that first.
+        if !has(Feature::Mlockall) || room.is_some() || limit.is_some() {
             off(&[Kind::Mlockall]);
         }
         if !has(Feature::Mseal) || rng.percent(50) {
@@ -159,8 +175,14 @@ impl Gen {
         let all_extras =
             [0, 0, 0, 0, libc::MAP_NORESERVE, libc::MAP_STACK, libc::MAP_LOCKED, libc::MAP_POPULATE].map(|f| f as u32);
         let mut extras: Vec<u32> = (0..2 + rng.below(4)).map(|_| rng.pick(&all_extras)).collect();
-        for (f, flag) in [(Feature::Mlock, libc::MAP_LOCKED), (Feature::Populate, libc::MAP_POPULATE)] {
-            if !has(f) {
+        if short_of(Resource::Memlock) {
+            extras.push(libc::MAP_LOCKED as u32);
+            for k in [Kind::Mlock, Kind::Munlock] {
+                weights[k as usize] = weights[k as usize].max(60);
+            }
+        }
+        for (has, flag) in [(mlock, libc::MAP_LOCKED), (has(Feature::Populate), libc::MAP_POPULATE)] {
+            if !has {
                 extras.retain(|e| *e != flag as u32);
                 extras.push(0);
             }
@@ -179,7 +201,7 @@ impl Gen {
             advice.retain(|a| *a != libc::MADV_PAGEOUT);
             advice.push(libc::MADV_DONTNEED);
         }
-        Gen { rng, setup, weights, prots, extras, advice, files, stacks, droppable, depth: 1, moves: Vec::new() }
+        Gen { rng, setup, weights, prots, extras, advice, files, stacks, droppable, depth: 1, moves: Vec::new(), place }
     }
 
     /// How the round begins.
@@ -194,11 +216,14 @@ impl Gen {
 
     /// How many calls it should have.
     pub fn length(&mut self) -> u64 {
-        if self.setup.room.is_some() { 400 } else { 60 + self.rng.below(340) }
+        if self.setup.room.is_some() || self.place.is_some() { 400 } else { 60 + self.rng.below(340) }
     }
 
     /// The next call, given what is mapped.
     pub fn next(&mut self, view: &[VmaInfo]) -> Call {
+        if let Some(p) = &mut self.place {
+            return p.next(&mut self.rng, view);
+        }
         loop {
             let c = self.draw(view);
             if allowed(&c, view, &self.setup) {
@@ -479,6 +504,9 @@ fn free(view: &[VmaInfo], start: u64, end: u64, gap: bool) -> bool {
 /// Whether `c` may be asked where `view` is mapped: its answer is the rules' and not the kernel's free choice, it stays in
 /// the window, and nothing that protection keys would change is in it.
 pub fn allowed(c: &Call, view: &[VmaInfo], setup: &Setup) -> bool {
+    if setup.everywhere {
+        return place::may(c, view);
+    }
     let end = setup.end();
     let align = |len: u64| len.checked_add(PAGE - 1).map(|l| l & !(PAGE - 1));
     let fits = |addr: u64, len: u64| align(len).and_then(|l| addr.checked_add(l)).is_some_and(|e| e <= end);

@@ -5,10 +5,10 @@
 //! A helper that dies, hangs or is refused something by the kernel ends the run with one sentence; it never outlives
 //! this process (its pipes end, and the kernel kills it with its parent).
 
-use super::backend::{Backend, Look, Setup, Step, Stop};
+use super::backend::{Backend, Look, Setup, Space, Step, Stop};
 use super::helper::{
-    ARGUMENT, BATCH, BEGIN, DONE, END, MAPS, MAX_VMAS, REFUSED, RUN, Shared, TRACEPOINTS, get_steps, procmap_query,
-    put_batch, put_setup,
+    ARGUMENT, BATCH, BEGIN, DONE, END, MAPS, MAX_VMAS, REFUSED, RUN, Shared, TRACEPOINTS, get_steps, parse_line,
+    procmap_query, put_batch, put_setup,
 };
 use crate::mm::{Call, VmaInfo};
 use std::io;
@@ -29,6 +29,8 @@ pub struct Kernel {
     commands: OwnedFd,
     answers: OwnedFd,
     running: bool,
+    /// The round is about placement: what is mapped besides it.
+    foreign: Option<Space>,
 }
 
 fn os(what: &str) -> Stop {
@@ -85,9 +87,13 @@ impl Kernel {
         let mut cmd = Command::new(&exe);
         cmd.arg(ARGUMENT).args(inherited.map(|f| f.to_string()));
         cmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).env_clear();
-        // SAFETY: between fork and exec only fcntl is called, which is allowed there.
+        // SAFETY: between fork and exec only personality and fcntl are called, which are allowed there.
         unsafe {
             cmd.pre_exec(move || {
+                // The same addresses in each run, and in MAP_32BIT's arena at all. Refused in some containers: see
+                // `space()`.
+                let now = libc::personality(0xffff_ffff);
+                libc::personality(now as libc::c_ulong | libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
                 for fd in inherited {
                     if libc::fcntl(fd, libc::F_SETFD, 0) != 0 {
                         return Err(io::Error::last_os_error());
@@ -97,7 +103,7 @@ impl Kernel {
             });
         }
         let child = cmd.spawn().map_err(|e| Stop(format!("the helper process ({}): {e}", exe.display())))?;
-        let mut k = Kernel { child, shared, commands, answers, running: false };
+        let mut k = Kernel { child, shared, commands, answers, running: false, foreign: None };
         // Their other ends are the helper's alone: its end is seen here.
         drop((command_in, answer_out, memory));
         k.wait()?;
@@ -189,6 +195,7 @@ impl Backend for Kernel {
         if self.running {
             self.end()?;
         }
+        self.foreign = if setup.everywhere { self.space()? } else { None };
         put_setup(self.s(), setup);
         self.send(BEGIN)?;
         self.running = self.s().over.load(Relaxed) == 0;
@@ -234,7 +241,33 @@ impl Backend for Kernel {
             let file = v(4).checked_sub(1).map(|f| f as u32);
             VmaInfo { start: v(0), end: v(1), flags: v(2), file, offset: v(3) }
         };
-        Ok(self.s().vmas[..n].iter().map(info).collect())
+        let foreign = |v: &VmaInfo| self.foreign.as_ref().is_some_and(|f| f.is_foreign(v.start, v.end));
+        Ok(self.s().vmas[..n].iter().map(info).filter(|v| !foreign(v)).collect())
+    }
+
+    fn space(&mut self) -> Result<Option<Space>, Stop> {
+        let id = self.child.id();
+        let read = |file: &str| {
+            let path = format!("/proc/{id}/{file}");
+            std::fs::read_to_string(&path).map_err(|e| Stop(format!("{path}: {e}")))
+        };
+        // The rounds' processes are forks of this one.
+        let maps = read("maps")?;
+        let (mut mapped, mut mmap_base) = (Vec::new(), 0);
+        for line in maps.lines() {
+            let Some([start, end, ..]) = parse_line(line.as_bytes()) else { continue };
+            let named = |n: &str| line.ends_with(n);
+            if named("[vsyscall]") {
+                continue;
+            }
+            mapped.push((start, end, named("[stack]")));
+            if !named("[stack]") && !named("[vdso]") && !named("[vvar]") && !named("[vvar_vclock]") {
+                mmap_base = end;
+            }
+        }
+        let flags = u64::from_str_radix(read("personality")?.trim(), 16).unwrap_or(0);
+        let randomised = flags & libc::ADDR_NO_RANDOMIZE as u64 == 0;
+        Ok(Some(Space { mapped, mmap_base, randomised }))
     }
 
     fn end(&mut self) -> Result<(), Stop> {

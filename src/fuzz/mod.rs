@@ -7,11 +7,14 @@
 //! written from the rules alone ([`model`]), which needs no system calls. What differs between kernels is *seen* on the
 //! host ([`probe`]), never taken from a version number.
 //!
-//! A run is many rounds. A round has a fresh address space, one seed, and a window of a few dozen pages with nothing
+//! A run is many rounds. A usual round has a fresh address space, one seed, and a window of a few dozen pages with nothing
 //! around it: everything meets everything. A difference is shrunk ([`shrink`]) to a script and a token ([`token`]).
 //!
 //! INVARIANT: a call never reaches memory outside the window: the generator does not draw such calls, and the helper
 //! process refuses them once more on its own.
+//!
+//! Rounds about placement ([`place`]) are another kind: there the kernel chooses addresses, among those that the helper's
+//! process has free, and what was mapped before the round stays as it is.
 //!
 //! It cannot tell: what a kernel does with several threads in one address space, under memory pressure, or with huge
 //! pages (the window is smaller than one); what is not visible from outside (page offsets of anonymous memory,
@@ -23,7 +26,7 @@ pub mod r#gen;
 pub mod helper;
 pub mod kernel;
 pub mod model;
-pub mod model_merge;
+pub mod place;
 pub mod port;
 pub mod probe;
 pub mod shrink;

@@ -7,8 +7,8 @@
 //! machine is real memory, so bytes are real bytes.
 
 use super::backend::{
-    Backend, COUNTED, FILES, Hash, Look, OFFSETS, PAGE, Setup, Step, Stop, WINDOW, byte_word, file_byte, hash_vmas,
-    result_of,
+    Backend, COUNTED, FILES, Hash, Look, OFFSETS, PAGE, Resource, Setup, Space, Step, Stop, WINDOW, byte_word,
+    file_byte, hash_coverage, hash_vmas, result_of, signal_result,
 };
 use super::probe::{Feature, Features};
 use crate::arch::Native;
@@ -18,10 +18,10 @@ use crate::cpu::{Cpu, Errno};
 use crate::host::affinity;
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use crate::maple_tree::MapleEvent;
-use crate::mm::mm_types::{CAP_IPC_LOCK, DEFAULT_MAX_MAP_COUNT, RLIM_INFINITY, RLIMIT_MEMLOCK};
+use crate::mm::mm_types::{CAP_IPC_LOCK, DEFAULT_MAX_MAP_COUNT, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK};
 use crate::mm::{
-    Call, FileSpec, Kconfig, MmRules, Process, Variant, VmEvent, VmaInfo, file_open, fput, mm_alloc, mmput, syscall,
-    vma_infos,
+    Call, FaultError, FileSpec, Kconfig, MmRules, Process, Variant, VmEvent, VmaInfo, file_open, fput, mm_alloc, mmput,
+    syscall, user_access, vma_infos,
 };
 use crate::with_variant;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,7 +42,7 @@ pub fn limit(port: &mut dyn Backend, rules: &MmRules, features: &mut Features) -
     let len = PAGE;
     let mut answer = |c: Call| -> Result<i64, Stop> {
         let mut steps = Vec::new();
-        port.begin(&Setup { rules: *rules, pages: 8, room: None, heap: false, counted: 0 })?;
+        port.begin(&Setup::plain(*rules, 8))?;
         port.run(0, &[c], &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
         port.end()?;
         Ok(steps[0].result)
@@ -87,16 +87,17 @@ struct Round<K: Kconfig<A = Native>> {
     process: Process<K>,
     cpu: Cpu<Native>,
     kernel: Box<Kernel<K>>,
-    pages: u32,
+    setup: Setup,
     /// A mapping that grows down was asked for.
     stacks: bool,
-    /// What is counted, as [`Setup`] says.
-    counted: u16,
+    /// In a round about placement, what is mapped besides.
+    foreign: Vec<(u64, u64)>,
 }
 
 /// The port.
 pub struct Port<K: Kconfig<A = Native>> {
     variant: Variant,
+    space: Space,
     // Before the machine: it is dropped first.
     round: Option<Round<K>>,
     machine: NativeMachine,
@@ -111,7 +112,7 @@ impl<K: Kconfig<A = Native>> Port<K> {
         let cpu = affinity::allowed().first().copied().unwrap_or(0);
         let machine = NativeMachine::new(&[OsCpu { cpu, node: 0 }], MEMORY, |_, _| 10)
             .map_err(|e| format!("memory for the port: {e}"))?;
-        Ok(Port { variant: variant.clone(), round: None, machine })
+        Ok(Port { variant: variant.clone(), space: Space::default(), round: None, machine })
     }
 
     fn round(&mut self) -> Result<&mut Round<K>, Stop> {
@@ -125,6 +126,28 @@ impl<K: Kconfig<A = Native>> Round<K> {
         let r = syscall(&self.cpu, &self.kernel, &mut self.process, c);
         let _ = exit_to_user_mode(&self.cpu);
         r
+    }
+
+    /// What a call is seen to return: a signal where the access is the processor's.
+    fn result(&mut self, c: &Call) -> i64 {
+        let access = match *c {
+            Call::Read { addr } if self.setup.touch => {
+                user_access(&self.cpu, &self.kernel, self.process.mm, addr, None)
+            }
+            Call::Write { addr, value } if self.setup.touch => {
+                user_access(&self.cpu, &self.kernel, self.process.mm, addr, Some(value))
+            }
+            _ => return result_of(self.call(c)),
+        };
+        let _ = exit_to_user_mode(&self.cpu);
+        const ADRERR: i32 = 2;
+        match access {
+            Ok(v) => v as i64,
+            Err(FaultError::Maperr) => signal_result(libc::SIGSEGV, 1),
+            Err(FaultError::Accerr) => signal_result(libc::SIGSEGV, 2),
+            Err(FaultError::Sigbus) => signal_result(libc::SIGBUS, ADRERR),
+            Err(e @ FaultError::Oom) => result_of(Err(e.into())),
+        }
     }
 
     /// Counters in the order of [`COUNTED`].
@@ -154,16 +177,36 @@ impl<K: Kconfig<A = Native>> Round<K> {
         ]
     }
 
-    /// The window's VMAs.
+    /// The window's VMAs; in a round about placement all but those that were there before.
     fn maps(&self) -> Vec<VmaInfo> {
-        let end = WINDOW + u64::from(self.pages) * PAGE;
         let mut v = vma_infos(&self.cpu, &self.kernel, self.process.mm, &self.process.files);
-        v.retain(|v| v.end > WINDOW && v.start < end);
+        if self.setup.everywhere {
+            v.retain(|v| !self.foreign.iter().any(|f| f.0 < v.end && v.start < f.1));
+        } else {
+            v.retain(|v| v.end > WINDOW && v.start < self.setup.end());
+        }
         v
+    }
+
+    /// Maps what a round about placement begins with: execute-only, which no call of such a round asks for, so that
+    /// nothing merges with it.
+    fn load(&mut self, space: &Space) -> Result<(), Errno> {
+        self.process.mm.mmap_base.set(space.mmap_base);
+        for &(start, end, stack) in &space.mapped {
+            let flags = 0x32 | if stack { libc::MAP_GROWSDOWN as u32 } else { 0 };
+            self.call(&Call::Mmap { addr: start, len: end - start, prot: 4, flags, fd: None, offset: 0 })?;
+        }
+        self.foreign = space.mapped.iter().map(|m| (m.0, m.1)).collect();
+        Ok(())
     }
 
     fn look(&mut self, i: u64, look: &Look) -> u64 {
         let mut h = Hash::new();
+        if self.setup.everywhere {
+            let all = vma_infos(&self.cpu, &self.kernel, self.process.mm, &self.process.files);
+            hash_coverage(&mut h, all.iter().map(|v| (v.start, v.end)), &self.foreign);
+            return h.value();
+        }
         let maps = self.maps();
         hash_vmas(&mut h, &maps, look.flags(i));
         if look.bytes(i) {
@@ -249,9 +292,27 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
             mm.start_brk.set(setup.start_brk());
             mm.brk.set(setup.start_brk());
         }
-        let mut round =
-            Round { process: Process::new(mm), cpu, kernel, pages: setup.pages, stacks: false, counted: setup.counted };
+        let process = Process::new(mm);
+        let mut round = Round { process, cpu, kernel, setup: *setup, stacks: false, foreign: Vec::new() };
         round.open_files().map_err(|e| Stop(format!("the port's files: {e}")))?;
+        if setup.everywhere {
+            round
+                .load(&self.space)
+                .map_err(|e| Stop(format!("what the host's process has mapped, in the port: {e}")))?;
+        }
+        if let Some(l) = setup.limit {
+            let mm = round.process.mm;
+            // Nothing is mapped yet: what may still be had is all that may be had.
+            let which = match l.of {
+                Resource::AddressSpace => RLIMIT_AS,
+                Resource::Data => RLIMIT_DATA,
+                Resource::Memlock => {
+                    mm.caps.set(mm.caps.get() & !CAP_IPC_LOCK);
+                    RLIMIT_MEMLOCK
+                }
+            };
+            mm.rlim[which].0.set(u64::from(l.pages) * PAGE);
+        }
         self.round = Some(round);
         Ok(())
     }
@@ -261,14 +322,14 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
         for (i, c) in calls.iter().enumerate() {
             let before = round.counts();
             // A BUG_ON() or a failed assertion is a difference like any other: it is shrunk and told.
-            let Ok(result) = catch_unwind(AssertUnwindSafe(|| result_of(round.call(c)))) else {
+            let Ok(result) = catch_unwind(AssertUnwindSafe(|| round.result(c))) else {
                 out.push(Step { result: PANICKED, ..Step::default() });
                 // What it holds is not to be touched any more.
                 std::mem::forget(self.round.take());
                 return Ok(());
             };
             let after = round.counts();
-            let counted = |i: usize| round.counted >> i & 1 == 1 && !matches!(c, Call::Fork | Call::Exit);
+            let counted = |i: usize| round.setup.counted >> i & 1 == 1 && !matches!(c, Call::Fork | Call::Exit);
             let counts = std::array::from_fn(|i| if counted(i) { (after[i] - before[i]) as u16 } else { 0 });
             let hash = round.look(first + i as u64, look);
             out.push(Step { result, hash, counts });
@@ -278,6 +339,10 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
 
     fn maps(&mut self) -> Result<Vec<VmaInfo>, Stop> {
         Ok(self.round.as_ref().map_or(Vec::new(), Round::maps))
+    }
+
+    fn load(&mut self, space: &Space) {
+        self.space = space.clone();
     }
 
     fn end(&mut self) -> Result<(), Stop> {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the running kernel does where kernels differ, seen by small experiments in the window: a few calls, and a look at
-//! what is mapped afterwards. Nothing is concluded from a version number.
+//! what is mapped afterwards. The rules are seen by [`observe`]; here is what can be drawn.
 //!
 //! What an experiment could not show (the call is missing, the configuration hides it) is said in a sentence, and the
 //! calls that would need it are not drawn.
 
-use super::backend::{Backend, COUNTED, Look, PAGE, Setup, Stop, WINDOW};
+use super::backend::{Backend, COUNTED, Look, PAGE, Setup, Space, Stop, WINDOW};
 use super::r#gen::ADVICE;
-use super::model::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
-use crate::mm::mm_types::VM_MAYBE_GUARD;
+use super::place::Placing;
+use crate::mm::madvise::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use crate::mm::{Call, MmRules, VmaInfo};
+use crate::trace::observe::{self, At, Seen};
 
 /// Something that a kernel, a backend or a configuration may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +43,10 @@ pub enum Feature {
     Fork,
     /// Rounds that run at the limit of VMAs.
     Room,
+    /// Rounds that run at a limit of memory. Against a kernel only.
+    Rlimit,
+    /// Rounds whose bytes are touched by the processor. Against a kernel only.
+    Touch,
 }
 
 impl Feature {
@@ -61,6 +66,8 @@ impl Feature {
         (Feature::Guard, "guard"),
         (Feature::Fork, "fork"),
         (Feature::Room, "limit"),
+        (Feature::Rlimit, "rlimit"),
+        (Feature::Touch, "touch"),
     ];
 }
 
@@ -73,21 +80,30 @@ pub struct Features {
     pub at_limit: u64,
     /// What is counted for each call, bits of [`COUNTED`].
     pub counted: u16,
+    /// Rounds are about placement: where, and what of it.
+    pub place: Option<(Space, Placing)>,
 }
 
 impl Features {
-    /// Everything.
+    /// Everything that the model knows.
     pub fn all() -> Self {
+        let all = Feature::ALL.iter().map(|(f, _)| *f);
         Features {
-            has: Feature::ALL.iter().map(|(f, _)| *f).collect(),
+            has: all.filter(|f| !matches!(f, Feature::Rlimit | Feature::Touch)).collect(),
             advice: ADVICE.to_vec(),
             at_limit: 8,
             counted: 0,
+            place: None,
         }
     }
     /// Whether `f` may be drawn.
     pub fn has(&self, f: Feature) -> bool {
         self.has.contains(&f)
+    }
+    /// With `f`.
+    pub fn add(&mut self, f: Feature) {
+        self.remove(f);
+        self.has.push(f);
     }
     /// Without `f`.
     pub fn remove(&mut self, f: Feature) {
@@ -125,24 +141,9 @@ pub struct Host {
 }
 
 const RW: u32 = 3;
-const MAP: u32 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u32;
 const EINVAL: i64 = -(libc::EINVAL as i64);
-
-fn at(page: u64) -> u64 {
-    WINDOW + page * PAGE
-}
-fn map(page: u64, pages: u64, prot: u32) -> Call {
-    Call::Mmap { addr: at(page), len: pages * PAGE, prot, flags: MAP, fd: None, offset: 0 }
-}
-fn touch(page: u64) -> Call {
-    Call::Write { addr: at(page), value: 1 }
-}
-fn remap(from: u64, to: u64, pages: u64, flags: u32) -> Call {
-    Call::Mremap { addr: at(from), old_len: pages * PAGE, new_len: pages * PAGE, flags, new_addr: at(to) }
-}
-fn advise(page: u64, pages: u64, advice: i32) -> Call {
-    Call::Madvise { addr: at(page), len: pages * PAGE, advice }
-}
+/// The calls of the experiments.
+const AT: At = At { base: WINDOW };
 
 /// Runs `calls` in a fresh window: results, and what is mapped at the end.
 fn experiment(b: &mut dyn Backend, setup: &Setup, calls: &[Call]) -> Result<(Vec<i64>, Vec<VmaInfo>), Stop> {
@@ -159,8 +160,7 @@ fn experiment(b: &mut dyn Backend, setup: &Setup, calls: &[Call]) -> Result<(Vec
 /// # Errors
 /// Why it cannot be looked at.
 pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
-    let setup = Setup { rules: MmRules::V6_12, pages: 32, room: None, heap: false, counted: 0 };
-    let mut rules = MmRules::V6_12;
+    let setup = Setup::plain(MmRules::V6_12, observe::PAGES as u32);
     let mut features = Features::all();
     // Such a round costs a real kernel tens of thousands of mappings.
     features.at_limit = 1;
@@ -168,74 +168,27 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     let mut say = |name: &str, value: &str| seen.push((name.to_string(), value.to_string()));
     let yes = |b: bool| if b { "yes" } else { "no" };
     let mut run = |calls: &[Call]| experiment(b, &setup, calls);
-
-    // A faulted piece comes to have the flags of the unfaulted one before it.
-    let change = Call::Mprotect { addr: at(2), len: 2 * PAGE, prot: RW };
-    let (_, m) = run(&[map(0, 2, RW), map(2, 2, RW | 4), touch(2), change])?;
-    rules.merge_faulted_with_unfaulted = m.len() == 1;
-    say("a faulted range merges with an unfaulted neighbour", yes(m.len() == 1));
-
-    let (_, m) = run(&[map(0, 1, RW), map(1, 1, 1), remap(0, 8, 2, 3)])?;
-    rules.mremap_multi_vma = m.first().is_some_and(|v| v.start == at(8));
-    say("mremap moves several VMAs", yes(rules.mremap_multi_vma));
-
-    let (r, m) = run(&[map(0, 2, RW), remap(0, 2, 2, 7)])?;
-    rules.dontunmap_merges_source = m.len() == 1;
-    say("DONTUNMAP merges an unfaulted mapping with its copy", yes(m.len() == 1));
-    if r[1] < 0 {
-        say("MREMAP_DONTUNMAP", "missing");
-    }
-    let (_, m) = run(&[map(4, 2, RW), touch(4), remap(4, 10, 2, 3), remap(10, 20, 2, 7), map(8, 2, RW)])?;
-    rules.dontunmap_keeps_pgoff = m.iter().any(|v| v.start == at(10));
-    say("what DONTUNMAP leaves keeps its page offset", yes(rules.dontunmap_keeps_pgoff));
-
-    let locked =
-        Call::Mmap { addr: at(0), len: 2 * PAGE, prot: RW, flags: MAP | libc::MAP_LOCKED as u32, fd: None, offset: 0 };
-    let (_, m) = run(&[locked, remap(1, 8, 1, 7)])?;
-    rules.dontunmap_splits_locked = m.len() != 2;
-    say("DONTUNMAP leaves the rest of a locked mapping locked", yes(rules.dontunmap_splits_locked));
-
-    let (r, m) = run(&[map(0, 4, RW), advise(1, 1, MADV_GUARD_INSTALL)])?;
-    rules.guard_regions = r[1] == 0;
-    rules.maybe_guard_flag = m.first().is_some_and(|v| v.flags & VM_MAYBE_GUARD != 0);
-    say("guard regions", yes(rules.guard_regions));
-    say("VmFlags shows guard regions (gu)", yes(rules.maybe_guard_flag));
+    let mut see = |calls: &[Call]| run(calls).map(|(results, maps)| Seen { results, maps });
+    let mut rules = observe::rules(WINDOW, true, &mut see, &mut say)?;
     if !rules.guard_regions {
         features.remove(Feature::Guard);
     }
 
-    // Private file mappings whose file pages are linear, not so the addresses at their creation.
-    let file = |page: u64, pages: u64, offset: u64| Call::Mmap {
-        addr: at(page),
-        len: pages * PAGE,
-        prot: RW,
-        flags: (libc::MAP_PRIVATE | libc::MAP_FIXED) as u32,
-        fd: Some(0),
-        offset: offset * PAGE,
-    };
-    let (_, m) = run(&[file(0, 1, 0), file(8, 1, 1), touch(8), remap(8, 1, 1, 3)])?;
-    // Where a faulted copy never merges with an unfaulted neighbour this shows nothing, and no such kernel has the rule.
-    rules.anon_pgoff = m.len() == 2 && rules.merge_faulted_with_unfaulted;
-    say("private file mappings merge by page number at creation", yes(rules.anon_pgoff));
-
-    // MADV_DONTNEED's lock cannot be seen from one process; nothing that is compared depends on it.
-    rules.dontneed_vma_lock = rules.mremap_multi_vma;
-    rules.pt_reclaim = false;
-
-    let (r, _) = run(&[map(0, 1, RW), Call::Mseal { addr: at(0), len: PAGE }])?;
+    let (r, _) = run(&[AT.map(0, 1, RW), Call::Mseal { addr: AT.page(0), len: PAGE }])?;
     if r[1] != 0 {
         features.remove(Feature::Mseal);
         say("mseal", "missing");
     } else {
         say("mseal", "yes");
     }
-    let droppable = Call::Mmap { addr: at(0), len: PAGE, prot: RW, flags: 0x38, fd: None, offset: 0 };
+    let droppable = Call::Mmap { addr: AT.page(0), len: PAGE, prot: RW, flags: 0x38, fd: None, offset: 0 };
     let (r, _) = run(&[droppable])?;
     say("MAP_DROPPABLE", yes(r[0] > 0));
     if r[0] < 0 {
         features.remove(Feature::Droppable);
     }
-    let (r, _) = run(&[map(0, 1, RW), Call::Mlock { addr: at(0), len: PAGE, flags: 0 }, Call::Mlockall { flags: 2 }])?;
+    let (r, _) =
+        run(&[AT.map(0, 1, RW), Call::Mlock { addr: AT.page(0), len: PAGE, flags: 0 }, Call::Mlockall { flags: 2 }])?;
     // A limit in force shows at the second: everything that comes later would have to fit.
     if r[1] != 0 || r[2] != 0 {
         features.remove(Feature::Mlock);
@@ -250,10 +203,10 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     }
     let mut unknown = Vec::new();
     for &a in ADVICE {
-        let (r, _) = run(&[map(0, 1, RW), advise(0, 1, a)])?;
+        let (r, _) = run(&[AT.map(0, 1, RW), AT.advise(0, 1, a)])?;
         let (s, _) = run(&[
-            Call::Mmap { addr: at(0), len: PAGE, prot: RW, flags: 0x11, fd: Some(0), offset: 0 },
-            advise(0, 1, a),
+            Call::Mmap { addr: AT.page(0), len: PAGE, prot: RW, flags: 0x11, fd: Some(0), offset: 0 },
+            AT.advise(0, 1, a),
         ])?;
         if r[1] == EINVAL && s[1] == EINVAL && !unknown.contains(&a) {
             unknown.push(a);
@@ -277,7 +230,7 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
             say("brk", &format!("{e}: left out"));
         }
     }
-    match experiment(b, &Setup { room: Some(4), ..setup }, &[map(0, 1, RW)]) {
+    match experiment(b, &Setup { room: Some(4), ..setup }, &[AT.map(0, 1, RW)]) {
         Ok(_) => say("limit of VMAs", "yes"),
         Err(e) => {
             features.remove(Feature::Room);
@@ -287,13 +240,46 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     }
     if rules.mremap_multi_vma && features.has(Feature::Room) {
         // Growing in place never looked at the limit before.
-        let full: Vec<Call> = (0..4).map(|i| map(2 * i, 1, RW)).collect();
-        let grow = Call::Mremap { addr: at(6), old_len: PAGE, new_len: 2 * PAGE, flags: 0, new_addr: 0 };
+        let full: Vec<Call> = (0..4).map(|i| AT.map(2 * i, 1, RW)).collect();
+        let grow = Call::Mremap { addr: AT.page(6), old_len: PAGE, new_len: 2 * PAGE, flags: 0, new_addr: 0 };
         let (r, _) = experiment(b, &Setup { room: Some(4), ..setup }, &[&full[..], &[grow]].concat())?;
         rules.mremap_limit_at_entry = r[4] < 0;
     }
+    features.add(Feature::Rlimit);
+    if cfg!(target_arch = "x86_64") {
+        features.add(Feature::Touch);
+    }
     say("every mremap looks at the limit of VMAs", yes(rules.mremap_limit_at_entry));
     Ok(Host { rules, features, seen })
+}
+
+/// How the host places what may be of huge pages; `at` is where its processes begin.
+///
+/// # Errors
+/// Why it cannot be looked at.
+pub fn probe_placement(b: &mut dyn Backend, seen: &mut Vec<(String, String)>) -> Result<(Space, Placing), Stop> {
+    let space = b.space()?.ok_or_else(|| Stop("only a running kernel has an address space to place in".into()))?;
+    if space.mapped.is_empty() || space.mmap_base == 0 {
+        return Err(Stop("the helper's own maps cannot be read".into()));
+    }
+    let setup = super::place::setup(MmRules::V6_12);
+    // A page first, so that an aligned address is no accident.
+    let two = |flags: u32| {
+        let map = |len: u64, flags: u32| Call::Mmap { addr: 0, len, prot: 1, flags, fd: None, offset: 0 };
+        [map(PAGE, 0x22), map(4 << 20, flags)]
+    };
+    let aligned = |r: &[i64]| r[1] > 0 && r[1] % (2 << 20) == 0;
+    let (private, _) = experiment(b, &setup, &two(0x22))?;
+    let (shared, _) = experiment(b, &setup, &two(0x21))?;
+    let with = Placing { huge: aligned(&private), shared: !aligned(&shared) };
+    let yes = |b: bool| if b { "yes" } else { "no" };
+    let mut say = |name: &str, value: String| seen.push((name.to_string(), value));
+    say("mappings of whole huge pages are aligned", yes(with.huge).into());
+    say("shared ones too", if with.shared { "no".into() } else { "yes: left out".into() });
+    let fixed = if space.randomised { "no: MAP_32BIT and full address spaces are left out" } else { "yes" };
+    say("addresses are the same in each run", fixed.into());
+    say("the search begins at", format!("{:#x}, with {} mappings of the program", space.mmap_base, space.mapped.len()));
+    Ok((space, with))
 }
 
 /// Which of [`COUNTED`] can be seen on the host, by calls that certainly change them.
@@ -302,12 +288,12 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
 /// Why none can be seen.
 pub fn probe_objects(b: &mut dyn Backend) -> Result<u16, Stop> {
     let all = (1 << COUNTED.len()) - 1;
-    let setup = Setup { rules: MmRules::V6_12, pages: 32, room: None, heap: false, counted: all };
+    let setup = Setup { counted: all, ..Setup::plain(MmRules::V6_12, 32) };
     b.begin(&setup)?;
     let mut steps = Vec::new();
-    let mut calls = vec![map(0, 1, RW), touch(0), Call::Munmap { addr: at(0), len: PAGE }];
+    let mut calls = vec![AT.map(0, 1, RW), AT.touch(0), Call::Munmap { addr: AT.page(0), len: PAGE }];
     // Enough for a tree to want nodes.
-    calls.extend((0..16).map(|i| map(2 * i, 1, RW)));
+    calls.extend((0..16).map(|i| AT.map(2 * i, 1, RW)));
     b.run(0, &calls, &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
     b.end()?;
     let n = |step: usize, i: usize| steps[step].counts[i];

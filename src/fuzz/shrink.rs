@@ -5,7 +5,7 @@
 //! Any difference counts, not only the first one seen: a smaller case of another rule is as welcome. Each try is a fresh
 //! round on both sides; after some thousand tries or most of a minute the smallest so far is given.
 
-use super::backend::{Backend, Look, PAGE, Stop, WINDOW};
+use super::backend::{Backend, Look, PAGE, Setup, Stop, WINDOW};
 use super::driver::{Difference, differs};
 use crate::mm::Call;
 use std::time::{Duration, Instant};
@@ -26,8 +26,6 @@ pub fn shrink(
     other: &mut dyn Backend,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<(Difference, Look), Stop> {
-    let mut tries = 0;
-    let begin = Instant::now();
     // Looking closer after every call shows a difference as early as it is there; bytes are dear to look at.
     let closer = [Look { flags_every: 1, bytes_every: u32::MAX }, Look::ALWAYS];
     let (mut look, mut best) = (*look, d.clone());
@@ -38,16 +36,34 @@ pub fn shrink(
             break;
         }
     }
+    let mut test = |calls: &[Call], setup: &Setup| differs(setup, calls, &look, lead, other);
+    Ok((shrink_by(best, &mut test, stop)?, look))
+}
+
+/// The smallest case found of which `test` still gives the number of the call that differs.
+///
+/// # Errors
+/// Where `test` cannot go on.
+pub fn shrink_by(
+    mut best: Difference,
+    test: &mut dyn FnMut(&[Call], &Setup) -> Result<Option<usize>, Stop>,
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<Difference, Stop> {
+    let mut tries = 0;
+    let begin = Instant::now();
     let mut setup = best.setup;
-    let mut test = |calls: &[Call], setup: &super::Setup| -> Result<Option<usize>, Stop> {
+    let mut test = |calls: &[Call], setup: &Setup| -> Result<Option<usize>, Stop> {
         tries += 1;
-        if tries > TRIES || begin.elapsed() > PATIENCE || stop() {
-            Ok(None)
-        } else {
-            differs(setup, calls, &look, lead, other)
-        }
+        if tries > TRIES || begin.elapsed() > PATIENCE || stop() { Ok(None) } else { test(calls, setup) }
     };
-    for s in [super::Setup { room: None, ..setup }, super::Setup { heap: false, room: None, ..setup }] {
+    let plainer_setups: [fn(Setup) -> Setup; 4] = [
+        |s| Setup { room: None, ..s },
+        |s| Setup { limit: None, ..s },
+        |s| Setup { touch: false, ..s },
+        |s| Setup { heap: false, ..s },
+    ];
+    for plain in plainer_setups {
+        let s = plain(setup);
         if s != setup && test(&best.calls, &s)?.is_some() {
             setup = s;
         }
@@ -123,7 +139,7 @@ pub fn shrink(
         }
     }
     best.setup = setup;
-    Ok((best, look))
+    Ok(best)
 }
 
 /// Calls that are plainer than `c`, the plainest first; each is nearer to its end, so that this ends.

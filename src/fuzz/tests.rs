@@ -6,15 +6,24 @@
 use super::backend::{Backend, Look};
 use super::driver::{Difference, Options, Outcome, account, differs, fuzz};
 use super::model::Model;
-use super::model_merge::Mutation;
+use super::model::merge::Mutation;
 use super::port;
 use super::probe::Features;
 use super::shrink::shrink;
 use super::token::{Case, Side};
 use crate::mm::{MmRules, variant};
+use std::sync::Arc;
 
 fn options(rules: MmRules, ops: u64, seed: u64) -> Options {
-    Options { ops, seed, rules, features: Features::all().under(&rules), look: Look::USUAL, pages: None }
+    Options {
+        ops,
+        seed,
+        rules,
+        features: Features::all().under(&rules),
+        look: Look::USUAL,
+        pages: None,
+        trail: Arc::default(),
+    }
 }
 
 fn the_port(name: &str, rules: &MmRules, features: &mut Features) -> Box<dyn Backend> {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Calls, results and VMAs in words.
 
-use super::backend::{FILES, PAGE, SMAPS, WINDOW};
-use super::model::{MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
+use super::backend::{FILES, PAGE, Resource, Setup, WINDOW, signal_of};
 use crate::mm::mm_types::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE};
+use crate::mm::task_mmu::vm_flags_line;
 use crate::mm::{Call, VmaInfo};
+use crate::trace::flags::{self, MADV, MAP, MCL, MREMAP};
 
 /// An address as a page of the window, with what is over.
 pub fn place(addr: u64) -> String {
@@ -41,49 +42,10 @@ fn rights(prot: u32) -> String {
     s
 }
 
-fn named(mut flags: u32, names: &[(u32, &str)]) -> String {
-    let mut out = Vec::new();
-    for (bit, name) in names {
-        if flags & bit == *bit {
-            out.push((*name).to_string());
-            flags &= !bit;
-        }
-    }
-    if flags != 0 {
-        out.push(format!("{flags:#x}"));
-    }
-    out.join("|")
-}
-
 /// The name of an advice.
 pub fn advice_name(advice: i32) -> String {
-    let known = [
-        (libc::MADV_NORMAL, "NORMAL"),
-        (libc::MADV_RANDOM, "RANDOM"),
-        (libc::MADV_SEQUENTIAL, "SEQUENTIAL"),
-        (libc::MADV_WILLNEED, "WILLNEED"),
-        (libc::MADV_DONTNEED, "DONTNEED"),
-        (libc::MADV_FREE, "FREE"),
-        (libc::MADV_REMOVE, "REMOVE"),
-        (libc::MADV_DONTFORK, "DONTFORK"),
-        (libc::MADV_DOFORK, "DOFORK"),
-        (libc::MADV_MERGEABLE, "MERGEABLE"),
-        (libc::MADV_UNMERGEABLE, "UNMERGEABLE"),
-        (libc::MADV_HUGEPAGE, "HUGEPAGE"),
-        (libc::MADV_NOHUGEPAGE, "NOHUGEPAGE"),
-        (libc::MADV_DONTDUMP, "DONTDUMP"),
-        (libc::MADV_DODUMP, "DODUMP"),
-        (libc::MADV_WIPEONFORK, "WIPEONFORK"),
-        (libc::MADV_KEEPONFORK, "KEEPONFORK"),
-        (libc::MADV_COLD, "COLD"),
-        (libc::MADV_PAGEOUT, "PAGEOUT"),
-        (libc::MADV_POPULATE_READ, "POPULATE_READ"),
-        (libc::MADV_POPULATE_WRITE, "POPULATE_WRITE"),
-        (MADV_DONTNEED_LOCKED, "DONTNEED_LOCKED"),
-        (MADV_GUARD_INSTALL, "GUARD_INSTALL"),
-        (MADV_GUARD_REMOVE, "GUARD_REMOVE"),
-    ];
-    known.iter().find(|(a, _)| *a == advice).map_or_else(|| advice.to_string(), |(_, n)| (*n).into())
+    let found = MADV.iter().find(|(_, v)| *v == advice as u64 && advice >= 0);
+    found.map_or_else(|| advice.to_string(), |(n, _)| n["MADV_".len()..].to_string())
 }
 
 /// A call in words.
@@ -97,29 +59,14 @@ pub fn call(c: &Call) -> String {
                 None if flags & libc::MAP_ANONYMOUS as u32 != 0 => "anonymous".into(),
                 None => "a bad descriptor".into(),
             };
-            let flags = named(
-                flags & !(libc::MAP_ANONYMOUS as u32),
-                &[
-                    (libc::MAP_SHARED_VALIDATE as u32, "SHARED_VALIDATE"),
-                    (libc::MAP_SHARED as u32, "SHARED"),
-                    (libc::MAP_PRIVATE as u32, "PRIVATE"),
-                    (8, "DROPPABLE"),
-                    (libc::MAP_FIXED as u32, "FIXED"),
-                    (libc::MAP_FIXED_NOREPLACE as u32, "FIXED_NOREPLACE"),
-                    (libc::MAP_GROWSDOWN as u32, "GROWSDOWN"),
-                    (libc::MAP_NORESERVE as u32, "NORESERVE"),
-                    (libc::MAP_LOCKED as u32, "LOCKED"),
-                    (libc::MAP_POPULATE as u32, "POPULATE"),
-                    (libc::MAP_STACK as u32, "STACK"),
-                ],
-            );
+            let flags = flags::named(u64::from(flags & !(libc::MAP_ANONYMOUS as u32)), MAP);
             format!("mmap {}, {}, {what}, {flags}", range(addr, len), rights(prot))
         }
         Call::Munmap { addr, len } => format!("munmap {}", range(addr, len)),
         Call::Mprotect { addr, len, prot } => format!("mprotect {}, {}", range(addr, len), rights(prot)),
         Call::Madvise { addr, len, advice } => format!("madvise {}, {}", range(addr, len), advice_name(advice)),
         Call::Mremap { addr, old_len, new_len, flags, new_addr } => {
-            let names = named(flags, &[(1, "MAYMOVE"), (2, "FIXED"), (4, "DONTUNMAP")]);
+            let names = flags::named(flags.into(), MREMAP);
             let to = if flags & 6 != 0 { format!(" to {}", place(new_addr)) } else { String::new() };
             let names = if names.is_empty() { "no flags".into() } else { names };
             format!("mremap {}: {}{to}, {names}", range(addr, old_len), bytes(new_len))
@@ -135,7 +82,7 @@ pub fn call(c: &Call) -> String {
         }
         Call::Munlock { addr, len } => format!("munlock {}", range(addr, len)),
         Call::Mlockall { flags } => {
-            format!("mlockall {}", named(flags, &[(1, "CURRENT"), (2, "FUTURE"), (4, "ONFAULT")]))
+            format!("mlockall {}", flags::named(flags.into(), MCL))
         }
         Call::Munlockall => "munlockall".into(),
         Call::Mseal { addr, len } => format!("mseal {}", range(addr, len)),
@@ -146,25 +93,38 @@ pub fn call(c: &Call) -> String {
     }
 }
 
-/// The name of an errno.
+/// The name of an errno, or of the signal that a result stands for.
 pub fn errno_name(e: i64) -> String {
-    let known = [
-        (libc::EPERM, "EPERM"),
-        (libc::EINTR, "EINTR"),
-        (libc::EBADF, "EBADF"),
-        (libc::EAGAIN, "EAGAIN"),
-        (libc::ENOMEM, "ENOMEM"),
-        (libc::EACCES, "EACCES"),
-        (libc::EFAULT, "EFAULT"),
-        (libc::EBUSY, "EBUSY"),
-        (libc::EEXIST, "EEXIST"),
-        (libc::ENODEV, "ENODEV"),
-        (libc::EINVAL, "EINVAL"),
-        (libc::ENOSYS, "ENOSYS"),
-        (libc::EOVERFLOW, "EOVERFLOW"),
-        (libc::EOPNOTSUPP, "EOPNOTSUPP"),
-    ];
-    known.iter().find(|(n, _)| i64::from(*n) == e).map_or_else(|| format!("errno {e}"), |(_, n)| (*n).into())
+    match signal_of(-e) {
+        Some((libc::SIGSEGV, 1)) => "SIGSEGV (nothing mapped)".into(),
+        Some((libc::SIGSEGV, 2)) => "SIGSEGV (no right)".into(),
+        Some((libc::SIGBUS, _)) => "SIGBUS".into(),
+        Some((s, code)) => format!("signal {s}, code {code}"),
+        None => flags::errno_name(e as i32),
+    }
+}
+
+/// How a round begins, where that is not the usual way.
+pub fn setup(s: &Setup) -> Option<String> {
+    let mut out = Vec::new();
+    if let Some(n) = s.room {
+        out.push(format!("room for {n} VMAs"));
+    }
+    if let Some(l) = s.limit {
+        let name = match l.of {
+            Resource::AddressSpace => "RLIMIT_AS",
+            Resource::Data => "RLIMIT_DATA",
+            Resource::Memlock => "RLIMIT_MEMLOCK",
+        };
+        out.push(format!("{name} leaves {} pages", l.pages));
+    }
+    if s.touch {
+        out.push("bytes are touched by the processor".into());
+    }
+    if s.everywhere {
+        out.push("placement, in the helper's whole address space".into());
+    }
+    (!out.is_empty()).then(|| out.join("; "))
 }
 
 /// A result in words.
@@ -184,16 +144,15 @@ pub fn vma(v: &VmaInfo, name: u64) -> String {
     let bit = |b: u64, c: char| if v.flags & b != 0 { c } else { '-' };
     let shared = if v.flags & VM_MAYSHARE != 0 { 's' } else { 'p' };
     let line: String = [bit(VM_READ, 'r'), bit(VM_WRITE, 'w'), bit(VM_EXEC, 'x'), shared].iter().collect();
-    let codes: Vec<_> = SMAPS
-        .iter()
-        .filter(|(_, f)| v.flags & f != 0)
-        .map(|(n, _)| String::from_utf8_lossy(&n[..]).into_owned())
-        .collect();
     let file = match name {
         0 => String::new(),
         n if n <= FILES.len() as u64 => format!(" file {}", n - 1),
         n => format!(" shared object of VMA {}", n - 0x100),
     };
-    let (from, to) = (v.start.wrapping_sub(WINDOW) / PAGE, v.end.wrapping_sub(WINDOW) / PAGE);
-    format!("{from:>3}..{to:<3} {line} offset {:<3}{file} [{}]", v.offset / PAGE, codes.join(" "))
+    let (flags, offset) = (vm_flags_line(v.flags), v.offset / PAGE);
+    if v.start < WINDOW || v.start - WINDOW > 4096 * PAGE {
+        return format!("{:#x}..{:#x} {line} offset {offset}{file} [{flags}]", v.start, v.end);
+    }
+    let (from, to) = ((v.start - WINDOW) / PAGE, v.end.wrapping_sub(WINDOW) / PAGE);
+    format!("{from:>3}..{to:<3} {line} offset {offset:<3}{file} [{flags}]")
 }

@@ -4,7 +4,7 @@
 //! The form: `fz1.` and base64 (the URL alphabet) of a checksum and numbers of seven bits a byte. Addresses are distances
 //! from the window.
 
-use super::backend::{MAX_PAGES, Setup, WINDOW};
+use super::backend::{Limit, MAX_PAGES, Resource, Setup, WINDOW};
 use super::wire::{ARGS, Record, WORDS, decode, encode};
 use crate::mm::{Call, MmRules};
 
@@ -164,6 +164,12 @@ fn from_text(text: &str) -> Option<Vec<u8>> {
 }
 
 impl Case {
+    /// No calls.
+    pub fn empty() -> Self {
+        let setup = Setup::plain(MmRules::V6_12, 24);
+        Case { subject: Side::Port, against: Side::Model, variant: String::new(), setup, calls: Vec::new() }
+    }
+
     /// As a token.
     pub fn token(&self) -> String {
         let mut b = Vec::new();
@@ -173,7 +179,13 @@ impl Case {
         put(&mut b, rules);
         put(&mut b, self.setup.pages.into());
         put(&mut b, self.setup.room.map_or(0, |r| u64::from(r) + 1));
-        put(&mut b, self.setup.heap.into());
+        let Setup { heap, touch, everywhere, limit, .. } = self.setup;
+        let bits = [heap, touch, everywhere, limit.is_some()];
+        put(&mut b, bits.iter().enumerate().fold(0, |v, (i, on)| v | u64::from(*on) << i));
+        if let Some(l) = limit {
+            put(&mut b, Resource::ALL.iter().position(|r| *r == l.of).unwrap_or(0) as u64);
+            put(&mut b, l.pages.into());
+        }
         put(&mut b, self.setup.counted.into());
         put(&mut b, self.variant.len() as u64);
         b.extend(self.variant.bytes());
@@ -222,7 +234,17 @@ impl Case {
         let rules = rules_of(std::array::from_fn(|i| bits >> i & 1 == 1));
         let pages = u32::try_from(get(from)?).ok().filter(|p| (1..=MAX_PAGES).contains(p))?;
         let room = u32::try_from(get(from)?).ok()?.checked_sub(1);
-        let heap = get(from)? == 1;
+        let bits = get(from)?;
+        if bits >> 4 != 0 {
+            return None;
+        }
+        let [heap, touch, everywhere, limited] = std::array::from_fn(|i| bits >> i & 1 == 1);
+        let limit = if limited {
+            let of = *Resource::ALL.get(get(from)? as usize)?;
+            Some(Limit { of, pages: u32::try_from(get(from)?).ok()? })
+        } else {
+            None
+        };
         let counted = u16::try_from(get(from)?).ok()?;
         let len = get(from)?;
         let variant = (0..len.min(200)).map(|_| from.next()).collect::<Option<Vec<u8>>>()?;
@@ -239,7 +261,8 @@ impl Case {
             }
             calls.push(decode(&r)?);
         }
-        Some(Case { subject, against, variant, setup: Setup { rules, pages, room, heap, counted }, calls })
+        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere };
+        Some(Case { subject, against, variant, setup, calls })
     }
 }
 
@@ -252,7 +275,7 @@ mod tests {
             subject: Side::Port,
             against: Side::Kernel,
             variant: "v6.12".into(),
-            setup: Setup { rules: MmRules::V6_18, pages: 40, room: Some(9), heap: true, counted: 3 },
+            setup: Setup { room: Some(9), heap: true, counted: 3, ..Setup::plain(MmRules::V6_18, 40) },
             calls: vec![
                 Call::Mmap { addr: WINDOW, len: 4096, prot: 3, flags: 0x32, fd: None, offset: 0 },
                 Call::Mmap { addr: WINDOW + 4096, len: u64::MAX, prot: 3, flags: 0x12, fd: Some(1), offset: 8192 },
@@ -273,6 +296,11 @@ mod tests {
         for r in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
             let c = Case { setup: Setup { rules: r, room: None, ..case().setup }, ..case() };
             assert_eq!(Case::parse(&c.token()).unwrap().setup, c.setup);
+        }
+        for of in Resource::ALL {
+            let limit = Some(Limit { of, pages: 300 });
+            let setup = Setup { limit, touch: true, everywhere: of == Resource::Data, heap: false, ..case().setup };
+            assert_eq!(Case::parse(&Case { setup, ..case() }.token()).unwrap().setup, setup);
         }
     }
 

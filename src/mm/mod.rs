@@ -60,7 +60,7 @@ pub use mprotect::sys_mprotect;
 pub use mremap::sys_mremap;
 pub use mseal::sys_mseal;
 pub use rules::MmRules;
-pub use syscall::{Call, Process, VmaInfo, syscall};
+pub use syscall::{Call, Process, VmaInfo, syscall, user_access};
 pub use task_mmu::vma_infos;
 pub use variant::Variant;
 pub use vmstat::VmEvent;

@@ -5,7 +5,7 @@
 //! custom: a kernel has a table of numbers; here one `match` leads from a [`Call`] to the function that the kernel's
 //! table names. Arguments are the system call's own, as the C library's wrappers of x86-64 pass them.
 
-use super::fault::do_user_addr_fault;
+use super::fault::{FaultError, do_user_addr_fault};
 use super::file::File;
 use super::fork::{mmput, sys_fork};
 use super::kconfig::{Kconfig, MmPtr};
@@ -188,11 +188,8 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
         Call::Mlockall { flags } => sys_mlockall(cpu, k, mm, flags).map(|()| 0),
         Call::Munlockall => sys_munlockall(cpu, k, mm).map(|()| 0),
         Call::Mseal { addr, len } => sys_mseal(cpu, k, mm, addr, len, 0).map(|()| 0),
-        Call::Read { addr } => user_byte(cpu, k, mm, addr, false).map(|b| u64::from(b.load(Relaxed))),
-        Call::Write { addr, value } => {
-            user_byte(cpu, k, mm, addr, true)?.store(value, Relaxed);
-            Ok(0)
-        }
+        Call::Read { addr } => Ok(user_access(cpu, k, mm, addr, None)?),
+        Call::Write { addr, value } => Ok(user_access(cpu, k, mm, addr, Some(value))?),
         Call::Fork => {
             let child = sys_fork(cpu, k, mm)?;
             p.parents.push(std::mem::replace(&mut p.mm, child));
@@ -207,6 +204,27 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
     }
 }
 
+/// An access from user mode: writes `value`, or reads the byte that is there.
+///
+/// # Errors
+/// The signal that it would have ended in.
+pub fn user_access<K: Kconfig>(
+    cpu: &Cpu<K::A>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    addr: u64,
+    value: Option<u8>,
+) -> Result<u64, FaultError> {
+    let byte = user_byte(cpu, k, mm, addr, value.is_some())?;
+    match value {
+        Some(v) => {
+            byte.store(v, Relaxed);
+            Ok(0)
+        }
+        None => Ok(byte.load(Relaxed).into()),
+    }
+}
+
 /// The byte at `addr`, faulted in as the processor would: again until the entry allows the access.
 fn user_byte<'k, K: Kconfig>(
     cpu: &Cpu<K::A>,
@@ -214,7 +232,7 @@ fn user_byte<'k, K: Kconfig>(
     mm: MmPtr<K>,
     addr: u64,
     write: bool,
-) -> Result<&'k Atomic<K::A, u8>, Errno> {
+) -> Result<&'k Atomic<K::A, u8>, FaultError> {
     let wanted = PAGE_PRESENT | PAGE_USER | if write { PAGE_RW } else { 0 };
     loop {
         let pte = pte_lookup::<K>(mm, addr);

@@ -16,34 +16,55 @@ use crate::cpu::Cpu;
 use crate::init::Kernel;
 use crate::maple_tree::MaState;
 
-/// The flags that the `VmFlags` line has letters for.
-pub const SMAPS_FLAGS: u64 = VM_READ
-    | VM_WRITE
-    | VM_EXEC
-    | VM_SHARED
-    | VM_MAYREAD
-    | VM_MAYWRITE
-    | VM_MAYEXEC
-    | VM_MAYSHARE
-    | VM_GROWSDOWN
-    | VM_PFNMAP
-    | VM_LOCKED
-    | VM_IO
-    | VM_SEQ_READ
-    | VM_RAND_READ
-    | VM_DONTCOPY
-    | VM_DONTEXPAND
-    | VM_LOCKONFAULT
-    | VM_ACCOUNT
-    | VM_NORESERVE
-    | VM_WIPEONFORK
-    | VM_DONTDUMP
-    | VM_MIXEDMAP
-    | VM_HUGEPAGE
-    | VM_NOHUGEPAGE
-    | VM_MERGEABLE
-    | VM_DROPPABLE
-    | VM_SEALED;
+/// The letters of the `VmFlags` line and what they stand for (`show_smap_vma_flags()`). Not here: `sd`, where configured;
+/// the keys of protection-key hardware; huge TLB pages; userfaultfd.
+pub const VM_FLAGS: &[(&[u8; 2], u64)] = &[
+    (b"rd", VM_READ),
+    (b"wr", VM_WRITE),
+    (b"ex", VM_EXEC),
+    (b"sh", VM_SHARED),
+    (b"mr", VM_MAYREAD),
+    (b"mw", VM_MAYWRITE),
+    (b"me", VM_MAYEXEC),
+    (b"ms", VM_MAYSHARE),
+    (b"gd", VM_GROWSDOWN),
+    (b"pf", VM_PFNMAP),
+    (b"lo", VM_LOCKED),
+    (b"lf", VM_LOCKONFAULT),
+    (b"io", VM_IO),
+    (b"sr", VM_SEQ_READ),
+    (b"rr", VM_RAND_READ),
+    (b"dc", VM_DONTCOPY),
+    (b"de", VM_DONTEXPAND),
+    (b"ac", VM_ACCOUNT),
+    (b"nr", VM_NORESERVE),
+    (b"wf", VM_WIPEONFORK),
+    (b"dd", VM_DONTDUMP),
+    (b"mm", VM_MIXEDMAP),
+    (b"hg", VM_HUGEPAGE),
+    (b"nh", VM_NOHUGEPAGE),
+    (b"mg", VM_MERGEABLE),
+    (b"sl", VM_SEALED),
+    (b"dp", VM_DROPPABLE),
+    (b"gu", VM_MAYBE_GUARD),
+];
+
+/// All flags that have letters.
+pub fn smaps_flags() -> u64 {
+    VM_FLAGS.iter().fold(0, |m, (_, f)| m | f)
+}
+
+/// The flags that the words of a `VmFlags` line stand for; other words are none.
+pub fn parse_vm_flags(line: &[u8]) -> u64 {
+    let words = line.strip_prefix(b"VmFlags:").unwrap_or(line).split(|&b| b == b' ');
+    words.filter_map(|w| VM_FLAGS.iter().find(|(n, _)| n[..] == *w)).fold(0, |f, (_, b)| f | b)
+}
+
+/// The words of a `VmFlags` line.
+pub fn vm_flags_line(flags: u64) -> String {
+    let set = VM_FLAGS.iter().filter(|(_, f)| flags & f != 0);
+    set.map(|(n, _)| String::from_utf8_lossy(&n[..]).into_owned()).collect::<Vec<_>>().join(" ")
+}
 
 /// Added to the inode number of a file that is not among those looked for.
 pub const OTHER_FILE: u32 = 1 << 16;
@@ -55,10 +76,7 @@ pub fn vma_infos<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, files
         let known = files.iter().position(|f| f.f_mapping().i_ino.get() == ino);
         known.map_or(OTHER_FILE.wrapping_add(ino as u32), |i| i as u32)
     };
-    let mut shown = SMAPS_FLAGS;
-    if k.rules.maybe_guard_flag {
-        shown |= VM_MAYBE_GUARD;
-    }
+    let shown = smaps_flags() & if k.rules.maybe_guard_flag { !0 } else { !VM_MAYBE_GUARD };
     mmap_read_lock(cpu, &*mm);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut infos = Vec::with_capacity(mm.map_count.get() as usize);

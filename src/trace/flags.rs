@@ -2,7 +2,11 @@
 //! Names and numbers in a log: what strace prints for the arguments of the memory calls, with `-X raw` (numbers),
 //! `abbrev` (names) and `verbose` (a number and its names as a comment).
 //!
+//! The numbers are the port's own where it has them.
+//!
 //! A name that no table holds is an error that says so: a flag dropped without a word would be a different call.
+
+use crate::mm::{madvise, mlock, mmap, mremap};
 
 /// A table of names.
 pub type Names = &'static [(&'static str, u64)];
@@ -21,26 +25,26 @@ pub const PROT: Names = &[
 /// `MAP_*` of x86-64.
 pub const MAP: Names = &[
     ("MAP_FILE", 0),
-    ("MAP_SHARED", 1),
-    ("MAP_PRIVATE", 2),
-    ("MAP_SHARED_VALIDATE", 3),
-    ("MAP_DROPPABLE", 8),
-    ("MAP_FIXED", 0x10),
-    ("MAP_ANONYMOUS", 0x20),
+    ("MAP_SHARED", mmap::MAP_SHARED as u64),
+    ("MAP_PRIVATE", mmap::MAP_PRIVATE as u64),
+    ("MAP_SHARED_VALIDATE", mmap::MAP_SHARED_VALIDATE as u64),
+    ("MAP_DROPPABLE", mmap::MAP_DROPPABLE as u64),
+    ("MAP_FIXED", mmap::MAP_FIXED as u64),
+    ("MAP_ANONYMOUS", mmap::MAP_ANONYMOUS as u64),
     ("MAP_ANON", 0x20),
-    ("MAP_32BIT", 0x40),
-    ("MAP_ABOVE4G", 0x80),
-    ("MAP_GROWSDOWN", 0x100),
+    ("MAP_32BIT", mmap::MAP_32BIT as u64),
+    ("MAP_ABOVE4G", mmap::MAP_ABOVE4G as u64),
+    ("MAP_GROWSDOWN", mmap::MAP_GROWSDOWN as u64),
     ("MAP_DENYWRITE", 0x800),
     ("MAP_EXECUTABLE", 0x1000),
-    ("MAP_LOCKED", 0x2000),
-    ("MAP_NORESERVE", 0x4000),
-    ("MAP_POPULATE", 0x8000),
-    ("MAP_NONBLOCK", 0x1_0000),
-    ("MAP_STACK", 0x2_0000),
-    ("MAP_HUGETLB", 0x4_0000),
+    ("MAP_LOCKED", mmap::MAP_LOCKED as u64),
+    ("MAP_NORESERVE", mmap::MAP_NORESERVE as u64),
+    ("MAP_POPULATE", mmap::MAP_POPULATE as u64),
+    ("MAP_NONBLOCK", mmap::MAP_NONBLOCK as u64),
+    ("MAP_STACK", mmap::MAP_STACK as u64),
+    ("MAP_HUGETLB", mmap::MAP_HUGETLB as u64),
     ("MAP_SYNC", 0x8_0000),
-    ("MAP_FIXED_NOREPLACE", 0x10_0000),
+    ("MAP_FIXED_NOREPLACE", mmap::MAP_FIXED_NOREPLACE as u64),
     ("MAP_UNINITIALIZED", 0x400_0000),
     ("MAP_HUGE_2MB", 21 << 26),
     ("MAP_HUGE_1GB", 30 << 26),
@@ -48,43 +52,51 @@ pub const MAP: Names = &[
 
 /// `MADV_*`
 pub const MADV: Names = &[
-    ("MADV_NORMAL", 0),
-    ("MADV_RANDOM", 1),
-    ("MADV_SEQUENTIAL", 2),
-    ("MADV_WILLNEED", 3),
-    ("MADV_DONTNEED", 4),
-    ("MADV_FREE", 8),
-    ("MADV_REMOVE", 9),
-    ("MADV_DONTFORK", 10),
-    ("MADV_DOFORK", 11),
-    ("MADV_MERGEABLE", 12),
-    ("MADV_UNMERGEABLE", 13),
-    ("MADV_HUGEPAGE", 14),
-    ("MADV_NOHUGEPAGE", 15),
-    ("MADV_DONTDUMP", 16),
-    ("MADV_DODUMP", 17),
-    ("MADV_WIPEONFORK", 18),
-    ("MADV_KEEPONFORK", 19),
-    ("MADV_COLD", 20),
-    ("MADV_PAGEOUT", 21),
-    ("MADV_POPULATE_READ", 22),
-    ("MADV_POPULATE_WRITE", 23),
-    ("MADV_DONTNEED_LOCKED", 24),
-    ("MADV_COLLAPSE", 25),
-    ("MADV_HWPOISON", 100),
-    ("MADV_SOFT_OFFLINE", 101),
-    ("MADV_GUARD_INSTALL", 102),
-    ("MADV_GUARD_REMOVE", 103),
+    ("MADV_NORMAL", madvise::MADV_NORMAL as u64),
+    ("MADV_RANDOM", madvise::MADV_RANDOM as u64),
+    ("MADV_SEQUENTIAL", madvise::MADV_SEQUENTIAL as u64),
+    ("MADV_WILLNEED", madvise::MADV_WILLNEED as u64),
+    ("MADV_DONTNEED", madvise::MADV_DONTNEED as u64),
+    ("MADV_FREE", madvise::MADV_FREE as u64),
+    ("MADV_REMOVE", madvise::MADV_REMOVE as u64),
+    ("MADV_DONTFORK", madvise::MADV_DONTFORK as u64),
+    ("MADV_DOFORK", madvise::MADV_DOFORK as u64),
+    ("MADV_MERGEABLE", madvise::MADV_MERGEABLE as u64),
+    ("MADV_UNMERGEABLE", madvise::MADV_UNMERGEABLE as u64),
+    ("MADV_HUGEPAGE", madvise::MADV_HUGEPAGE as u64),
+    ("MADV_NOHUGEPAGE", madvise::MADV_NOHUGEPAGE as u64),
+    ("MADV_DONTDUMP", madvise::MADV_DONTDUMP as u64),
+    ("MADV_DODUMP", madvise::MADV_DODUMP as u64),
+    ("MADV_WIPEONFORK", madvise::MADV_WIPEONFORK as u64),
+    ("MADV_KEEPONFORK", madvise::MADV_KEEPONFORK as u64),
+    ("MADV_COLD", madvise::MADV_COLD as u64),
+    ("MADV_PAGEOUT", madvise::MADV_PAGEOUT as u64),
+    ("MADV_POPULATE_READ", madvise::MADV_POPULATE_READ as u64),
+    ("MADV_POPULATE_WRITE", madvise::MADV_POPULATE_WRITE as u64),
+    ("MADV_DONTNEED_LOCKED", madvise::MADV_DONTNEED_LOCKED as u64),
+    ("MADV_COLLAPSE", madvise::MADV_COLLAPSE as u64),
+    ("MADV_HWPOISON", madvise::MADV_HWPOISON as u64),
+    ("MADV_SOFT_OFFLINE", madvise::MADV_SOFT_OFFLINE as u64),
+    ("MADV_GUARD_INSTALL", madvise::MADV_GUARD_INSTALL as u64),
+    ("MADV_GUARD_REMOVE", madvise::MADV_GUARD_REMOVE as u64),
 ];
 
 /// `MREMAP_*`
-pub const MREMAP: Names = &[("MREMAP_MAYMOVE", 1), ("MREMAP_FIXED", 2), ("MREMAP_DONTUNMAP", 4)];
+pub const MREMAP: Names = &[
+    ("MREMAP_MAYMOVE", mremap::MREMAP_MAYMOVE as u64),
+    ("MREMAP_FIXED", mremap::MREMAP_FIXED as u64),
+    ("MREMAP_DONTUNMAP", mremap::MREMAP_DONTUNMAP as u64),
+];
 
 /// `MLOCK_*`
-pub const MLOCK: Names = &[("MLOCK_ONFAULT", 1)];
+pub const MLOCK: Names = &[("MLOCK_ONFAULT", mlock::MLOCK_ONFAULT as u64)];
 
 /// `MCL_*`
-pub const MCL: Names = &[("MCL_CURRENT", 1), ("MCL_FUTURE", 2), ("MCL_ONFAULT", 4)];
+pub const MCL: Names = &[
+    ("MCL_CURRENT", mlock::MCL_CURRENT as u64),
+    ("MCL_FUTURE", mlock::MCL_FUTURE as u64),
+    ("MCL_ONFAULT", mlock::MCL_ONFAULT as u64),
+];
 
 /// `CLONE_*`
 pub const CLONE: Names = &[
@@ -173,6 +185,28 @@ pub fn number(text: &str) -> Option<u64> {
     t.parse().ok()
 }
 
+/// The names of a value's bits, without their common prefix, joined by `|`; what no table holds in hex. Of a field of
+/// several bits (the type of a mapping) the whole value has to fit.
+pub fn named(value: u64, names: Names) -> String {
+    let mut left = value;
+    let mut out: Vec<(u64, &str)> = Vec::new();
+    // The widest first: MAP_SHARED_VALIDATE holds the bits of two others.
+    let mut by_width: Vec<_> = names.iter().filter(|(_, v)| *v != 0).collect();
+    by_width.sort_by_key(|(_, v)| std::cmp::Reverse(v.count_ones()));
+    for (n, v) in by_width {
+        if left & v == *v && (v.count_ones() == 1 || value & 0xf == *v) {
+            left &= !v;
+            out.push((*v, n.split_once('_').map_or(*n, |(_, rest)| rest)));
+        }
+    }
+    out.sort_by_key(|(v, _)| *v);
+    let mut out: Vec<String> = out.into_iter().map(|(_, n)| n.to_string()).collect();
+    if left != 0 {
+        out.push(format!("{left:#x}"));
+    }
+    out.join("|")
+}
+
 /// Text before `/*`, or the text without a leading comment.
 fn without_comment(text: &str) -> &str {
     text.split_once("/*").map_or(text, |(before, _)| before).trim()
@@ -223,5 +257,13 @@ mod tests {
         assert!(flags("MAP_PRIVATE|MAP_SIDEWAYS", MAP).unwrap_err().contains("MAP_SIDEWAYS"));
         assert_eq!(errno_name(12), "ENOMEM");
         assert_eq!(errno_name(4242), "errno 4242");
+    }
+
+    #[test]
+    fn a_value_is_named_by_its_bits() {
+        assert_eq!(named(0x22, MAP), "PRIVATE|ANONYMOUS");
+        assert_eq!(named(0x10_0003, MAP), "SHARED_VALIDATE|FIXED_NOREPLACE");
+        assert_eq!(named(0x100_0001, MAP), "SHARED|0x1000000");
+        assert_eq!((named(7, MREMAP).as_str(), named(0, MCL).as_str()), ("MAYMOVE|FIXED|DONTUNMAP", ""));
     }
 }

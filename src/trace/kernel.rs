@@ -13,10 +13,13 @@
 //! stub: threads (one process makes all calls of an address space, in the trace's order), exec (a new address space is a
 //! fork of the empty process), times (most of a call's time is ptrace's).
 //!
-//! It cannot tell VMAs that differ only in what maps does not show: `VmFlags`, page offsets of anonymous memory.
+//! It cannot tell VMAs that differ only in what smaps does not show, as page offsets of anonymous memory; between two ends
+//! of address spaces it looks at maps alone, where `VmFlags` are missing.
 
 use super::normalise::{Op, PAGE, Trace};
+use super::observe::{self, Seen};
 use super::replay::{Backend, Fail, Meter};
+use crate::mm::task_mmu::parse_vm_flags;
 use crate::mm::{Call, MmRules, VmaInfo};
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -182,10 +185,16 @@ fn run(pid: libc::pid_t, rip: u64, rax: u64, args: [u64; 6]) -> Result<Ran, Resu
     Ok(Ran { rax: regs.rax, child })
 }
 
-/// One line of maps, as far as it is compared, and the inode.
+/// The VMAs of maps, or of smaps with all flags, and their inodes.
 fn parse_maps(text: &str) -> Vec<(VmaInfo, u64)> {
-    let mut out = Vec::new();
+    let mut out: Vec<(VmaInfo, u64)> = Vec::new();
     for line in text.lines() {
+        if line.starts_with("VmFlags:") {
+            if let Some((v, _)) = out.last_mut() {
+                v.flags = parse_vm_flags(line.as_bytes());
+            }
+            continue;
+        }
         let mut f = line.split_whitespace();
         let Some((range, perms, offset, inode)) = (|| {
             let range = f.next()?.split_once('-')?;
@@ -465,13 +474,11 @@ impl Backend for KernelBackend {
     }
 
     fn maps(&mut self, mm: u32) -> Result<Vec<VmaInfo>, String> {
-        let pid = self.spaces.get(&mm).ok_or("no such address space")?.pid;
-        let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|e| format!("maps: {e}"))?;
-        let of = |(v, inode): (VmaInfo, u64)| {
-            let file = self.inodes.get(&inode).copied();
-            (v.start != self.page).then_some(VmaInfo { file, ..v })
-        };
-        Ok(parse_maps(&text).into_iter().filter_map(of).collect())
+        self.read_maps(mm, "maps")
+    }
+
+    fn smaps(&mut self, mm: u32) -> Result<Vec<VmaInfo>, String> {
+        self.read_maps(mm, "smaps")
     }
 
     fn map_count(&mut self, _: u32) -> u32 {
@@ -487,6 +494,16 @@ impl Backend for KernelBackend {
 const SYS_MSEAL: libc::c_long = 462;
 
 impl KernelBackend {
+    fn read_maps(&self, mm: u32, file: &str) -> Result<Vec<VmaInfo>, String> {
+        let pid = self.spaces.get(&mm).ok_or("no such address space")?.pid;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(|e| format!("{file}: {e}"))?;
+        let of = |(v, inode): (VmaInfo, u64)| {
+            let file = self.inodes.get(&inode).copied();
+            (v.start != self.page).then_some(VmaInfo { file, ..v })
+        };
+        Ok(parse_maps(&text).into_iter().filter_map(of).collect())
+    }
+
     /// A break that is moved without brk(2): the VMA has the same flags as a heap's.
     fn mapped_brk(&self, pid: libc::pid_t, from: u64, to: u64) -> u64 {
         let up = |a: u64| a.next_multiple_of(PAGE);
@@ -504,62 +521,24 @@ impl KernelBackend {
     }
 }
 
-/// Results of some calls, and what is mapped after them.
-type Seen = (Vec<Result<u64, Fail>>, Vec<VmaInfo>);
-
-/// The rules that the running kernel is seen to follow, as far as a trace's maps can depend on them. Asked of the kernel
-/// and never of its version: stable updates move them.
+/// The rules that the running kernel is seen to follow, as far as a trace's maps can depend on them.
 ///
 /// # Errors
 /// The helper cannot go on.
 pub fn observed_rules(b: &mut KernelBackend) -> Result<MmRules, String> {
-    const RW: u32 = 3;
     const SPACE: u32 = u32::MAX;
-    const MADV_GUARD_INSTALL: i32 = 102;
     // Far from the page of code, and in a process of its own.
     let base = b.page + (1 << 30);
-    let at = |page: u64| base + page * PAGE;
-    let map = |page: u64, pages: u64, prot: u32| Call::Mmap {
-        addr: at(page),
-        len: pages * PAGE,
-        prot,
-        flags: 0x32,
-        fd: None,
-        offset: 0,
-    };
-    let write = |page: u64| Call::Write { addr: at(page), value: 1 };
-    let remap = |from: u64, to: u64, pages: u64, flags: u32| Call::Mremap {
-        addr: at(from),
-        old_len: pages * PAGE,
-        new_len: pages * PAGE,
-        flags,
-        new_addr: at(to),
-    };
     let mut see = |calls: &[Call]| -> Result<Seen, String> {
         b.new_space(SPACE)?;
-        let r = calls.iter().map(|c| b.call(SPACE, c, &mut Meter::default())).collect();
-        let maps = b.maps(SPACE)?;
+        // Which error it is, no experiment asks.
+        let result = |r: Result<u64, Fail>| r.map_or(-1, |v| v as i64);
+        let results = calls.iter().map(|c| result(b.call(SPACE, c, &mut Meter::default()))).collect();
+        let maps = b.smaps(SPACE)?;
         b.end(SPACE, &mut Meter::default())?;
-        Ok((r, maps))
+        Ok(Seen { results, maps })
     };
-    let mut rules = MmRules::V6_12;
-    // A faulted range comes to have the rights of the unfaulted one before it.
-    let same = Call::Mprotect { addr: at(2), len: 2 * PAGE, prot: RW };
-    let (_, m) = see(&[map(0, 2, RW), map(2, 2, 1 | 2 | 4), write(2), same])?;
-    rules.merge_faulted_with_unfaulted = m.len() == 1;
-    let (_, m) = see(&[map(0, 1, RW), map(1, 1, 1), remap(0, 8, 2, 3)])?;
-    rules.mremap_multi_vma = m.first().is_some_and(|v| v.start == at(8));
-    let (_, m) = see(&[map(0, 2, RW), remap(0, 2, 2, 7)])?;
-    rules.dontunmap_merges_source = m.len() == 1;
-    let (_, m) = see(&[map(4, 2, RW), write(4), remap(4, 10, 2, 3), remap(10, 20, 2, 7), map(8, 2, RW)])?;
-    rules.dontunmap_keeps_pgoff = m.iter().any(|v| v.start == at(10));
-    let locked = Call::Mmap { addr: at(0), len: 2 * PAGE, prot: RW, flags: 0x2032, fd: None, offset: 0 };
-    let (r, m) = see(&[locked, remap(1, 8, 1, 7)])?;
-    rules.dontunmap_splits_locked = r[0].is_ok() && m.len() != 2;
-    let install = Call::Madvise { addr: at(1), len: PAGE, advice: MADV_GUARD_INSTALL };
-    let (r, _) = see(&[map(0, 4, RW), install])?;
-    rules.guard_regions = r[1].is_ok();
-    Ok(rules)
+    observe::rules(base, false, &mut see, &mut |_, _| {})
 }
 
 impl Drop for KernelBackend {

@@ -52,6 +52,9 @@ impl Backend for KernelBackend {
     fn maps(&mut self, _: u32) -> Result<Vec<VmaInfo>, String> {
         match *self {}
     }
+    fn smaps(&mut self, _: u32) -> Result<Vec<VmaInfo>, String> {
+        match *self {}
+    }
     fn map_count(&mut self, _: u32) -> u32 {
         match *self {}
     }

@@ -16,6 +16,8 @@ pub mod kernel;
 #[deny(unsafe_code)]
 pub mod normalise;
 #[deny(unsafe_code)]
+pub mod observe;
+#[deny(unsafe_code)]
 pub mod open;
 #[deny(unsafe_code)]
 pub mod parse;

@@ -226,6 +226,27 @@ fn memory_that_no_log_has_is_put_there_when_a_call_needs_it() {
     assert_eq!(t.foreign, 2);
 }
 
+/// What a parent has, its child has too: nothing has to be made up there. What either maps or unmaps later is its own.
+#[test]
+fn a_child_has_what_its_parent_had() {
+    let t = trace(
+        "1 mmap(NULL, 8192, 0x3, 0x22, -1, 0) = 0x70000\n\
+         1 fork() = 2\n\
+         2 mprotect(0x70000, 8192, 0x1) = 0\n\
+         2 munmap(0x71000, 4096) = 0\n\
+         1 mprotect(0x70000, 8192, 0x1) = 0\n\
+         1 mmap(NULL, 4096, 0x3, 0x22, -1, 0) = 0x80000\n\
+         2 mprotect(0x80000, 4096, 0x1) = 0\n",
+    );
+    // Only the last: the child never had what its parent mapped after the fork.
+    assert_eq!(t.foreign, 1, "{:?}", words(&t));
+    let made_up: Vec<_> = steps(&t).into_iter().filter(|s| s.2.starts_with("foreign")).collect();
+    assert_eq!(made_up, [(7, 1, "foreign 0x80000 0x1000".to_string())]);
+    // A break is inherited too: a lower one is a release, and no new start.
+    let t = trace("1 brk(NULL) = 0x10000\n1 brk(0x14000) = 0x14000\n1 fork() = 2\n2 brk(0x12000) = 0x12000\n");
+    assert_eq!(words(&t), ["new", "start 0x10000", "brk 0x14000", "fork 1", "brk 0x12000", "end", "end"]);
+}
+
 #[test]
 fn files_are_told_apart_by_path_or_by_descriptor() {
     let t = trace(

@@ -160,6 +160,10 @@ impl<K: Kconfig> Backend for PortBackend<'_, K> {
         Ok(all)
     }
 
+    fn smaps(&mut self, mm: u32) -> Result<Vec<VmaInfo>, String> {
+        self.maps(mm)
+    }
+
     fn map_count(&mut self, mm: u32) -> u32 {
         self.spaces.get(&mm).map_or(0, |m| m.map_count.get() as u32)
     }

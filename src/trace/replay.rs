@@ -10,6 +10,7 @@
 //! first difference is the one to look at.
 
 use super::normalise::{Expect, Op, PAGE, Step, Trace};
+use crate::mm::task_mmu::{smaps_flags, vm_flags_line};
 use crate::mm::{Call, VmaInfo};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -127,6 +128,11 @@ pub trait Backend {
     /// # Errors
     /// The replay cannot go on.
     fn maps(&mut self, mm: u32) -> Result<Vec<VmaInfo>, String>;
+    /// The same with all of `VmFlags`, which some backends are slow to tell.
+    ///
+    /// # Errors
+    /// The replay cannot go on.
+    fn smaps(&mut self, mm: u32) -> Result<Vec<VmaInfo>, String>;
     /// How many VMAs it has, where that is cheap to know.
     fn map_count(&mut self, mm: u32) -> u32;
     /// Whether [`Backend::new_space`] made `mm` and it has not ended.
@@ -176,7 +182,7 @@ pub struct Outcome {
     pub results: Vec<String>,
     /// Hash of the maps after each step, where they are kept; 0 where the address space is gone.
     pub hashes: Vec<u64>,
-    /// Maps at each end of an address space, where they are kept: (index of the step, maps).
+    /// Maps with all flags at each end of an address space, where they are kept: (index of the step, maps).
     pub ends: Vec<(usize, Vec<VmaInfo>)>,
 }
 
@@ -260,7 +266,7 @@ impl<B: Backend> Run<'_, B> {
             Op::Fork { child } => self.fork(s, *child)?,
             Op::End => {
                 if self.options.keep && self.backend.has(s.mm) {
-                    let maps = self.backend.maps(s.mm)?;
+                    let maps = self.backend.smaps(s.mm)?;
                     self.out.ends.push((i, maps));
                 }
                 let mut m = Meter::default();
@@ -412,19 +418,24 @@ fn hash_of(maps: &[VmaInfo]) -> u64 {
     h.finish()
 }
 
-/// A VMA as a line of maps.
+/// What of a VMA smaps shows.
+fn shown_whole(v: &VmaInfo) -> (u64, u64, u64, Option<u32>, u64) {
+    (v.start, v.end, v.flags & smaps_flags(), v.file, v.offset)
+}
+
+/// A VMA as a line of maps, with the words of its `VmFlags`.
 pub fn line_of(v: &VmaInfo) -> String {
     let bit = |b: u64, c: char| if v.flags & b != 0 { c } else { '-' };
     let (r, w, x) = (bit(1, 'r'), bit(2, 'w'), bit(4, 'x'));
     let s = if v.flags & 0x80 != 0 { 's' } else { 'p' };
     let file = v.file.map_or(String::new(), |f| format!(" file {f} at {:#x}", v.offset));
-    format!("{:x}-{:x} {r}{w}{x}{s}{file}", v.start, v.end)
+    format!("{:x}-{:x} {r}{w}{x}{s}{file} {{{}}}", v.start, v.end, vm_flags_line(v.flags))
 }
 
-/// Lines that only one of two maps has: (the first's, the second's).
+/// Lines that only one of two smaps has: (the first's, the second's).
 pub fn maps_differ(a: &[VmaInfo], b: &[VmaInfo]) -> Option<(Vec<String>, Vec<String>)> {
     let only = |x: &[VmaInfo], y: &[VmaInfo]| -> Vec<String> {
-        x.iter().filter(|v| !y.iter().any(|w| shown(w) == shown(v))).map(line_of).collect()
+        x.iter().filter(|v| !y.iter().any(|w| shown_whole(w) == shown_whole(v))).map(line_of).collect()
     };
     let d = (only(a, b), only(b, a));
     (!d.0.is_empty() || !d.1.is_empty()).then_some(d)

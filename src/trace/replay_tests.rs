@@ -105,7 +105,15 @@ fn the_touch_policy_makes_the_faults_it_says() {
 #[test]
 fn maps_are_compared_by_what_they_show() {
     let v = VmaInfo { start: 0x1000, end: 0x3000, flags: 0x73, file: None, offset: 0 };
-    assert_eq!(maps_differ(&[v], &[VmaInfo { flags: 0x10_0003, ..v }]), None);
+    // VmFlags count where they are known: at the end of an address space. Between ends only what maps shows is hashed.
+    let hidden = VmaInfo { flags: 0x10_0073, ..v };
+    assert_eq!(maps_differ(&[v], &[v]), None);
+    let (a, b) = maps_differ(&[v], &[hidden]).unwrap();
+    assert_eq!(
+        (a, b),
+        (vec!["1000-3000 rw-p {rd wr mr mw me}".into()], vec!["1000-3000 rw-p {rd wr mr mw me ac}".into()])
+    );
+    assert_eq!(hash_of(&[v]), hash_of(&[hidden]));
     for w in [
         VmaInfo { end: 0x2000, ..v },
         VmaInfo { flags: 0x71, ..v },
@@ -119,7 +127,7 @@ fn maps_are_compared_by_what_they_show() {
     }
     assert_eq!(
         line_of(&VmaInfo { file: Some(2), flags: 0x85, offset: 0x3000, ..v }),
-        "1000-3000 r-xs file 2 at 0x3000"
+        "1000-3000 r-xs file 2 at 0x3000 {rd ex ms}"
     );
 }
 
@@ -175,6 +183,26 @@ fn a_wrong_rule_is_found_by_a_recorded_program() {
     assert!(!found.is_empty(), "no program's maps depend on when faulted ranges merge");
 }
 
+/// Flags that maps does not show are compared at the end of an address space.
+#[test]
+fn hidden_flags_are_compared_with_the_kernel_at_the_end() {
+    let t = of("1 mmap(NULL, 16384, 0x3, 0x22, -1, 0) = 0x70000000\n\
+                1 madvise(0x70001000, 4096, 0x10) = 0\n\
+                1 mprotect(0x70002000, 4096, 0x1) = 0\n\
+                1 mmap(NULL, 16384, 0x0, 0x4022, -1, 0) = 0x71000000\n\
+                1 exit(0) = ?\n");
+    let Some(kernel) = on_kernel(&t, Touch::First) else { return };
+    let rules = observed_rules(&mut KernelBackend::new(&t).unwrap()).unwrap();
+    let port = on_port(&t, "v6.15", Touch::First, rules, true).outcome;
+    assert!(compare(&t, ["the port", "the kernel"], &port, &kernel).agrees());
+    let flags: Vec<_> = kernel.ends[0].1.iter().map(|v| crate::mm::task_mmu::vm_flags_line(v.flags)).collect();
+    assert!(flags.iter().any(|f| f.contains("dd")) && flags.iter().any(|f| f.contains("nr")), "{flags:?}");
+    // And they would be missed.
+    let mut other = kernel.clone();
+    other.ends[0].1[0].flags ^= crate::mm::mm_types::VM_ACCOUNT;
+    assert!(!compare(&t, ["the port", "the kernel"], &port, &other).agrees());
+}
+
 #[test]
 fn breaks_are_moved_by_the_call_itself() {
     let t = of(
@@ -203,6 +231,6 @@ fn a_different_map_is_found() {
     assert!(!c.agrees());
     assert_eq!((c.ends, c.maps.len()), (1, 1));
     assert!(c.first.as_ref().unwrap().starts_with("t.log:2: after munmap(0x70000000, 0x1000)"), "{c:?}");
-    assert!(c.maps[0].contains("port alone has [70001000-70002000 rw-p]"), "{}", c.maps[0]);
-    assert!(c.maps[0].contains("kernel alone has [70000000-70001000 rw-p]"), "{}", c.maps[0]);
+    assert!(c.maps[0].contains("port alone has [70001000-70002000 rw-p {rd wr mr mw me ac}]"), "{}", c.maps[0]);
+    assert!(c.maps[0].contains("kernel alone has [70000000-70001000 rw-p {rd wr mr mw me ac}]"), "{}", c.maps[0]);
 }

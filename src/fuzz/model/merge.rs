@@ -4,8 +4,8 @@
 //! custom: everything. No tree, no locks, no objects: a VMA is a record, an anon_vma is a number, a chain is its length.
 //! The rules are written down a second time on purpose, so that an error would have to be made twice.
 
-use super::backend::PAGE;
 use crate::cpu::Errno;
+use crate::fuzz::backend::PAGE;
 use crate::mm::MmRules;
 use crate::mm::mm_types::{VM_ACCESS_FLAGS, VM_MAYBE_GUARD, VM_SHARED, VM_SPECIAL};
 
@@ -56,6 +56,9 @@ pub enum Mutation {
     LimitOneHigher,
     /// Discarded pages keep their bytes.
     DontneedKeepsBytes,
+    /// The model panics at an mseal of a sealed mapping. Not a rule, so not one of [`Mutation::ALL`]: for whoever wants to
+    /// see what becomes of a panic.
+    Panics,
 }
 
 impl Mutation {
@@ -84,6 +87,13 @@ impl Mutation {
         Mutation::LimitOneHigher,
         Mutation::DontneedKeepsBytes,
     ];
+}
+
+impl Mutation {
+    /// The one of that name, as its debug form has it.
+    pub fn named(name: &str) -> Option<Mutation> {
+        Self::ALL.iter().chain(&[Mutation::Panics]).find(|m| format!("{m:?}").eq_ignore_ascii_case(name)).copied()
+    }
 }
 
 /// An anon_vma and the length of the chain that leads to it.
