@@ -24,7 +24,6 @@ use faultline::maple_tree::{
     mtree_load,
 };
 use faultline::mm::kconfig::Config;
-use faultline::mm::vma_cache::kmem_cache_call_rcu::CallRcu;
 use faultline::mm::vma_lock::refcnt::Refcnt;
 use faultline::mm::{MmPtr, dup_mm, mm_alloc, mmput, vm_mmap, vm_munmap};
 use faultline::rcu::{rcu_barrier, rcu_read_lock, rcu_read_unlock};
@@ -35,7 +34,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::ptr::{null_mut, without_provenance_mut};
 
-type K = Config<Native, Refcnt, CallRcu>;
+type K = Config<Native, Refcnt>;
 
 const PAGE: u64 = 4096;
 /// Distance of two ranges; the lower half of it is used.

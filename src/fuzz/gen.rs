@@ -132,7 +132,8 @@ impl Gen {
         let short_of = |r: Resource| limit.is_some_and(|l| l.of == r);
         // brk(2) also compares with the limit what the program's own data are, and the helper's are not the port's.
         heap &= !short_of(Resource::Data);
-        let touch = has(Feature::Touch) && rng.percent(50);
+        // A system call's access faults under mmap_lock, the processor's mostly not: only one of them is what is counted.
+        let touch = has(Feature::Touch) && (rng.percent(50) || features.counted != 0);
         let mut setup = Setup { room, heap, limit, touch, counted: features.counted, ..Setup::plain(rules, pages) };
         let place = features.place.as_ref().map(|(space, with)| Place::new(&mut rng, space, *with));
         if place.is_some() {

@@ -154,16 +154,21 @@ impl<K: Kconfig<A = Native>> Round<K> {
     fn counts(&self) -> [u64; COUNTED.len()] {
         let n = |e| self.cpu.counters.get(e);
         let m = |e| self.cpu.counters.get(e);
-        let writes = [
-            MapleEvent::StoreExact,
-            MapleEvent::StoreSlot,
-            MapleEvent::StoreNode,
-            MapleEvent::StoreAppend,
-            MapleEvent::Split,
-            MapleEvent::Rebalance,
-            MapleEvent::Spanning,
-            MapleEvent::NewRoot,
-        ];
+        let (own, quiet) = (
+            [
+                MapleEvent::StoreSlot,
+                MapleEvent::StoreNode,
+                MapleEvent::StoreAppend,
+                MapleEvent::Split,
+                MapleEvent::Rebalance,
+                MapleEvent::Spanning,
+            ],
+            [MapleEvent::StoreExact, MapleEvent::NewRoot],
+        );
+        let own: u64 = own.into_iter().map(m).sum();
+        // The tracepoint is hit where a store of several slots is done (or, if it spans leaves, seen), and once more by
+        // every mas_store_prealloc().
+        let prealloc = own + quiet.into_iter().map(m).sum::<u64>() - m(MapleEvent::StoreGfp);
         [
             n(VmEvent::VmaAlloc),
             n(VmEvent::VmaFree),
@@ -172,8 +177,12 @@ impl<K: Kconfig<A = Native>> Round<K> {
             n(VmEvent::AnonVmaChainAlloc),
             n(VmEvent::AnonVmaChainFree),
             m(MapleEvent::NodeAlloc),
-            writes.into_iter().map(m).sum(),
-            n(VmEvent::MmapLockRead) + n(VmEvent::MmapLockWrite),
+            own + prealloc,
+            // A downgrade is traced as a lock that was acquired; so is a trylock that failed, as a failure.
+            n(VmEvent::MmapLockRead)
+                + n(VmEvent::MmapLockWrite)
+                + n(VmEvent::MmapLockDowngrade)
+                + n(VmEvent::MmapLockReadFail),
         ]
     }
 

@@ -5,7 +5,7 @@
 //! What an experiment could not show (the call is missing, the configuration hides it) is said in a sentence, and the
 //! calls that would need it are not drawn.
 
-use super::backend::{Backend, COUNTED, Look, PAGE, Setup, Space, Stop, WINDOW};
+use super::backend::{Backend, COUNTED, Limit, Look, PAGE, Resource, Setup, Space, Stop, WINDOW};
 use super::r#gen::ADVICE;
 use super::place::Placing;
 use crate::mm::madvise::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
@@ -246,6 +246,18 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
         rules.mremap_limit_at_entry = r[4] < 0;
     }
     features.add(Feature::Rlimit);
+    let short = Setup { limit: Some(Limit { of: Resource::Memlock, pages: 2 }), ..setup };
+    let lock = |page: u64| Call::Mmap {
+        addr: AT.page(page),
+        len: PAGE,
+        prot: RW,
+        flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_LOCKED) as u32,
+        fd: None,
+        offset: 0,
+    };
+    let (r, _) = experiment(b, &short, &[lock(0), AT.remap(0, 8, 1, 7), lock(16)])?;
+    rules.dontunmap_counts_locked_twice = r[0] > 0 && r[1] > 0 && r[2] < 0;
+    say("DONTUNMAP counts locked pages twice", yes(rules.dontunmap_counts_locked_twice));
     if cfg!(target_arch = "x86_64") {
         features.add(Feature::Touch);
     }

@@ -59,7 +59,7 @@ pub fn shrink_by(
     let plainer_setups: [fn(Setup) -> Setup; 4] = [
         |s| Setup { room: None, ..s },
         |s| Setup { limit: None, ..s },
-        |s| Setup { touch: false, ..s },
+        |s| Setup { touch: s.touch && s.counted != 0, ..s },
         |s| Setup { heap: false, ..s },
     ];
     for plain in plainer_setups {

@@ -46,7 +46,7 @@ impl Side {
     }
 }
 
-const RULES: usize = 11;
+const RULES: usize = 12;
 
 fn rule_bits(r: &MmRules) -> [bool; RULES] {
     let MmRules {
@@ -61,6 +61,7 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         dontneed_vma_lock,
         pt_reclaim,
         dontunmap_splits_locked,
+        dontunmap_counts_locked_twice,
     } = *r;
     [
         merge_faulted_with_unfaulted,
@@ -74,6 +75,7 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         dontneed_vma_lock,
         pt_reclaim,
         dontunmap_splits_locked,
+        dontunmap_counts_locked_twice,
     ]
 }
 
@@ -90,6 +92,7 @@ fn rules_of(b: [bool; RULES]) -> MmRules {
         dontneed_vma_lock: b[8],
         pt_reclaim: b[9],
         dontunmap_splits_locked: b[10],
+        dontunmap_counts_locked_twice: b[11],
     }
 }
 

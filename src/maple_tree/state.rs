@@ -43,6 +43,8 @@ crate::counters! {
         Spanning = "mas_spanning",
         /// The tree was replaced, or had no node before.
         NewRoot = "mas_new_root",
+        /// Stores whose nodes were not asked for before; they are among those above.
+        StoreGfp = "mas_store_gfp",
         /// Nodes taken from the cache.
         NodeAlloc = "maple_node_alloc",
         /// Nodes given back to the cache.

@@ -276,6 +276,7 @@ pub fn mas_store_gfp<A: MapleMemory>(cpu: &Cpu<A>, mas: &mut MaState<'_, A>, ent
         A::give_back(cpu, mas);
         mas_reset(mas);
     })?;
+    cpu.count(MapleEvent::StoreGfp);
     mas_wr_store_entry(cpu, mas, &wr, entry);
     A::give_back(cpu, mas);
     Ok(())

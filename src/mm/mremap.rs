@@ -353,6 +353,10 @@ fn move_vma<K: Kconfig>(
     }
     vm_stat_account::<K>(mm, vma.vm_flags().load(Relaxed), (new_len >> PAGE_SHIFT) as i64);
     if dontunmap && result.is_ok() {
+        // vrm_stat_account() of 6.17 and later.
+        if vm_flags & VM_LOCKED != 0 && k.rules.dontunmap_counts_locked_twice {
+            mm.locked_vm.set(mm.locked_vm.get() + (new_len >> PAGE_SHIFT));
+        }
         dontunmap_complete(cpu, k, vma, old_addr, old_len);
         return result;
     }

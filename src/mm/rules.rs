@@ -26,6 +26,9 @@ pub struct MmRules {
     /// `MREMAP_DONTUNMAP` of a part of a locked VMA splits the part off first, so that the rest stays locked (6.12, 7.3);
     /// else all of the source VMA is unlocked (6.18).
     pub dontunmap_splits_locked: bool,
+    /// What `MREMAP_DONTUNMAP` copies of a locked VMA counts as locked (against `RLIMIT_MEMLOCK`) though the source, which is
+    /// not locked any more, goes on counting too (6.18; not known of 7.3).
+    pub dontunmap_counts_locked_twice: bool,
     /// Every mremap looks at `max_map_count` first (7.3), not only those that move.
     pub mremap_limit_at_entry: bool,
     /// `MADV_DONTNEED` and `MADV_FREE` of a range within one VMA take that VMA's read lock (7.3), not `mmap_lock`.
@@ -45,6 +48,7 @@ impl MmRules {
         dontunmap_merges_source: false,
         dontunmap_keeps_pgoff: false,
         dontunmap_splits_locked: true,
+        dontunmap_counts_locked_twice: false,
         mremap_limit_at_entry: false,
         dontneed_vma_lock: false,
         pt_reclaim: false,
@@ -58,6 +62,7 @@ impl MmRules {
         dontunmap_merges_source: true,
         dontunmap_keeps_pgoff: true,
         dontunmap_splits_locked: false,
+        dontunmap_counts_locked_twice: true,
         dontneed_vma_lock: true,
         pt_reclaim: true,
         ..MmRules::V6_12
@@ -68,6 +73,7 @@ impl MmRules {
         dontunmap_merges_source: false,
         dontunmap_keeps_pgoff: false,
         dontunmap_splits_locked: true,
+        dontunmap_counts_locked_twice: false,
         mremap_limit_at_entry: true,
         ..MmRules::V6_18
     };

@@ -187,10 +187,10 @@ fn run(pid: libc::pid_t, rip: u64, rax: u64, args: [u64; 6]) -> Result<Ran, Resu
 
 /// The VMAs of maps, or of smaps with all flags, and their inodes.
 fn parse_maps(text: &str) -> Vec<(VmaInfo, u64)> {
-    let mut out: Vec<(VmaInfo, u64)> = Vec::new();
+    let (mut out, mut counts): (Vec<(VmaInfo, u64)>, bool) = (Vec::new(), false);
     for line in text.lines() {
         if line.starts_with("VmFlags:") {
-            if let Some((v, _)) = out.last_mut() {
+            if let (Some((v, _)), true) = (out.last_mut(), counts) {
                 v.flags = parse_vm_flags(line.as_bytes());
             }
             continue;
@@ -208,7 +208,8 @@ fn parse_maps(text: &str) -> Vec<(VmaInfo, u64)> {
         let hex = |t: &str| u64::from_str_radix(t, 16).unwrap_or(0);
         let (start, end) = (hex(range.0), hex(range.1));
         // [vsyscall] is no VMA.
-        if start >= 1 << 63 || f.next() == Some("[vsyscall]") {
+        counts = start < 1 << 63 && f.next() != Some("[vsyscall]");
+        if !counts {
             continue;
         }
         let mut flags = 0;
