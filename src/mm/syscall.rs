@@ -133,6 +133,28 @@ pub enum Call {
     Exit,
 }
 
+impl Call {
+    /// The system call's name; of an access "touch".
+    pub fn name(&self) -> &'static str {
+        match self {
+            Call::Mmap { .. } => "mmap",
+            Call::Munmap { .. } => "munmap",
+            Call::Mprotect { .. } => "mprotect",
+            Call::Madvise { .. } => "madvise",
+            Call::Mremap { .. } => "mremap",
+            Call::Brk { .. } => "brk",
+            Call::Mlock { .. } => "mlock",
+            Call::Munlock { .. } => "munlock",
+            Call::Mlockall { .. } => "mlockall",
+            Call::Munlockall => "munlockall",
+            Call::Mseal { .. } => "mseal",
+            Call::Read { .. } | Call::Write { .. } => "touch",
+            Call::Fork => "fork",
+            Call::Exit => "exit",
+        }
+    }
+}
+
 /// What user mode can see of one VMA: a line of `/proc/PID/smaps`, and nothing of a kernel's inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VmaInfo {

@@ -264,7 +264,9 @@ pub fn normalise(log: &Log, hash: u64) -> Trace {
         if let What::Call(sys, ret) = &e.what {
             match (sys, ret) {
                 (Sys::Clone { .. }, Ret::Value(child)) => n.clones.entry(*child as u32).or_default().push(i),
-                (Sys::Munmap { .. } | Sys::Brk { .. } | Sys::Mremap { .. }, _) if e.begun < e.line => {
+                (Sys::Memory { call: Call::Munmap { .. } | Call::Brk { .. } | Call::Mremap { .. }, .. }, _)
+                    if e.begun < e.line =>
+                {
                     n.releases.push(i)
                 }
                 _ => {}
@@ -451,9 +453,9 @@ impl Normaliser<'_> {
             }
             Sys::Shmat { .. } => self.leave_out("shmat", "the segment's size is not in a log"),
             Sys::Shmdt { .. } => self.leave_out("shmdt", "the segment's size is not in a log"),
-            _ => {
+            Sys::Memory { call, fd } => {
                 let mm = self.mm(i, tid);
-                self.memory(i, mm, sys, ret, moved);
+                self.memory(i, mm, call, fd.as_ref(), ret, moved);
             }
         }
     }
@@ -481,7 +483,8 @@ impl Normaliser<'_> {
         for r in open {
             let e = &self.log.events[r];
             let What::Call(sys, ret) = &e.what else { continue };
-            let Some((s, e_)) = self.released(mm, sys, ret) else { continue };
+            let Sys::Memory { call, .. } = sys else { continue };
+            let Some((s, e_)) = self.released(mm, call, ret) else { continue };
             if s < end && e_ > start {
                 self.done[r] = true;
                 self.t.moved += 1;
@@ -491,26 +494,26 @@ impl Normaliser<'_> {
     }
 
     /// What a call gives back.
-    fn released(&self, mm: u32, sys: &Sys, ret: &Ret) -> Option<(u64, u64)> {
+    fn released(&self, mm: u32, call: &Call, ret: &Ret) -> Option<(u64, u64)> {
         let moved_to = match ret {
             Ret::Error(_) => return None,
             Ret::Value(v) => Some(*v),
             Ret::Unknown => None,
         };
-        match *sys {
-            Sys::Munmap { addr, len } => Some((addr, end_of(addr, len))),
-            Sys::Brk { to } => self.known[mm as usize].brk.filter(|b| to != 0 && to < *b).map(|b| (up(to), up(b))),
-            Sys::Mremap { addr, old_len, .. } if moved_to.is_some_and(|v| v != addr) => {
+        match *call {
+            Call::Munmap { addr, len } => Some((addr, end_of(addr, len))),
+            Call::Brk { to } => self.known[mm as usize].brk.filter(|b| to != 0 && to < *b).map(|b| (up(to), up(b))),
+            Call::Mremap { addr, old_len, .. } if moved_to.is_some_and(|v| v != addr) => {
                 Some((addr, end_of(addr, old_len)))
             }
-            Sys::Mremap { addr, old_len, new_len, .. } if new_len < old_len => {
+            Call::Mremap { addr, old_len, new_len, .. } if new_len < old_len => {
                 Some((end_of(addr, new_len), end_of(addr, old_len)))
             }
             _ => None,
         }
     }
 
-    fn memory(&mut self, i: usize, mm: u32, sys: &Sys, ret: &Ret, moved: bool) {
+    fn memory(&mut self, i: usize, mm: u32, logged: &Call, fd: Option<&Fd>, ret: &Ret, moved: bool) {
         let expect = match ret {
             Ret::Value(v) => Expect::Value(*v),
             Ret::Error(e) => Expect::Error(e.clone()),
@@ -518,12 +521,12 @@ impl Normaliser<'_> {
         };
         let good = matches!(ret, Ret::Value(_));
         if *ret == Ret::Unknown && !moved {
-            self.leave_out(sys.name(), "the log ends, or its thread, before it says what came of it");
+            self.leave_out(logged.name(), "the log ends, or its thread, before it says what came of it");
             return;
         }
         let known = mm as usize;
-        let call = match *sys {
-            Sys::Mmap { addr, len, prot, flags, ref fd, offset } => {
+        let call = match *logged {
+            Call::Mmap { addr, len, prot, flags, offset, .. } => {
                 let mut len = len;
                 let mut flags = flags;
                 if flags & MAP_HUGETLB != 0 {
@@ -531,7 +534,7 @@ impl Normaliser<'_> {
                     len = len.next_multiple_of(1 << shift);
                 }
                 flags &= !(MAP_HUGETLB | MAP_HUGE | MAP_SYNC);
-                let fd = if flags & MAP_ANONYMOUS != 0 { None } else { fd.as_ref() };
+                let fd = if flags & MAP_ANONYMOUS != 0 { None } else { fd };
                 let file = fd.map(|fd| self.file(i, fd, flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0, offset, len));
                 let mut at = addr;
                 if let Ret::Value(v) = ret {
@@ -547,13 +550,13 @@ impl Normaliser<'_> {
                 let (fd, offset) = if zero { (None, 0) } else { (file, offset) };
                 Call::Mmap { addr: at, len, prot, flags: if zero { flags | MAP_ANONYMOUS } else { flags }, fd, offset }
             }
-            Sys::Munmap { addr, len } => {
+            Call::Munmap { addr, len } => {
                 if good || moved {
                     self.known[known].ranges.remove(addr, end_of(addr, len));
                 }
                 Call::Munmap { addr, len }
             }
-            Sys::Brk { to } => {
+            Call::Brk { to } => {
                 let Ret::Value(now) = *ret else {
                     self.leave_out("brk", "its result is not in the log");
                     return;
@@ -573,7 +576,7 @@ impl Normaliser<'_> {
                 self.known[known].brk = Some(now);
                 Call::Brk { to }
             }
-            Sys::Mremap { addr, old_len, new_len, flags, new_addr } => {
+            Call::Mremap { addr, old_len, new_len, flags, new_addr } => {
                 let mut flags = flags;
                 let mut to = new_addr;
                 if let Ret::Value(v) = *ret {
@@ -595,42 +598,42 @@ impl Normaliser<'_> {
                 }
                 Call::Mremap { addr, old_len, new_len, flags, new_addr: to }
             }
-            Sys::Mprotect { addr, len, prot } => {
+            Call::Mprotect { addr, len, prot } => {
                 if good {
                     self.need(i, mm, addr, end_of(addr, len));
                 }
                 Call::Mprotect { addr, len, prot }
             }
-            Sys::Madvise { advice: MADV_HWPOISON | MADV_SOFT_OFFLINE, .. } => {
+            Call::Madvise { advice: MADV_HWPOISON | MADV_SOFT_OFFLINE, .. } => {
                 self.leave_out("madvise", "MADV_HWPOISON and MADV_SOFT_OFFLINE take the machine's own memory away");
                 return;
             }
-            Sys::Madvise { addr, len, advice } => {
+            Call::Madvise { addr, len, advice } => {
                 if good {
                     self.need(i, mm, addr, end_of(addr, len));
                 }
                 Call::Madvise { addr, len, advice }
             }
-            Sys::Mlock { addr, len, flags } => {
+            Call::Mlock { addr, len, flags } => {
                 if good {
                     self.need(i, mm, down(addr), end_of(addr, len));
                 }
                 Call::Mlock { addr, len, flags }
             }
-            Sys::Munlock { addr, len } => {
+            Call::Munlock { addr, len } => {
                 if good {
                     self.need(i, mm, down(addr), end_of(addr, len));
                 }
                 Call::Munlock { addr, len }
             }
-            Sys::Mseal { addr, len } => {
+            Call::Mseal { addr, len } => {
                 if good {
                     self.need(i, mm, addr, end_of(addr, len));
                 }
                 Call::Mseal { addr, len }
             }
-            Sys::Mlockall { flags } => Call::Mlockall { flags },
-            Sys::Munlockall => Call::Munlockall,
+            Call::Mlockall { flags } => Call::Mlockall { flags },
+            Call::Munlockall => Call::Munlockall,
             _ => return,
         };
         self.push(i, mm, Op::Call(call), expect, moved);

@@ -13,6 +13,7 @@
 //! missing. Calls that are not memory calls are counted by name.
 
 use super::flags::{self, CLONE, MADV, MAP, MCL, MLOCK, MREMAP, Names, PRCTL, PROT, number};
+use crate::mm::Call;
 use std::collections::BTreeMap;
 use std::io::BufRead;
 
@@ -27,57 +28,13 @@ pub struct Fd {
 
 /// A call of the log. Addresses and lengths are as printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the system calls' own arguments, described at mm::Call")]
+#[expect(missing_docs, reason = "the system calls' own arguments")]
 pub enum Sys {
-    Mmap {
-        addr: u64,
-        len: u64,
-        prot: u32,
-        flags: u32,
+    /// A call that a replay can make; pkey_mprotect(2) is an mprotect, since its key does not show in maps. The descriptor
+    /// of an mmap stands beside it, as a file has no number yet.
+    Memory {
+        call: Call,
         fd: Option<Fd>,
-        offset: u64,
-    },
-    Munmap {
-        addr: u64,
-        len: u64,
-    },
-    /// mprotect(2), and pkey_mprotect(2), whose key does not show in maps.
-    Mprotect {
-        addr: u64,
-        len: u64,
-        prot: u32,
-    },
-    Madvise {
-        addr: u64,
-        len: u64,
-        advice: i32,
-    },
-    Mremap {
-        addr: u64,
-        old_len: u64,
-        new_len: u64,
-        flags: u32,
-        new_addr: u64,
-    },
-    Brk {
-        to: u64,
-    },
-    Mlock {
-        addr: u64,
-        len: u64,
-        flags: u32,
-    },
-    Munlock {
-        addr: u64,
-        len: u64,
-    },
-    Mlockall {
-        flags: u32,
-    },
-    Munlockall,
-    Mseal {
-        addr: u64,
-        len: u64,
     },
     Shmat {
         addr: u64,
@@ -101,17 +58,7 @@ impl Sys {
     /// The name under which it is counted.
     pub fn name(&self) -> &'static str {
         match self {
-            Sys::Mmap { .. } => "mmap",
-            Sys::Munmap { .. } => "munmap",
-            Sys::Mprotect { .. } => "mprotect",
-            Sys::Madvise { .. } => "madvise",
-            Sys::Mremap { .. } => "mremap",
-            Sys::Brk { .. } => "brk",
-            Sys::Mlock { .. } => "mlock",
-            Sys::Munlock { .. } => "munlock",
-            Sys::Mlockall { .. } => "mlockall",
-            Sys::Munlockall => "munlockall",
-            Sys::Mseal { .. } => "mseal",
+            Sys::Memory { call, .. } => call.name(),
             Sys::Shmat { .. } => "shmat",
             Sys::Shmdt { .. } => "shmdt",
             Sys::Prctl { .. } => "prctl",
@@ -120,6 +67,12 @@ impl Sys {
             Sys::Exit => "exit",
             Sys::ExitGroup => "exit_group",
         }
+    }
+}
+
+impl From<Call> for Sys {
+    fn from(call: Call) -> Sys {
+        Sys::Memory { call, fd: None }
     }
 }
 
@@ -554,32 +507,29 @@ impl Args<'_> {
 fn call(name: &str, args: &str) -> Result<Option<Sys>, String> {
     let a = Args { name, list: split(args) };
     let sys = match name {
-        "mmap" | "mmap2" => Sys::Mmap {
-            addr: a.number(0)?,
-            len: a.number(1)?,
-            prot: a.flags(2, PROT)?,
-            flags: a.flags(3, MAP)?,
-            fd: a.fd(4)?,
-            offset: a.number(5)?,
-        },
-        "munmap" => Sys::Munmap { addr: a.number(0)?, len: a.number(1)? },
-        "mprotect" | "pkey_mprotect" => {
-            Sys::Mprotect { addr: a.number(0)?, len: a.number(1)?, prot: a.flags(2, PROT)? }
+        "mmap" | "mmap2" => {
+            let (addr, len, offset) = (a.number(0)?, a.number(1)?, a.number(5)?);
+            let (prot, flags) = (a.flags(2, PROT)?, a.flags(3, MAP)?);
+            Sys::Memory { call: Call::Mmap { addr, len, prot, flags, fd: None, offset }, fd: a.fd(4)? }
         }
-        "madvise" => Sys::Madvise { addr: a.number(0)?, len: a.number(1)?, advice: a.flags(2, MADV)? as i32 },
+        "munmap" => Call::Munmap { addr: a.number(0)?, len: a.number(1)? }.into(),
+        "mprotect" | "pkey_mprotect" => {
+            Call::Mprotect { addr: a.number(0)?, len: a.number(1)?, prot: a.flags(2, PROT)? }.into()
+        }
+        "madvise" => Call::Madvise { addr: a.number(0)?, len: a.number(1)?, advice: a.flags(2, MADV)? as i32 }.into(),
         "mremap" => {
             let flags = a.flags(3, MREMAP)?;
             // The fifth argument is printed only where the flags use it.
             let new_addr = if a.list.len() > 4 { a.number(4)? } else { 0 };
-            Sys::Mremap { addr: a.number(0)?, old_len: a.number(1)?, new_len: a.number(2)?, flags, new_addr }
+            Call::Mremap { addr: a.number(0)?, old_len: a.number(1)?, new_len: a.number(2)?, flags, new_addr }.into()
         }
-        "brk" => Sys::Brk { to: a.number(0)? },
-        "mlock" => Sys::Mlock { addr: a.number(0)?, len: a.number(1)?, flags: 0 },
-        "mlock2" => Sys::Mlock { addr: a.number(0)?, len: a.number(1)?, flags: a.flags(2, MLOCK)? },
-        "munlock" => Sys::Munlock { addr: a.number(0)?, len: a.number(1)? },
-        "mlockall" => Sys::Mlockall { flags: a.flags(0, MCL)? },
-        "munlockall" => Sys::Munlockall,
-        "mseal" => Sys::Mseal { addr: a.number(0)?, len: a.number(1)? },
+        "brk" => Call::Brk { to: a.number(0)? }.into(),
+        "mlock" => Call::Mlock { addr: a.number(0)?, len: a.number(1)?, flags: 0 }.into(),
+        "mlock2" => Call::Mlock { addr: a.number(0)?, len: a.number(1)?, flags: a.flags(2, MLOCK)? }.into(),
+        "munlock" => Call::Munlock { addr: a.number(0)?, len: a.number(1)? }.into(),
+        "mlockall" => Call::Mlockall { flags: a.flags(0, MCL)? }.into(),
+        "munlockall" => Call::Munlockall.into(),
+        "mseal" => Call::Mseal { addr: a.number(0)?, len: a.number(1)? }.into(),
         "shmat" => Sys::Shmat { addr: a.number(1)? },
         "shmdt" => Sys::Shmdt { addr: a.number(0)? },
         "prctl" => {

@@ -29,12 +29,12 @@ fn one(text: &str) -> (Sys, Ret) {
 
 fn mmap(addr: u64, len: u64, prot: u32, flags: u32, fd: Option<(i32, Option<&str>)>, offset: u64) -> Sys {
     let fd = fd.map(|(fd, p)| Fd { fd, path: p.map(str::to_string) });
-    Sys::Mmap { addr, len, prot, flags, fd, offset }
+    Sys::Memory { call: Call::Mmap { addr, len, prot, flags, fd: None, offset }, fd }
 }
 
 #[test]
 fn a_tid_and_a_time_in_every_form() {
-    let want = (Sys::Brk { to: 0 }, Ret::Value(0x5000));
+    let want = (Call::Brk { to: 0 }.into(), Ret::Value(0x5000));
     let forms = [
         ("brk(NULL) = 0x5000", 0, None),
         ("brk(NULL)                               = 0x5000", 0, None),
@@ -91,26 +91,29 @@ fn arguments_as_numbers_names_and_both() {
 #[test]
 fn every_call_that_is_known() {
     let forms: [(&str, Sys); 27] = [
-        ("munmap(0x1000, 8192)", Sys::Munmap { addr: 0x1000, len: 8192 }),
-        ("mprotect(0x1000, 4096, PROT_NONE)", Sys::Mprotect { addr: 0x1000, len: 4096, prot: 0 }),
-        ("pkey_mprotect(0x1000, 4096, PROT_READ|PROT_EXEC, 1)", Sys::Mprotect { addr: 0x1000, len: 4096, prot: 5 }),
-        ("madvise(0x1000, 4096, MADV_DONTNEED)", Sys::Madvise { addr: 0x1000, len: 4096, advice: 4 }),
-        ("madvise(0x1000, 4096, 0x66 /* MADV_??? */)", Sys::Madvise { addr: 0x1000, len: 4096, advice: 102 }),
+        ("munmap(0x1000, 8192)", Call::Munmap { addr: 0x1000, len: 8192 }.into()),
+        ("mprotect(0x1000, 4096, PROT_NONE)", Call::Mprotect { addr: 0x1000, len: 4096, prot: 0 }.into()),
+        (
+            "pkey_mprotect(0x1000, 4096, PROT_READ|PROT_EXEC, 1)",
+            Call::Mprotect { addr: 0x1000, len: 4096, prot: 5 }.into(),
+        ),
+        ("madvise(0x1000, 4096, MADV_DONTNEED)", Call::Madvise { addr: 0x1000, len: 4096, advice: 4 }.into()),
+        ("madvise(0x1000, 4096, 0x66 /* MADV_??? */)", Call::Madvise { addr: 0x1000, len: 4096, advice: 102 }.into()),
         (
             "mremap(0x1000, 4096, 8192, MREMAP_MAYMOVE)",
-            Sys::Mremap { addr: 0x1000, old_len: 4096, new_len: 8192, flags: 1, new_addr: 0 },
+            Call::Mremap { addr: 0x1000, old_len: 4096, new_len: 8192, flags: 1, new_addr: 0 }.into(),
         ),
         (
             "mremap(0x1000, 4096, 8192, MREMAP_MAYMOVE|MREMAP_FIXED, 0x9000)",
-            Sys::Mremap { addr: 0x1000, old_len: 4096, new_len: 8192, flags: 3, new_addr: 0x9000 },
+            Call::Mremap { addr: 0x1000, old_len: 4096, new_len: 8192, flags: 3, new_addr: 0x9000 }.into(),
         ),
-        ("brk(0x9000)", Sys::Brk { to: 0x9000 }),
-        ("mlock(0x1000, 1)", Sys::Mlock { addr: 0x1000, len: 1, flags: 0 }),
-        ("mlock2(0x1000, 1, MLOCK_ONFAULT)", Sys::Mlock { addr: 0x1000, len: 1, flags: 1 }),
-        ("munlock(0x1000, 1)", Sys::Munlock { addr: 0x1000, len: 1 }),
-        ("mlockall(MCL_CURRENT|MCL_FUTURE)", Sys::Mlockall { flags: 3 }),
-        ("munlockall()", Sys::Munlockall),
-        ("mseal(0x1000, 4096, 0)", Sys::Mseal { addr: 0x1000, len: 4096 }),
+        ("brk(0x9000)", Call::Brk { to: 0x9000 }.into()),
+        ("mlock(0x1000, 1)", Call::Mlock { addr: 0x1000, len: 1, flags: 0 }.into()),
+        ("mlock2(0x1000, 1, MLOCK_ONFAULT)", Call::Mlock { addr: 0x1000, len: 1, flags: 1 }.into()),
+        ("munlock(0x1000, 1)", Call::Munlock { addr: 0x1000, len: 1 }.into()),
+        ("mlockall(MCL_CURRENT|MCL_FUTURE)", Call::Mlockall { flags: 3 }.into()),
+        ("munlockall()", Call::Munlockall.into()),
+        ("mseal(0x1000, 4096, 0)", Call::Mseal { addr: 0x1000, len: 4096 }.into()),
         ("shmat(5, NULL, 0)", Sys::Shmat { addr: 0 }),
         ("shmdt(0x7f00)", Sys::Shmdt { addr: 0x7f00 }),
         ("prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, 0x7f00, 4096, \"a(b\")", Sys::Prctl { option: 0x5356_4d41 }),
@@ -198,11 +201,11 @@ fn ends_signals_and_an_execve_by_a_thread() {
     assert_eq!(
         what,
         [
-            (1, What::Call(Sys::Munmap { addr: 0x1000, len: 4096 }, Ret::Unknown)),
+            (1, What::Call(Call::Munmap { addr: 0x1000, len: 4096 }.into(), Ret::Unknown)),
             (3, What::Ended),
             (1, What::Superseded(2)),
             (1, What::Call(Sys::Execve, Ret::Value(0))),
-            (1, What::Call(Sys::Brk { to: 0 }, Ret::Unknown)),
+            (1, What::Call(Call::Brk { to: 0 }.into(), Ret::Unknown)),
             (1, What::Ended),
         ]
     );
@@ -283,7 +286,7 @@ proptest! {
         let mut want: Vec<Vec<(Sys, Ret)>> = vec![Vec::new(); 4];
         for (t, n, cut, at) in plan {
             let line = format!("munmap({:#x}, {n}) = 0", n * 4096);
-            want[t as usize].push((Sys::Munmap { addr: n * 4096, len: n }, Ret::Value(0)));
+            want[t as usize].push((Call::Munmap { addr: n * 4096, len: n }.into(), Ret::Value(0)));
             let q = &mut queues[t as usize];
             // No blank may be lost where strace prints none.
             match halves(&line, at, "munmap").filter(|h| cut && !h.0.contains(", <")) {

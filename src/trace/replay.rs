@@ -195,26 +195,6 @@ pub struct Options {
     pub keep: bool,
 }
 
-/// The name under which a call is counted.
-pub fn kind_of(call: &Call) -> &'static str {
-    match call {
-        Call::Mmap { .. } => "mmap",
-        Call::Munmap { .. } => "munmap",
-        Call::Mprotect { .. } => "mprotect",
-        Call::Madvise { .. } => "madvise",
-        Call::Mremap { .. } => "mremap",
-        Call::Brk { .. } => "brk",
-        Call::Mlock { .. } => "mlock",
-        Call::Munlock { .. } => "munlock",
-        Call::Mlockall { .. } => "mlockall",
-        Call::Munlockall => "munlockall",
-        Call::Mseal { .. } => "mseal",
-        Call::Read { .. } | Call::Write { .. } => "touch",
-        Call::Fork => "fork",
-        Call::Exit => "exit",
-    }
-}
-
 const PROT_WRITE: u32 = 2;
 /// `MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE`
 const FOREIGN: u32 = 0x10_0022;
@@ -279,7 +259,7 @@ impl<B: Backend> Run<'_, B> {
                 String::new()
             }
             Op::Foreign { addr, len } => self.call(s, "foreign", &foreign(*addr, *len))?,
-            Op::Call(c) => self.call(s, kind_of(c), c)?,
+            Op::Call(c) => self.call(s, c.name(), c)?,
         };
         if self.options.keep {
             self.out.results.push(result);
