@@ -71,7 +71,7 @@ impl Place {
                 };
                 let left = pages * PAGE;
                 let len = match rng.below(3) {
-                    0 => room / 2 & !(PAGE - 1),
+                    0 => (room / 2) & !(PAGE - 1),
                     _ => room.saturating_sub(left),
                 };
                 if len == 0 {

@@ -40,13 +40,16 @@ pub fn shrink(
     Ok((shrink_by(best, &mut test, stop)?, look))
 }
 
+/// Says which of the calls differs, if any does.
+pub type Test<'a> = dyn FnMut(&[Call], &Setup) -> Result<Option<usize>, Stop> + 'a;
+
 /// The smallest case found of which `test` still gives the number of the call that differs.
 ///
 /// # Errors
 /// Where `test` cannot go on.
 pub fn shrink_by(
     mut best: Difference,
-    test: &mut dyn FnMut(&[Call], &Setup) -> Result<Option<usize>, Stop>,
+    test: &mut Test<'_>,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Difference, Stop> {
     let mut tries = 0;
