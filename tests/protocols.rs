@@ -15,6 +15,7 @@ use faultline::mm::vma_lock::PROTOCOLS;
 use faultline::mm::{MmRules, variant};
 use faultline::report::session::{Machine, sample};
 use faultline::workload::{LIST, Mode};
+use std::sync::Arc;
 
 fn plan(kernel: KernelConfig, threads: u32, mode: Mode, us: u64) -> Plan {
     Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel, program: None }
@@ -60,8 +61,15 @@ fn balances_of_every_protocol_hold_on_4_simulated_cpus() {
 fn the_lock_and_the_cache_change_nothing_that_can_be_seen() {
     for (i, v) in variant::all().iter().enumerate() {
         let (rules, seed) = (MmRules::V6_12, 40 + i as u64);
-        let mut o =
-            Options { ops: 2000, seed, rules, features: Features::all().under(&rules), look: Look::USUAL, pages: None };
+        let mut o = Options {
+            ops: 2000,
+            seed,
+            rules,
+            features: Features::all().under(&rules),
+            look: Look::USUAL,
+            pages: None,
+            trail: Arc::default(),
+        };
         let mut p = port::start(v).unwrap();
         port::limit(&mut *p, &rules, &mut o.features).unwrap();
         match fuzz(&o, &mut *p, &mut Model::default(), &mut |_| false).unwrap().0 {

@@ -67,15 +67,21 @@ pub const SCENARIOS_WITH_ORDER: [&str; 5] = ["T0", "T1", "T2", "T7", "X"];
 /// Whether `protocol` declares that it holds in `scenario`.
 fn holds(protocol: usize, scenario: &str) -> bool {
     let at = SCENARIOS.iter().position(|s| s.0 == scenario);
-    at.map_or(true, |at| PROTOCOLS[protocol].claims[at] == Claim::Holds)
+    at.is_none_or(|at| PROTOCOLS[protocol].claims[at] == Claim::Holds)
 }
 
-/// Audits the lines that `protocols` pass. `run` does pieces of work, in any order and at the same time if it can; `found` is
-/// told how many lines there are, and how many are left after each round.
+/// Does pieces of work, in any order and at the same time if it can; the results in the order of the requests.
+pub type Work<'a> = &'a mut dyn FnMut(&[Request]) -> Result<Vec<Shown>, String>;
+
+/// Audits the lines that `protocols` pass. `found` is told how many lines there are, and how many are left after each
+/// round.
+///
+/// # Errors
+/// A piece of work that could not be done, or a scenario that fails with nothing taken away.
 pub fn audit(
     protocols: &[String],
     bound: Bound,
-    run: &mut dyn FnMut(&[Request]) -> Result<Vec<Shown>, String>,
+    run: Work<'_>,
     found: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Row>, String> {
     let request = |protocol: &str, scenario: &str| Request {

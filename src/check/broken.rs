@@ -99,6 +99,26 @@ impl<const B: usize> VmaLock for Broken<B> {
     fn vma_is_of<A: Arch>(mm: MmRef<A, Self>, vma: VmaRef<A, Self>) -> bool {
         B == 1 || Refcnt::vma_is_of(mm_of(mm), vma_of(vma))
     }
+    fn lock_vma_found<A: Arch>(
+        cpu: &Cpu<A>,
+        mm: MmRef<A, Self>,
+        vma: VmaRef<A, Self>,
+        address: u64,
+        mmdrop: impl FnOnce(MmRef<A, Self>),
+    ) -> StartRead {
+        let found = Self::vma_start_read(cpu, mm, vma, mmdrop);
+        if found != StartRead::Locked {
+            return found;
+        }
+        let covers = B == 2 || (vma.vm_start().load(Relaxed)..vma.vm_end().load(Relaxed)).contains(&address);
+        let cause = match Self::vma_is_of(mm, vma) {
+            true if covers => return StartRead::Locked,
+            true => AbortCause::Range,
+            false => AbortCause::OtherMm,
+        };
+        Self::vma_end_read(cpu, vma);
+        StartRead::Contended(cause)
+    }
     fn vma_start_read_locked<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) -> bool {
         Refcnt::vma_start_read_locked(cpu, vma_of(vma))
     }
@@ -187,7 +207,8 @@ member!(OnlyTries, false);
 
 /// The first scenario that fails, and how.
 fn noticed<L: VmaLock>() -> Option<(String, String)> {
-    SCENARIOS.iter().find_map(|(id, _)| {
+    // What they are made of is busted in T6 by itself.
+    SCENARIOS.iter().filter(|(id, _)| *id != "T6").find_map(|(id, _)| {
         let request = Request {
             protocol: L::NAME.into(),
             scenario: (*id).into(),

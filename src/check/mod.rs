@@ -168,7 +168,12 @@ fn invariant_of(word: &str) -> &'static str {
 /// The text of a panic.
 pub fn text(e: &(dyn std::any::Any + Send)) -> String {
     let s = e.downcast_ref::<String>().map(String::as_str).or_else(|| e.downcast_ref::<&str>().copied());
-    let s = s.unwrap_or("a panic without text").trim();
+    s.unwrap_or("a panic without text").into()
+}
+
+/// As people read it.
+fn told(s: &str) -> String {
+    let s = s.trim();
     // What was to hold is behind what an assertion says of itself.
     let s = s.strip_prefix("assertion").and_then(|a| a.split_once("failed: ")).map_or(s, |(_, what)| what);
     // What the engine says of two accesses to a word that nothing orders.
@@ -340,6 +345,7 @@ pub fn failed(s: &mut Shown, message: String) {
     s.shown = Claim::Busted.name().into();
     if let Some(w) = &mut s.wrong {
         w.steps = log::steps();
+        let message = told(&message);
         w.message = match w.steps.last() {
             Some(last) if message == RACES => format!("{}: {RACES}", invariant_of(&last.word)),
             _ => message,

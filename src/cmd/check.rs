@@ -235,7 +235,7 @@ fn table(protocols: &[String], scenarios: &[String], shown: &[Shown]) -> Table {
 }
 
 fn run_audit(args: &Args, protocols: &[String], pool: &Pool) -> Result<(), Failure> {
-    let bound = if args.deep { Bound::USUAL } else { Bound::QUICK };
+    let bound = if args.deep { Bound::DEEP } else { Bound::USUAL };
     let begun = Instant::now();
     let mut left = 0;
     let rows = audit::audit(protocols, bound, &mut |r| pool.run(r), &mut |all, n| {

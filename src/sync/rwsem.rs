@@ -100,7 +100,7 @@ impl<A: Arch> RwSemaphore<A> {
     /// Its words, for what tells of an execution: name, place, bytes.
     pub fn words(&self) -> [(&'static str, *const u8, usize); 5] {
         fn word<T>(name: &'static str, w: &T) -> (&'static str, *const u8, usize) {
-            (name, from_ref(w).cast(), size_of::<T>())
+            (name, std::ptr::from_ref(w).cast(), size_of::<T>())
         }
         [
             word("count", &self.count),
