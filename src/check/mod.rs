@@ -353,7 +353,7 @@ pub fn failed(s: &mut Shown, message: String) {
     }
 }
 
-/// Calls a function for each protocol of the list.
+/// Calls a function for the protocol of the list that has this name.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! __for_protocol {
@@ -363,6 +363,13 @@ macro_rules! __for_protocol {
             name => panic!("no protocol is named '{name}'"),
         }
     };
+}
+
+/// Calls a function for each protocol of the list.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! __for_each_protocol {
+    (($f:ident $args:tt) $($L:ty,)*) => { $( $f::<$L> $args; )* };
 }
 
 /// Does a piece of work; `so_far` has at each moment what is known, for a process that ends where something fails.

@@ -20,7 +20,7 @@ use crate::arch::{Arch, Fence, Native, Prim};
 use crate::cpu::Cpu;
 use crate::cpu::splitmix64;
 use crate::cpu::testing::for_test_set;
-use crate::mm::vma_lock::{Claim, PROTOCOLS, Reuse, SCENARIOS, StartRead, Verdict, VmaLock, point};
+use crate::mm::vma_lock::{Claim, Reuse, SCENARIOS, StartRead, Verdict, VmaLock, point};
 use crate::rcu::rcu_read_lock;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -309,9 +309,6 @@ fn lives_that_come_again_fool_readers_on_this_machine() {
     let span = Duration::from_secs_f64(seconds / 24.0);
     let mut bad = Vec::new();
     let bad = &mut bad;
-    for p in PROTOCOLS {
-        let bad = &mut *bad;
-        crate::protocols!(__for_protocol(p.name, judge(span, bad)));
-    }
+    crate::protocols!(__for_each_protocol(judge(span, bad)));
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
