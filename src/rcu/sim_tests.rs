@@ -270,9 +270,14 @@ fn r13_where_ticks_are_not_all_quiescent_states() {
     }
 }
 
-/// R13, so many callbacks that ksoftirqd runs after most ticks: its switches are quiescent states, so that grace periods
-/// take less than two ticks. The chapter's row has it after every tick, whatever is ready, and one tick a grace period
-/// (4 and 1 ms); here it is woken by ready callbacks only, and a tick that finds the leaf's lock taken finds none.
+/// R13, so many callbacks that ksoftirqd runs after most ticks: its switches are quiescent states, and its passes note and
+/// report grace periods between ticks.
+///
+/// The chapter's row has one tick a grace period (4 and 1 ms), for ksoftirqd at work in each tick of each CPU. That is the
+/// least, not what the rules come to: ksoftirqd runs `rcu_core()` only while callbacks are ready, so that a CPU which was
+/// done with its own before the others' reports ended the grace period learns of the next one at its tick, may have
+/// nothing ready then, and owes a second; and so does one that finds the leaf's lock taken when it looks (66 and 67 times
+/// here). Between one tick and two, then.
 #[test]
 fn r13_where_ksoftirqd_runs_after_most_ticks() {
     for (hz, burst, least, most) in [(250, 30, 4.0, 6.5), (1000, 12, 1.0, 1.7)] {
@@ -281,6 +286,7 @@ fn r13_where_ksoftirqd_runs_after_most_ticks() {
         let ([length, exact, _], ran) = steady(cfg, &s);
         let slices = ran.sum(crate::cpu::softirq::SoftirqCounter::KsoftirqdSlices);
         assert!(slices > 8 * 100, "{slices}");
+        eprintln!("   leaf found locked {} times", ran.sum(RcuCounter::NoteContended));
         assert!((least..most).contains(&length), "HZ {hz}: grace periods of {length} ms, latency {exact} ms");
     }
 }
