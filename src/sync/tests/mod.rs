@@ -20,10 +20,10 @@
 //! | L12 | refcount | `sync/refcount.rs`, `model/refcount.rs` |
 //! | L13, L14 | `vm_refcnt`, reuse | `model/vm_refcnt.rs`: each value, each step, each reason to fall back; `check`, `mm/tests/stress.rs` |
 //! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; `mm/tests/mmap.rs` for faults across it and the hole of 2^31 sections |
-//! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, vm_refcnt, osq_lock, rwsem, mutex, spinlock, grace_period |
-//! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory under Miri, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`). The models check every [`Plain`] word of what they run. Thread sanitizer: none |
+//! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, vm_refcnt, osq_lock, rwsem, mutex, spinlock, grace_period, rcu_barrier |
+//! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory and of `sync/`, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`). Thread sanitizer: a build (`race_check`), no run yet. The models check every [`Plain`] word of what they run, mm's locks among them |
 //! | L18 | locked instructions of the fast paths | `tests/codegen.rs` |
-//! | L19 | cost | `benches/primitives.rs`: ratios, not gated |
+//! | L19 | cost | `benches/primitives.rs`: each lock beside its parts written out by hand; `scripts/instructions --check` fails above 1.2 times their instructions; times, and two CPUs on one lock, are reported |
 //! | L20 | layout | const assertions beside each struct |
 
 mod killable;
