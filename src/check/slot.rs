@@ -7,6 +7,8 @@
 //! `vm_start`; hand-over from thread to thread is what the scenario does), RCU's grace period (memory that waits for one is
 //! not used again).
 //!
+//! Nothing here is inlined: with fourteen protocols, two worlds and a dozen cases that took the compiler longer than all the rest.
+//!
 //! INVARIANT: ghost words are race-checked words. They are written by whoever has the VMA to itself and read by whoever has
 //! it read-locked, so that under the model checker a reader and a writer who are not ordered fail even where they do not
 //! meet.
@@ -74,6 +76,7 @@ pub enum Seen {
 
 impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// With `mms` address spaces, the VMA attached in A's; `freed` is told of an mm that ends.
+    #[inline(never)]
     pub fn new(cpu: &Cpu<W>, mms: usize, freed: fn(*const u8, usize, &'static str)) -> Box<Self> {
         let s = Box::new(Slot::<W, L> {
             mms: (0..mms).map(|_| MmStruct::new()).collect(),
@@ -104,6 +107,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     }
 
     /// What the words are called, in what is told of an execution.
+    #[inline(never)]
     fn name_words(&self) {
         fn word<T>(w: &T, name: impl Into<String>) {
             log::name(std::ptr::from_ref(w).cast(), size_of::<T>(), name);
@@ -146,6 +150,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         // SAFETY: as above.
         unsafe { KRef::from_ref(&self.sibling) }
     }
+    #[inline(never)]
     fn set_range(&self, vma: VmaRef<W, L>, start: u64) {
         vma.vm_start().store(start, Relaxed);
         vma.vm_end().store(start + SIZE, Relaxed);
@@ -156,10 +161,12 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     }
 
     /// `mmap_write_lock()`: W0.
+    #[inline(never)]
     pub fn begin(&self, cpu: &Cpu<W>, m: usize) {
         mmap_write_lock(cpu, &self.mms[m]);
     }
     /// `mmap_write_unlock()`: W6.
+    #[inline(never)]
     pub fn end(&self, cpu: &Cpu<W>, m: usize) {
         if self.claim.get() == m as u32 + 1 {
             self.claim.set(0);
@@ -167,10 +174,12 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         mmap_write_unlock(cpu, &self.mms[m]);
     }
     /// Makes the next section of `m` number `seq`, odd.
+    #[inline(never)]
     pub fn next_section(&self, m: usize, seq: u32) {
         self.mms[m].mm_lock_seq.word().store(seq.wrapping_sub(1), Relaxed);
     }
 
+    #[inline(never)]
     fn new_life(&self) {
         self.generation.set(self.generation.get() + 1);
         if let Some(slot) = self.vma.vm_lock() {
@@ -179,45 +188,54 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         L::vma_lock_init(self.vma(), Self::typesafe());
     }
     /// `vm_area_alloc()` and `vma_set_range()`.
+    #[inline(never)]
     pub fn alloc(&self, m: usize) {
         self.alloc_at(m, ADDRESS);
     }
     /// The same, at `start`.
+    #[inline(never)]
     pub fn alloc_at(&self, m: usize, start: u64) {
         self.vma.vma_init(self.mm(m).as_ptr(), 0);
         self.new_life();
         self.set_range(self.vma(), start);
     }
     /// `vm_area_dup()` of A's other VMA: for a moment the copy says it is A's.
+    #[inline(never)]
     pub fn dup(&self) {
         self.vma.vm_area_init_from(&self.sibling);
         self.new_life();
     }
     /// What `dup_mmap()` does next: the copy is `m`'s.
+    #[inline(never)]
     pub fn rehome(&self, m: usize) {
         self.vma.vm_mm().store(self.mm(m).as_ptr(), Relaxed);
     }
     /// W1, by a writer of `m`.
+    #[inline(never)]
     pub fn start_write(&self, cpu: &Cpu<W>, m: usize) {
         L::vma_start_write(cpu, self.vma());
         self.claim.set(m as u32 + 1);
     }
     /// W2: changes what the lock protects; an even value is not meant to be seen.
+    #[inline(never)]
     pub fn change(&self) {
         self.payload.set(self.payload.get() + 1);
     }
     /// The VMA goes into `m`'s tree.
+    #[inline(never)]
     pub fn attach(&self, cpu: &Cpu<W>, m: usize) {
         self.payload.set(self.payload.get() | 1);
         self.owner.set(m as u32 + 1);
         L::vma_mark_attached(cpu, self.vma());
     }
     /// W3.
+    #[inline(never)]
     pub fn detach(&self, cpu: &Cpu<W>) {
         L::vma_mark_detached(cpu, self.vma());
         self.owner.set(0);
     }
     /// W5.
+    #[inline(never)]
     pub fn free(&self, cpu: &Cpu<W>) {
         assert!(!Self::typesafe() || L::vma_lock_is_free(self.vma()), "freed while attached");
         L::vma_freed(cpu, self.vma());
@@ -229,11 +247,13 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         self.free.store(1, Release);
     }
     /// The allocator gives the place that another CPU has freed to this one.
+    #[inline(never)]
     pub fn taken_over(&self) {
         // ORDER: acquire, meets free().
         smp_cond_load_acquire(&self.free, |free| free == 1);
     }
     /// A section of `m` that removes and frees the VMA.
+    #[inline(never)]
     pub fn remove(&self, cpu: &Cpu<W>, m: usize) {
         self.begin(cpu, m);
         self.start_write(cpu, m);
@@ -243,6 +263,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         self.end(cpu, m);
     }
     /// A section of `m` that maps the VMA.
+    #[inline(never)]
     pub fn map(&self, cpu: &Cpu<W>, m: usize) {
         self.begin(cpu, m);
         self.alloc(m);
@@ -251,6 +272,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         self.end(cpu, m);
     }
     /// `mmdrop()`
+    #[inline(never)]
     pub fn mmdrop(&self, cpu: &Cpu<W>, mm: MmRef<W, L>) {
         if mm.mm_count.dec_and_test(cpu) {
             (self.freed)(mm.as_ptr().cast(), size_of::<MmStruct<W, L>>(), "the mm");
@@ -259,6 +281,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
 
     /// R0 to R8 for a fault at [`ADDRESS`] of A: `held` runs with the lock held and the invariants just checked. They are
     /// checked again behind it.
+    #[inline(never)]
     pub fn fault(&self, cpu: &Cpu<W>, held: impl FnOnce()) -> Seen {
         rcu_read_lock(cpu);
         let found = L::lock_vma_found(cpu, self.mm(A), self.vma(), ADDRESS, |mm| self.mmdrop(cpu, mm));
@@ -278,6 +301,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     }
 
     /// What must be true of a VMA that a reader of A has locked; returns its life.
+    #[inline(never)]
     fn check(&self, life: Option<u32>) -> u32 {
         assert!(std::ptr::eq(self.vma.vm_mm().load(Relaxed), self.mm(A).as_ptr()), "I1: another mm's VMA");
         assert_eq!(self.owner.get(), A as u32 + 1, "I1: not attached in A");

@@ -201,6 +201,7 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         SteppedCell(NativeCell::new(v))
     }
     #[track_caller]
+    #[inline(never)]
     fn load(&self, o: Ordering) -> T {
         touch(self);
         let v = self.0.load(o);
@@ -208,12 +209,14 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         v
     }
     #[track_caller]
+    #[inline(never)]
     fn store(&self, v: T, o: Ordering) {
         touch(self);
         self.0.store(v, o);
         self.note(Location::caller(), Op::Store(o), v);
     }
     #[track_caller]
+    #[inline(never)]
     fn swap(&self, v: T, o: Ordering) -> T {
         touch(self);
         let old = self.0.swap(v, o);
@@ -221,6 +224,7 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn compare_exchange(&self, old: T, new: T, o: Ordering) -> Result<T, T> {
         touch(self);
         let r = self.0.compare_exchange(old, new, o);
@@ -228,6 +232,7 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         r
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_add(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -238,6 +243,7 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_sub(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -248,6 +254,7 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_or(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -258,6 +265,7 @@ impl<T: Prim> RawCell<T> for SteppedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_and(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -278,6 +286,7 @@ impl<T: Prim> RawPlain<T> for SteppedPlain<T> {
         SteppedPlain(NativePlain::new(v))
     }
     #[track_caller]
+    #[inline(never)]
     fn get(&self) -> T {
         touch(self);
         let v = self.0.get();
@@ -285,6 +294,7 @@ impl<T: Prim> RawPlain<T> for SteppedPlain<T> {
         v
     }
     #[track_caller]
+    #[inline(never)]
     fn set(&self, v: T) {
         touch(self);
         self.0.set(v);

@@ -83,6 +83,7 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         CheckedCell(LoomCell::new(v))
     }
     #[track_caller]
+    #[inline(never)]
     fn load(&self, o: Ordering) -> T {
         let at = Location::caller();
         let v = self.0.load(order(at, o));
@@ -90,12 +91,14 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         v
     }
     #[track_caller]
+    #[inline(never)]
     fn store(&self, v: T, o: Ordering) {
         let at = Location::caller();
         self.0.store(v, order(at, o));
         self.note(at, Op::Store(o), v, v);
     }
     #[track_caller]
+    #[inline(never)]
     fn swap(&self, v: T, o: Ordering) -> T {
         let at = Location::caller();
         let old = self.0.swap(v, order(at, o));
@@ -103,6 +106,7 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn compare_exchange(&self, old: T, new: T, o: Ordering) -> Result<T, T> {
         let at = Location::caller();
         let r = self.0.compare_exchange(old, new, order(at, o));
@@ -113,6 +117,7 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         r
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_add(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -123,6 +128,7 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_sub(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -133,6 +139,7 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_or(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -143,6 +150,7 @@ impl<T: Prim> RawCell<T> for CheckedCell<T> {
         old
     }
     #[track_caller]
+    #[inline(never)]
     fn fetch_and(&self, v: T, o: Ordering) -> T
     where
         T: Int,
@@ -162,6 +170,7 @@ impl<T: Prim> RawPlain<T> for CheckedPlain<T> {
         CheckedPlain(LoomPlain::new(v))
     }
     #[track_caller]
+    #[inline(never)]
     fn get(&self) -> T {
         let at = Location::caller();
         // Noted first: if nothing orders it against a write, it is the last that happens.
@@ -172,6 +181,7 @@ impl<T: Prim> RawPlain<T> for CheckedPlain<T> {
         v
     }
     #[track_caller]
+    #[inline(never)]
     fn set(&self, v: T) {
         let at = Location::caller();
         let word = std::ptr::from_ref(self) as usize;
@@ -188,6 +198,7 @@ impl Arch for Checked {
     type PlainCell<T: Prim> = CheckedPlain<T>;
 
     #[track_caller]
+    #[inline(never)]
     fn fence(f: Fence) {
         let at = Location::caller();
         if !weak(at) {
