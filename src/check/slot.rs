@@ -57,6 +57,8 @@ pub struct Slot<W: Arch, L: VmaLock> {
     owner: Plain<W, u32>,
     /// 1 + the mm whose section has it write-locked.
     claim: Plain<W, u32>,
+    /// Whether the section of an mm has the VMA write-locked; under its mmap_lock.
+    has: [Plain<W, u32>; 3],
     /// The allocator's word between a free on one CPU and an allocation on another.
     free: Atomic<W, u32>,
     /// Told when an mm is freed.
@@ -88,6 +90,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             generation: Plain::new(0),
             owner: Plain::new(0),
             claim: Plain::new(0),
+            has: std::array::from_fn(|_| Plain::new(0)),
             free: Atomic::new(0),
             freed,
         });
@@ -168,7 +171,9 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// `mmap_write_unlock()`: W6.
     #[inline(never)]
     pub fn end(&self, cpu: &Cpu<W>, m: usize) {
-        if self.claim.get() == m as u32 + 1 {
+        // Not by asking the claim: a place that was freed in this section may be another CPU's by now.
+        if self.has[m].get() == 1 {
+            self.has[m].set(0);
             self.claim.set(0);
         }
         mmap_write_unlock(cpu, &self.mms[m]);
@@ -215,6 +220,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     pub fn start_write(&self, cpu: &Cpu<W>, m: usize) {
         L::vma_start_write(cpu, self.vma());
         self.claim.set(m as u32 + 1);
+        self.has[m].set(1);
     }
     /// W2: changes what the lock protects; an even value is not meant to be seen.
     #[inline(never)]
@@ -241,6 +247,11 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         L::vma_freed(cpu, self.vma());
         if Self::typesafe() {
             self.vma.vm_start().store(FREE_POINTER, Relaxed);
+        }
+        let claim = self.claim.get();
+        if claim != 0 {
+            self.has[claim as usize - 1].set(0);
+            self.claim.set(0);
         }
         // ORDER: release, meets taken_over(): an object goes from CPU to CPU with all that was done to it, as by the
         // allocator's list lock or its exchange on the slab's record.
