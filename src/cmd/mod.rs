@@ -89,7 +89,10 @@ pub fn main() -> i32 {
     };
     let r = match cli.verb {
         Verb::List(a) => list::main(&a),
-        Verb::Run(a) => run::main(&a),
+        Verb::Run(a) => {
+            abort_on_panic();
+            run::main(&a)
+        }
         Verb::Compare(a) => compare::main(&a),
         Verb::Letter(a) => letter::main(&a),
         #[cfg(feature = "plot")]
@@ -115,6 +118,15 @@ pub fn main() -> i32 {
             130
         }
     }
+}
+
+/// A worker that ends in the middle of a sample leaves the others waiting for it: the program ends instead, with the message.
+fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        std::process::abort();
+    }));
 }
 
 fn one_line(s: &str) -> String {
