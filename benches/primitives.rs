@@ -657,19 +657,6 @@ fn vma_locks(b: &mut Bench, cpus: &[u32]) {
     old.end();
 }
 
-fn one_vma_lock<L: VmaLock>(cpus: &[u32], list: &mut Vec<Contender<'static>>) {
-    let s: &'static Space<L> = Box::leak(Box::new(Space::new(cpus)));
-    list.push(Contender::new(L::NAME, s.pairs(s.token(0), 0)));
-}
-
-/// Every protocol's read lock of a VMA that was found, and its unlock: one CPU, nobody else about.
-fn every_vma_lock(b: &mut Bench, cpus: &[u32]) {
-    let mut list = Vec::new();
-    let all = &mut list;
-    faultline::protocols!(__for_each_protocol(one_vma_lock(cpus, all)));
-    b.solo("lock/per-VMA read, every protocol", 5000, &mut list, &[]);
-}
-
 criterion_group! {
     name = facade;
     config = Criterion::default().without_plots();
@@ -689,7 +676,6 @@ fn main() {
     }
     seqcounts(&mut b);
     vma_locks(&mut b, &two);
-    every_vma_lock(&mut b, &two);
     if !b.counts {
         facade();
         Criterion::default().configure_from_args().final_summary();
