@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Floor 8: every lock protocol through every scenario of the thread, with its own code, and whether it comes out as it
-//! declares ([`VmaLock::CLAIMS`](crate::mm::vma_lock::VmaLock::CLAIMS)).
+//! declares ([`VmaLock::CLAIMS`]).
 //!
 //! Two engines. The model checker runs the cases in which stores are seen out of order: every interleaving within a bound
 //! on preemptions, and every stale value that the orders allow. The others, in which two address spaces take turns at one

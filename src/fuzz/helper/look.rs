@@ -55,7 +55,7 @@ impl Helper<'_> {
         self.s.at.store(at as u32 + 1, Relaxed);
     }
 
-    /// As [`super::backend::file_name`], by inode.
+    /// As `file_name()` of `fuzz/backend.rs`, by inode.
     pub(super) fn file_name(&self, vmas: &[WireVma], i: usize) -> u64 {
         let ino = vmas[i][4];
         if ino == 0 {
