@@ -118,6 +118,7 @@ pub trait Arch: Sized + Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Stores `v` with release order into the low byte of `word` (the queued spinlock's unlock). Worlds without
     /// mixed-size accesses do it by a full-word exchange.
     #[inline(always)]
+    #[track_caller]
     fn store_low_byte_release(word: &Self::Cell<u32>, v: u8) {
         // PORT: LKMM allows the plain byte store; where the world cannot express it, two RMWs on the word stand in.
         if v == 0 {

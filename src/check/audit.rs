@@ -61,9 +61,9 @@ pub const NOT_SHOWN: &[(&str, &str, &str)] = &[];
 /// Protocols tried for a line in one scenario, at most: a shared line is the same in all.
 const TRIES: usize = 4;
 
-/// Scenarios that the model checker looks at. Not among them yet: `X`, the audit's own cases, of which one ends its process
-/// by a signal, for a reason not known.
-pub const SCENARIOS_WITH_ORDER: [&str; 4] = ["T0", "T1", "T2", "T7"];
+/// Scenarios that the model checker looks at, `X` the audit's own cases, which have three threads or two writers and are looked
+/// at one preemption less far.
+pub const SCENARIOS_WITH_ORDER: [&str; 5] = ["T0", "T1", "T2", "T7", "X"];
 
 /// Whether `protocol` declares that it holds in `scenario`.
 fn holds(protocol: usize, scenario: &str) -> bool {
@@ -88,7 +88,10 @@ pub fn audit(
     let request = |protocol: &str, scenario: &str| Request {
         protocol: protocol.into(),
         scenario: scenario.into(),
-        bound,
+        bound: match bound.preemptions {
+            Some(n) if scenario == "X" => Bound { preemptions: Some(n - 1), ..bound },
+            _ => bound,
+        },
         weaken: None,
         survey: true,
     };
@@ -110,7 +113,8 @@ pub fn audit(
         if s.wrong.is_some() {
             return Err(format!("{} {}: {} before anything was weakened", r.scenario, r.protocol, s.shown));
         }
-        for (site, op) in s.sites {
+        // The scenarios' own small kernel is not what is audited.
+        for (site, op) in s.sites.into_iter().filter(|(site, _)| !site.file.contains("src/check/")) {
             let weak = Request { weaken: Some(site.clone()), survey: false, ..r.clone() };
             lines.entry(site).or_insert((op, Vec::new())).1.push((s.executions, weak));
         }

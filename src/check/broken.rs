@@ -216,9 +216,7 @@ fn noticed<L: VmaLock>() -> Option<(String, String)> {
             weaken: None,
             survey: false,
         };
-        let so_far = Mutex::new(nothing_yet(&request));
-        show_one::<L>(&request, &so_far);
-        let s = so_far.into_inner().unwrap_or_else(|e| e.into_inner());
+        let s = shown_of::<L>(&request);
         s.wrong.map(|w| ((*id).to_string(), w.message))
     })
 }

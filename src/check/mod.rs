@@ -42,7 +42,6 @@ use crate::mm::vmstat::VmEvent;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -136,7 +135,7 @@ impl Shown {
 struct Run<'a> {
     request: &'a Request,
     /// What is known so far, for whoever has to tell of a failure that ends the process.
-    so_far: &'a Mutex<Shown>,
+    so_far: &'a Arc<Mutex<Shown>>,
     sites: Arc<Mutex<BTreeMap<Site, String>>>,
 }
 
@@ -197,16 +196,13 @@ impl Run<'_> {
         let last = self.request.bound.preemptions;
         let bounds = (0..last.unwrap_or(3)).map(Some).chain([last]);
         world::weaken(self.request.weaken.clone());
+        let before = self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions;
         let mut result = Ok(());
         for bound in bounds {
             self.begins(case.what, bound);
-            let runs = Arc::new(AtomicU64::new(0));
-            result = self.explore(case, bound, &runs);
-            let mut s = self.so_far.lock().unwrap_or_else(|e| e.into_inner());
             // A bound includes those below it.
-            if bound == last || result.is_err() {
-                s.executions += runs.load(Ordering::Relaxed);
-            }
+            self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions = before;
+            result = self.explore(case, bound);
             if result.is_err() {
                 break;
             }
@@ -215,13 +211,8 @@ impl Run<'_> {
         result
     }
 
-    fn explore<L: VmaLock>(
-        &self,
-        case: &Case<Checked, L>,
-        bound: Option<usize>,
-        runs: &Arc<AtomicU64>,
-    ) -> Result<(), String> {
-        let count = runs.clone();
+    fn explore<L: VmaLock>(&self, case: &Case<Checked, L>, bound: Option<usize>) -> Result<(), String> {
+        let so_far = self.so_far.clone();
         let (mms, reader, writer, third) = (case.mms, case.reader, case.writer, case.third);
         let sites = self.request.survey.then(|| self.sites.clone());
         let mut b = ::loom::model::Builder::new();
@@ -229,7 +220,7 @@ impl Run<'_> {
         b.max_branches = 20_000;
         catch_unwind(AssertUnwindSafe(|| {
             b.check(move || {
-                count.fetch_add(1, Ordering::Relaxed);
+                so_far.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
                 log::begin();
                 world::i_am(0);
                 let set = for_test_set::<Checked>(2 + u32::from(third.is_some()));
@@ -314,7 +305,7 @@ pub fn nothing_yet(request: &Request) -> Shown {
     }
 }
 
-fn show_one<L: VmaLock>(request: &Request, so_far: &Mutex<Shown>) {
+fn show_one<L: VmaLock>(request: &Request, so_far: &Arc<Mutex<Shown>>) {
     let at = SCENARIOS.iter().position(|s| s.0 == request.scenario);
     let declared = at.map_or(Claim::Holds, |at| L::CLAIMS[at]);
     so_far.lock().expect("nobody else yet").declared = declared.name().into();
@@ -338,6 +329,15 @@ fn show_one<L: VmaLock>(request: &Request, so_far: &Mutex<Shown>) {
         Err(message) => failed(&mut s, message),
     }
     log::set_current(before);
+}
+
+/// What a request shows of `L`, in this process.
+#[cfg(test)]
+fn shown_of<L: VmaLock>(request: &Request) -> Shown {
+    let so_far = Arc::new(Mutex::new(nothing_yet(request)));
+    show_one::<L>(request, &so_far);
+    let s = so_far.lock().unwrap_or_else(|e| e.into_inner());
+    s.clone()
 }
 
 /// Completes what is known when an execution failed; on the thread that it failed on, or on that of [`show`].
@@ -373,6 +373,6 @@ macro_rules! __for_each_protocol {
 }
 
 /// Does a piece of work; `so_far` has at each moment what is known, for a process that ends where something fails.
-pub fn show(request: &Request, so_far: &Mutex<Shown>) {
+pub fn show(request: &Request, so_far: &Arc<Mutex<Shown>>) {
     crate::protocols!(__for_protocol(request.protocol.as_str(), show_one(request, so_far)));
 }

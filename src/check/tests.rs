@@ -14,9 +14,10 @@ fn ask(protocol: &str, scenario: &str) -> Request {
 
 /// What a request shows, in this process.
 fn shown(request: &Request) -> Shown {
-    let so_far = Mutex::new(nothing_yet(request));
+    let so_far = Arc::new(Mutex::new(nothing_yet(request)));
     show(request, &so_far);
-    so_far.into_inner().unwrap_or_else(|e| e.into_inner())
+    let s = so_far.lock().unwrap_or_else(|e| e.into_inner());
+    s.clone()
 }
 
 fn every_protocol(id: &str) {
@@ -88,7 +89,7 @@ fn what_a_number_that_comes_again_costs() {
         let reused = matches!(L::REUSE, Reuse::Tolerates);
         let want = [L::EARLY_EXIT, L::EARLY_EXIT && resets && reused];
         let request = ask(L::NAME, "wrap");
-        let so_far = Mutex::new(nothing_yet(&request));
+        let so_far = Arc::new(Mutex::new(nothing_yet(&request)));
         let run = Run { request: &request, so_far: &so_far, sites: Arc::default() };
         for (case, want) in doubts::<Stepped, L>().iter().zip(want) {
             let wrong = run.stepped(case).err();

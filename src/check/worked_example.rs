@@ -34,9 +34,8 @@ impl Member for DetachLockedMm {
 }
 // The text ends.
 
-use super::{Bound, Request, nothing_yet, show_one};
+use super::{Bound, Request, shown_of};
 use crate::mm::vma_lock::{SCENARIOS, VmaLock};
-use std::sync::Mutex;
 
 /// What its claims say is what is shown.
 #[test]
@@ -49,9 +48,7 @@ fn the_worked_example_is_what_it_claims() {
             weaken: None,
             survey: false,
         };
-        let so_far = Mutex::new(nothing_yet(&request));
-        show_one::<RwsemDetachLockedMm>(&request, &so_far);
-        let s = so_far.into_inner().unwrap_or_else(|e| e.into_inner());
+        let s = shown_of::<RwsemDetachLockedMm>(&request);
         assert!(s.as_declared(), "{s:?}");
     }
 }

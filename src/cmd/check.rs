@@ -7,12 +7,13 @@
 
 use super::Failure;
 use crate::check::audit::{self, Row};
-use crate::check::{Bound, Request, Shown, failed, nothing_yet, show, text};
+use crate::check::{Bound, Request, Shown, Wrong, failed, log, nothing_yet, show, text};
 use crate::mm::vma_lock::{PROTOCOLS, SCENARIOS};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::{IsTerminal, Write as _};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -53,11 +54,23 @@ fn one(request: &str) -> Result<(), Failure> {
     let begun = Instant::now();
     let state = so_far.clone();
     std::panic::set_hook(Box::new(move |info| {
-        let mut s = state.lock().unwrap_or_else(|e| e.into_inner());
-        s.ms = begun.elapsed().as_millis() as u64;
-        failed(&mut s, text(info.payload()));
-        print(&s);
-        std::process::exit(0);
+        let (message, steps, state) = (text(info.payload()), log::current(), state.clone());
+        // The threads of the model checker have stacks of 32 KiB: too small to put an execution into words.
+        let teller = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
+            log::set_current(steps);
+            let mut s = state.lock().unwrap_or_else(|e| e.into_inner());
+            s.ms = begun.elapsed().as_millis() as u64;
+            failed(&mut s, message);
+            print(&s);
+            std::process::exit(0);
+        });
+        if let Err(e) = teller {
+            eprintln!("faultline: no thread to tell of a failure: {e}");
+            std::process::exit(1);
+        }
+        loop {
+            std::thread::park();
+        }
     }));
     show(&request, &so_far);
     print(&so_far.lock().unwrap_or_else(|e| e.into_inner()));
@@ -108,6 +121,12 @@ fn child(r: &Request) -> Result<Shown, String> {
     let request = serde_json::to_string(r).expect("plain data");
     let out = Command::new(exe).args(["check", "--one", &request]).stdin(Stdio::null()).output();
     let out = out.map_err(|e| wrong(format!("its process could not be started: {e}")))?;
+    if let (Some(signal), Some(_)) = (out.status.signal(), &r.weaken) {
+        // A stale pointer was followed: nothing is left that could tell how.
+        let message = format!("its process ended by signal {signal}: a pointer that was not one");
+        let noticed = Wrong { case: String::new(), message, preemptions: None, steps: Vec::new() };
+        return Ok(Shown { shown: "busted".into(), wrong: Some(noticed), ..nothing_yet(r) });
+    }
     let text = String::from_utf8_lossy(&out.stdout);
     // What was said first: after a failure others may fail too.
     let line = text.lines().find(|l| l.starts_with('{'));
