@@ -8,7 +8,7 @@
 //!
 //! [`Machine::reset`]: crate::arch::Machine::reset
 
-use crate::arch::arena::KRef;
+use crate::arch::arena::{Arena, KRef};
 use crate::arch::{Acquire, Atomic, Hardware, Job, Machine, Release};
 use crate::cpu::sched::Wait;
 use crate::cpu::smp::CpuRemote;
@@ -34,6 +34,8 @@ use crate::slab::{
     kmem_cache_destroy, kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init,
 };
 use crate::sync::PercpuCounters;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::ptr::NonNull;
 
 /// What a kernel is built and booted with; part of every record.
@@ -97,52 +99,83 @@ impl KernelConfig {
     }
 }
 
-/// A running kernel.
+/// A running kernel of build `K`. All it keeps is the same for every lock protocol: code that needs no VMA takes the
+/// [`KernelState`] that this derefs to, and is compiled once a world instead of once a protocol.
 pub struct Kernel<K: Kconfig> {
+    state: KernelState<K::A>,
+    _build: PhantomData<fn() -> K>,
+}
+
+impl<K: Kconfig> Deref for Kernel<K> {
+    type Target = KernelState<K::A>;
+
+    #[inline(always)]
+    fn deref(&self) -> &KernelState<K::A> {
+        &self.state
+    }
+}
+
+/// What a running kernel keeps.
+pub struct KernelState<A: Hardware> {
     /// Pages.
-    pub pages: KRef<PageAllocator<K::A>>,
+    pub pages: KRef<PageAllocator<A>>,
     /// RCU.
-    pub rcu: KRef<RcuState<K::A>>,
+    pub rcu: KRef<RcuState<A>>,
     /// Caches' common state.
-    pub slab: KRef<SlabState<K::A>>,
+    pub slab: KRef<SlabState<A>>,
     /// Tree nodes.
-    pub maple: KRef<MapleState<K::A>>,
+    pub maple: KRef<MapleState<A>>,
     /// VMAs and their locks.
-    pub vma_state: KRef<VmaState<K::A>>,
+    pub vma_state: KRef<VmaState<A>>,
     /// mm_structs.
-    pub mm_cachep: KRef<KmemCache<K::A>>,
+    pub mm_cachep: KRef<KmemCache<A>>,
     /// anon_vmas.
-    pub anon_vma_cachep: KRef<KmemCache<K::A>>,
+    pub anon_vma_cachep: KRef<KmemCache<A>>,
     /// Chain links.
-    pub anon_vma_chain_cachep: KRef<KmemCache<K::A>>,
+    pub anon_vma_chain_cachep: KRef<KmemCache<A>>,
     /// Files.
-    pub files: KRef<FileState<K::A>>,
+    pub files: KRef<FileState<A>>,
     /// The shared page of zeros.
     pub zero_page: NonNull<u8>,
     /// Per-CPU counters: the resident pages of every mm.
-    pub percpu_counters: PercpuCounters<K::A>,
+    pub percpu_counters: PercpuCounters<A>,
     /// What processes were promised.
-    pub vm_committed: KRef<VmCommitted<K::A>>,
+    pub vm_committed: KRef<VmCommitted<A>>,
     /// `vm.max_map_count`
     pub max_map_count: i32,
     /// Rules of the VMA operations.
     pub rules: MmRules,
-    end: KRef<EndLine<K::A>>,
-    tasks: PerCpu<K::A, Task<K::A>>,
-    remotes: PerCpu<K::A, CpuRemote<K::A>>,
-    lock_nodes: AllLockNodes<K::A>,
+    end: KRef<EndLine<A>>,
+    tasks: PerCpu<A, Task<A>>,
+    remotes: PerCpu<A, CpuRemote<A>>,
+    lock_nodes: AllLockNodes<A>,
     nodes: Vec<u32>,
     nr_cpus: u32,
     config: KernelConfig,
 }
 
 // SAFETY: everything inside is arena memory made of words, or constant after boot.
-unsafe impl<K: Kconfig> Sync for Kernel<K> {}
+unsafe impl<A: Hardware> Sync for KernelState<A> {}
 // SAFETY: as above.
-unsafe impl<K: Kconfig> Send for Kernel<K> {}
+unsafe impl<A: Hardware> Send for KernelState<A> {}
 
 /// Boots. The calling thread is CPU 0 for the time of the call.
 pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &KernelConfig) -> Kernel<K> {
+    let mm = (size_of::<Mm<K>>(), align_of::<Mm<K>>());
+    let state = boot(machine, config, mm, vma_state_init::<K::A, K::Lock>);
+    Kernel { state, _build: PhantomData }
+}
+
+/// Makes what depends on the lock protocol: [`vma_state_init`].
+type VmaStateInit<A> = fn(&Arena, KRef<SlabState<A>>, VmaCache) -> KRef<VmaState<A>>;
+
+/// `mm`: size and alignment of an mm_struct.
+fn boot<A: Hardware>(
+    machine: &A::Machine,
+    config: &KernelConfig,
+    mm: (usize, usize),
+    vma_state_init: VmaStateInit<A>,
+) -> KernelState<A> {
     machine.reset();
     let arena = machine.arena();
     let nr_cpus = machine.nr_cpus();
@@ -157,33 +190,33 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
     let lock_nodes = PerCpu::new(arena, total, node_of, "lock_nodes", |_| LockNodes::new());
     let percpu_counters = PercpuCounters::new(arena, nr_cpus, total, node_of);
     let end = arena.boot_new(0, EndLine { left: Atomic::new(0), over: Atomic::new(0) });
-    K::A::label(end.as_ptr().cast(), size_of::<EndLine<K::A>>(), "harness");
+    A::label(end.as_ptr().cast(), size_of::<EndLine<A>>(), "harness");
     // mm_core_init()
-    let pages = page_alloc_init::<K::A>(arena, nr_cpus, &node_of);
+    let pages = page_alloc_init::<A>(arena, nr_cpus, &node_of);
     build_zonelists(&pages, &|from, to| machine.distance(from, to));
     let rcu = RcuState::new(arena, nr_cpus, node_of, &config.rcu);
     let geometry = if config.geometry_cpus == 0 { nr_cpus } else { config.geometry_cpus };
     let slab = kmem_cache_init(arena, pages, rcu, geometry, config.slab);
     // maple_tree_init(), then the caches of proc_caches_init() and anon_vma_init()
     let maple = maple_tree_init(arena, slab);
-    let anon_vma_cachep = kmem_cache_create(arena, slab, anon_vma_args::<K::A>());
-    let anon_vma_chain_cachep = kmem_cache_create(arena, slab, anon_vma_chain_args::<K::A>());
+    let anon_vma_cachep = kmem_cache_create(arena, slab, anon_vma_args::<A>());
+    let anon_vma_chain_cachep = kmem_cache_create(arena, slab, anon_vma_chain_args::<A>());
     let mm_cachep = kmem_cache_create(
         arena,
         slab,
         KmemCacheArgs {
             name: "mm_struct",
-            size: size_of::<Mm<K>>(),
-            align: align_of::<Mm<K>>(),
+            size: mm.0,
+            align: mm.1,
             flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
             ..KmemCacheArgs::default()
         },
     );
     let vm_committed = arena.boot_new(0, VmCommitted::new());
-    K::A::label(vm_committed.as_ptr().cast(), size_of::<VmCommitted<K::A>>(), "vm_committed_as");
-    let vma_state = vma_state_init::<K::A, K::Lock>(arena, slab, config.vma_cache);
+    A::label(vm_committed.as_ptr().cast(), size_of::<VmCommitted<A>>(), "vm_committed_as");
+    let vma_state = vma_state_init(arena, slab, config.vma_cache);
     let files = files_init(arena, slab);
-    let mut k = Kernel {
+    let mut k = KernelState {
         pages,
         rcu,
         slab,
@@ -235,7 +268,7 @@ impl LeakReport {
 
 /// Ends a kernel: calls what RCU still has, destroys the caches, reports what was left. On worker 0's token, while no
 /// worker is up.
-pub fn shutdown<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> LeakReport {
+pub fn shutdown<A: Hardware>(cpu: &Cpu<A>, k: &KernelState<A>) -> LeakReport {
     rcu_barrier(cpu, &k.rcu);
     kvfree_rcu_barrier(cpu, &k.slab);
     drain_page_caches(cpu, &k.slab);
@@ -274,11 +307,20 @@ struct EndLine<A: Hardware> {
 /// worker that is done idles (its callbacks still run there) until `kvfree_rcu_barrier()` and `rcu_barrier()` found
 /// everybody's called. Returns each worker's counters and, last, the grace-period thread's, the kworker's and, where
 /// callbacks are offloaded, those of the two threads for that.
-pub fn run_on_cpus<K: Kconfig>(
-    machine: &<K::A as Hardware>::Machine,
-    k: &Kernel<K>,
+pub fn run_on_cpus<A: Hardware>(
+    machine: &A::Machine,
+    k: &KernelState<A>,
     n: u32,
-    body: impl Fn(&Cpu<K::A>) + Sync,
+    body: impl Fn(&Cpu<A>) + Sync,
+) -> Vec<[u64; SLOTS]> {
+    run_bodies(machine, k, n, &body)
+}
+
+fn run_bodies<A: Hardware>(
+    machine: &A::Machine,
+    k: &KernelState<A>,
+    n: u32,
+    body: &(dyn Fn(&Cpu<A>) + Sync),
 ) -> Vec<[u64; SLOTS]> {
     assert!(n >= 1 && n <= k.nr_cpus, "between 1 and {} workers", k.nr_cpus);
     let end = k.end;
@@ -292,7 +334,6 @@ pub fn run_on_cpus<K: Kconfig>(
     let (kworker_thread, nocb_threads) = threads.split_at_mut(1);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for (id, out) in workers.iter_mut().enumerate() {
-        let body = &body;
         jobs.push(Job {
             cpu: Some(id as u32),
             f: Box::new(move || {
@@ -367,8 +408,8 @@ pub fn run_on_cpus<K: Kconfig>(
     counters
 }
 
-impl<K: Kconfig> Kernel<K> {
-    fn token(&self, id: u32, tick: TickDevice) -> Cpu<K::A> {
+impl<A: Hardware> KernelState<A> {
+    fn token(&self, id: u32, tick: TickDevice) -> Cpu<A> {
         // SAFETY: boot memory lives as long as the kernel.
         let (task, remote) = unsafe { (KRef::from_ref(self.tasks.of(id)), KRef::from_ref(self.remotes.of(id))) };
         let cpu = Cpu::new(id, self.nodes[id as usize], task, remote, self.lock_nodes, tick, self.config.seed);
@@ -378,18 +419,18 @@ impl<K: Kconfig> Kernel<K> {
 
     /// The token of worker `id`, to be made on the thread that runs it, one at a time. Where other workers run too,
     /// `rcu.install_hooks()` comes first and `rcu.remove_hooks()` last ([`run_on_cpus`] does all of it).
-    pub fn cpu(&self, id: u32) -> Cpu<K::A> {
+    pub fn cpu(&self, id: u32) -> Cpu<A> {
         assert!(id < self.nr_cpus, "worker {id} of {}", self.nr_cpus);
         self.token(id, self.rcu.tick_device(self.config.tick_every))
     }
 
     /// The token of the grace-period thread.
-    pub fn gp_kthread_cpu(&self) -> Cpu<K::A> {
+    pub fn gp_kthread_cpu(&self) -> Cpu<A> {
         self.token(self.nr_cpus, TickDevice::off())
     }
 
     /// The token of the kworker, which frees what `kfree_rcu()` batched.
-    pub fn kworker_cpu(&self) -> Cpu<K::A> {
+    pub fn kworker_cpu(&self) -> Cpu<A> {
         self.token(self.nr_cpus + 1, self.rcu.tick_device(1))
     }
 

@@ -68,12 +68,6 @@ pub fn limit(port: &mut dyn Backend, rules: &MmRules, features: &mut Features) -
     Ok(())
 }
 
-/// As [`start`], for tests inside the library.
-#[cfg(test)]
-pub(super) fn start_named(variant: &Variant) -> Result<Box<dyn Backend>, String> {
-    crate::with_named_variant!(variant, Native, K => Ok(Box::new(Port::<K>::new(variant)?)))
-}
-
 /// A port of `variant`.
 ///
 /// # Errors

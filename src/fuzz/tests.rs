@@ -27,7 +27,7 @@ fn options(rules: MmRules, ops: u64, seed: u64) -> Options {
 }
 
 fn the_port(name: &str, rules: &MmRules, features: &mut Features) -> Box<dyn Backend> {
-    let mut p = port::start_named(&variant::parse(name).unwrap()).unwrap();
+    let mut p = port::start(&variant::parse(name).unwrap()).unwrap();
     port::limit(&mut *p, rules, features).unwrap();
     p
 }

@@ -580,7 +580,7 @@ mod tests {
     use crate::init::KernelConfig;
     use crate::measure::port;
     use crate::mm::variant;
-    use crate::{with_named_variant, with_workload};
+    use crate::{with_variant, with_workload};
     use std::fs;
 
     #[test]
@@ -624,7 +624,8 @@ mod tests {
             kernel: variant.configure(KernelConfig::default()),
             program: None,
         };
-        let out = with_named_variant!(&variant, Sim, K => with_workload!(workload, W => port::sample::<K, W>(&machine, &plan)));
+        let out =
+            with_variant!(&variant, Sim, K => with_workload!(workload, W => port::sample::<K, W>(&machine, &plan)));
         assert_eq!(out.errors, [] as [String; 0]);
         out.reuse
     }

@@ -10,7 +10,7 @@ use crate::arch::{Acquire, Arch, Atomic, Full, Hardware, Machine, Relaxed, Relea
 use crate::cpu::sched::SchedCounter;
 use crate::cpu::softirq::SoftirqCounter;
 use crate::cpu::{Cpu, Errno, tick};
-use crate::init::{Kernel, KernelConfig, LeakReport, run_on_cpus, shutdown, start_kernel};
+use crate::init::{Kernel, KernelConfig, KernelState, LeakReport, run_on_cpus, shutdown, start_kernel};
 use crate::maple_tree::MapleEvent;
 use crate::measure::outcome::{Moves, Outcome, Over, ReuseSeen, Seated};
 use crate::measure::probe::{Probe, Seen};
@@ -59,7 +59,7 @@ pub struct Plan {
 
 /// Words that the workers of a sample share.
 #[repr(C, align(128))]
-struct Line<A: Arch, M: 'static> {
+struct Line<A: Arch> {
     arrived: Atomic<A, u32>,
     start: Atomic<A, u64>,
     _apart: [u64; 14],
@@ -67,10 +67,11 @@ struct Line<A: Arch, M: 'static> {
     left: Atomic<A, u32>,
     setup: Atomic<A, u32>,
     words: [Atomic<A, u64>; 2],
-    mm: Atomic<A, *mut M>,
+    /// The mm that all share.
+    mm: Atomic<A, *mut ()>,
 }
 
-impl<A: Arch, M> Line<A, M> {
+impl<A: Arch> Line<A> {
     fn new() -> Self {
         Line {
             arrived: Atomic::new(0),
@@ -238,7 +239,7 @@ where
     K::A: Probe,
 {
     space: &'a PortSpace<'a, K>,
-    line: KRef<Line<K::A, mm::Mm<K>>>,
+    line: KRef<Line<K::A>>,
     threads: u32,
     /// Worker 0 looks around at ticks.
     leader: bool,
@@ -315,6 +316,13 @@ impl<K: Kconfig> PortHarness<'_, K>
 where
     K::A: Probe,
 {
+    /// This worker has nothing to do: the others start and end without it.
+    fn absent(&self, e: Errno) -> Errno {
+        self.start_line();
+        self.edge(false);
+        e
+    }
+
     #[cold]
     #[inline(never)]
     fn look(&self, now: u64) {
@@ -337,6 +345,37 @@ struct Part {
     lines: BTreeMap<String, Moves>,
 }
 
+/// The words by which the threads of an address space find what `W::setup` made.
+type Words = [u64; 2];
+
+/// What of a workload a worker calls. Only these are instantiated for each workload: everything around them once a kernel,
+/// so that a build takes minutes and not a quarter of an hour. The one call through a pointer that contains timed code is
+/// `drive`, once a sample.
+struct Parts<K: Kconfig>
+where
+    K::A: Probe,
+{
+    setup: fn(&PortSpace<'_, K>, Seat) -> Result<Words, Errno>,
+    drive: fn(&PortHarness<'_, K>, Words, Seat, &Plan) -> Result<Tally, Errno>,
+    finish: fn(&PortSpace<'_, K>, Words, Seat) -> Result<(), Errno>,
+}
+
+impl<K: Kconfig> Parts<K>
+where
+    K::A: Probe,
+{
+    fn of<W: Workload>() -> Self {
+        Parts {
+            setup: |space, seat| W::setup(space, seat).map(Into::into),
+            drive: |h, words, seat, plan| match W::attach(h.space, words.into(), seat) {
+                Ok(mut state) => drive::<W, _, _>(h.space, h, &mut state, plan.warm_up_ns, plan.stop),
+                Err(e) => Err(h.absent(e)),
+            },
+            finish: |space, words, seat| W::finish(space, words.into(), seat),
+        }
+    }
+}
+
 /// Runs one sample of `W` on kernel `K`.
 pub fn sample<K: Kconfig, W: Workload>(machine: &<K::A as Hardware>::Machine, plan: &Plan) -> Outcome
 where
@@ -345,26 +384,40 @@ where
     assert_eq!(plan.threads, machine.nr_cpus(), "the session boots a machine for each number of workers");
     let config = KernelConfig { tick_every: K::A::TICK_EVERY, ..plan.kernel };
     let k = start_kernel::<K>(machine, &config);
+    let parts = Parts::<K>::of::<W>();
+    sample_on(machine, &k, plan, &config, &|cpu, line, reuse| worker(cpu, &k, line, plan, reuse, &parts))
+}
+
+/// What each worker does: its share of the sample, from the mm to the books of its thread.
+type Body<'a, A> = &'a (dyn Fn(&Cpu<A>, KRef<Line<A>>, Option<&Reuse<A>>) -> Part + Sync);
+
+fn sample_on<A: Probe>(
+    machine: &A::Machine,
+    k: &KernelState<A>,
+    plan: &Plan,
+    config: &KernelConfig,
+    body: Body<'_, A>,
+) -> Outcome {
     let boot = k.cpu(0);
     // A page of its own for the harness's words: on no line of the kernel's, and on simulated ones.
     let page = alloc_page(&boot, &k.pages);
-    K::A::label(page, PAGE as usize, "harness");
-    let line = NonNull::new(page.cast::<Line<K::A, mm::Mm<K>>>()).expect("a page, right after boot");
+    A::label(page, PAGE as usize, "harness");
+    let line = NonNull::new(page.cast::<Line<A>>()).expect("a page, right after boot");
     // SAFETY: a fresh page, large and aligned enough; freed below, after the last worker.
     let line = unsafe {
         line.as_ptr().write(Line::new());
         KRef::new(line)
     };
-    let parts: Vec<Mutex<Option<Part>>> = (0..plan.threads).map(|_| Mutex::new(None)).collect();
+    let workers: Vec<Mutex<Option<Part>>> = (0..plan.threads).map(|_| Mutex::new(None)).collect();
     let reuse = Reuse::new(k.slab);
-    let counters = run_on_cpus(machine, &k, plan.threads, |cpu| {
-        let part = worker::<K, W>(cpu, &k, line, plan, reuse.as_ref().ok());
-        *parts[cpu.id as usize].lock().unwrap_or_else(|e| e.into_inner()) = Some(part);
+    let counters = run_on_cpus(machine, k, plan.threads, |cpu| {
+        let part = body(cpu, line, reuse.as_ref().ok());
+        *workers[cpu.id as usize].lock().unwrap_or_else(|e| e.into_inner()) = Some(part);
     });
 
-    let mut out = Outcome { kconfig: describe(&config, &k), ..Outcome::default() };
+    let mut out = Outcome { kconfig: describe(config, k), ..Outcome::default() };
     let (mut preempted, mut failures) = (0, 0);
-    for (i, p) in parts.into_iter().enumerate() {
+    for (i, p) in workers.into_iter().enumerate() {
         let Some(p) = p.into_inner().unwrap_or_else(|e| e.into_inner()) else {
             out.tallies.push(Err("the worker did not report".into()));
             continue;
@@ -409,25 +462,22 @@ where
     book_stalls(k.rcu.stalls(), &k.rcu.stall_reports(), &mut out);
     let operations = out.tallies.iter().flatten().map(|t| t.operations_whole_run).sum();
     out.counters.insert("workload_operations".into(), operations);
-    out.reuse = reuse_seen::<K>(&out, reuse);
+    out.reuse = reuse_seen(&out, reuse);
     let begin = out.tallies.iter().flatten().map(|t| t.begin).min().unwrap_or(0);
     let end = begin + out.duration_ns();
     out.callback_ns = k.rcu.cb_latency_ns_between(begin, end);
     out.grace_period_ns = k.rcu.gp_length_ns_between(begin, end);
     // SAFETY: our page; every worker has left.
     unsafe { free_pages(&boot, &k.pages, page, 0) };
-    book_leaks(&shutdown(&boot, &k), &mut out);
+    book_leaks(&shutdown(&boot, k), &mut out);
     out.errors.extend(balances(&out));
     out.book_failures();
     out
 }
 
 /// What the watcher saw, which ends here.
-fn reuse_seen<K: Kconfig>(out: &Outcome, reuse: std::io::Result<Reuse<K::A>>) -> ReuseSeen
-where
-    K::A: Probe,
-{
-    let in_span = K::A::REUSE_IN_SPAN;
+fn reuse_seen<A: Probe>(out: &Outcome, reuse: std::io::Result<Reuse<A>>) -> ReuseSeen {
+    let in_span = A::REUSE_IN_SPAN;
     let watched = |t: &Tally| t.operations_warm_up + if in_span { t.operations } else { 0 };
     let mut seen = ReuseSeen {
         over: if in_span { "warm_up_and_span" } else { "warm_up" },
@@ -442,7 +492,7 @@ where
 }
 
 /// The kernel configuration in words.
-fn describe<K: Kconfig>(c: &KernelConfig, k: &Kernel<K>) -> BTreeMap<String, String> {
+fn describe<A: Hardware>(c: &KernelConfig, k: &KernelState<A>) -> BTreeMap<String, String> {
     let chance = |a: Option<FaultAttr>| a.map_or(0, |a| a.probability).to_string();
     let pairs = [
         ("hz", c.rcu.hz.to_string()),
@@ -573,12 +623,13 @@ fn process_image<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) -> Re
     IMAGE.iter().try_for_each(|&(at, pages, flags)| mm::vm_mmap(cpu, k, mm, Some(at), pages * PAGE, flags).map(drop))
 }
 
-fn worker<K: Kconfig, W: Workload>(
+fn worker<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
-    line: KRef<Line<K::A, mm::Mm<K>>>,
+    line: KRef<Line<K::A>>,
     plan: &Plan,
     reuse: Option<&Reuse<K::A>>,
+    parts: &Parts<K>,
 ) -> Part
 where
     K::A: Probe,
@@ -590,11 +641,10 @@ where
     let (mm, shared) = if own || i == 0 {
         let mm = mm::mm_alloc(cpu, k);
         let space = PortSpace::new(cpu, k, mm, plan);
-        let shared = process_image(cpu, k, mm).and_then(|()| W::setup(&space, seat));
+        let shared = process_image(cpu, k, mm).and_then(|()| (parts.setup)(&space, seat));
         if !own {
-            l.mm.store(mm.as_ptr(), Relaxed);
-            if let Ok(s) = shared {
-                let words: [u64; 2] = s.into();
+            l.mm.store(mm.as_ptr().cast(), Relaxed);
+            if let Ok(words) = shared {
                 l.words[0].store(words[0], Relaxed);
                 l.words[1].store(words[1], Relaxed);
             }
@@ -604,11 +654,11 @@ where
         (mm, shared)
     } else {
         let state = smp_cond_load_acquire(&l.setup, |s| s != 0);
-        let p = NonNull::new(l.mm.load(Relaxed)).expect("stored before setup");
+        let p = NonNull::new(l.mm.load(Relaxed).cast::<mm::Mm<K>>()).expect("stored before setup");
         let words = [l.words[0].load(Relaxed), l.words[1].load(Relaxed)];
         // SAFETY: worker 0 keeps the mm until every worker has left.
         let mm = unsafe { KRef::new(p) };
-        (mm, if state == 1 { Ok(W::Shared::from(words)) } else { Err(Errno::ENOMEM) })
+        (mm, if state == 1 { Ok(words) } else { Err(Errno::ENOMEM) })
     };
     let space = PortSpace::new(cpu, k, mm, plan);
     let h = PortHarness {
@@ -627,14 +677,9 @@ where
         moves: RefCell::default(),
         reuse,
     };
-    let mut tally = match shared.and_then(|s| W::attach(&space, s, seat)) {
-        Ok(mut state) => drive::<W, _, _>(&space, &h, &mut state, plan.warm_up_ns, plan.stop),
-        Err(e) => {
-            // The others start and end without this one.
-            h.start_line();
-            h.edge(false);
-            Err(e)
-        }
+    let mut tally = match shared {
+        Ok(words) => (parts.drive)(&h, words, seat, plan),
+        Err(e) => Err(h.absent(e)),
     }
     .map_err(|e| e.to_string());
     space.end_other();
@@ -645,7 +690,7 @@ where
         if !own {
             tick::idle_loop(cpu, || l.left.load(Acquire) == plan.threads);
         }
-        let finished = shared.and_then(|s| W::finish(&space, s, seat));
+        let finished = shared.and_then(|words| (parts.finish)(&space, words, seat));
         if let (Ok(_), Err(e)) = (&tally, finished) {
             tally = Err(format!("finishing: {e}"));
         }

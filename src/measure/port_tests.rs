@@ -17,7 +17,7 @@ use crate::mm::variant::{self, Variant};
 use crate::slab::Allocator;
 use crate::slab::FaultAttr;
 use crate::workload::{LIST, Mode};
-use crate::{with_named_variant, with_workload};
+use crate::{with_variant, with_workload};
 use std::collections::BTreeSet;
 
 /// Interleavings: the first without delays.
@@ -38,7 +38,7 @@ fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u
     let kernel = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
     let threads = m.config().cpus.len() as u32;
     let plan = Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel, program: None };
-    with_named_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
+    with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
 }
 
 /// Each of `variants` and every workload on `cpus` CPUs for `us` of virtual time each.
@@ -115,7 +115,7 @@ fn a_run_survives_refused_allocations() {
                 kernel,
                 program: None,
             };
-            let o = with_named_variant!(&v, Sim, K => with_workload!(w.name, W => sample::<K, W>(&m, &plan)));
+            let o = with_variant!(&v, Sim, K => with_workload!(w.name, W => sample::<K, W>(&m, &plan)));
             assert!(o.errors.is_empty(), "{} {}: {:?}", w.name, v.name, o.errors);
             assert!(o.counters["workload_failures"] > 0, "{} {}", w.name, v.name);
             assert!(o.counters["failslab"] + o.counters["fail_page_alloc"] >= o.counters["workload_failures"]);
@@ -215,7 +215,7 @@ fn a_kernel_whose_sleepers_poll_closes_its_books_too() {
         let stop = Stop::After(1_000_000);
         let plan = Plan { threads: 4, mode: Mode::Thread, warm_up_ns: 100_000, stop, kernel, program: None };
         let v = variant::parse("v6.12").unwrap();
-        let o = with_named_variant!(&v, Sim, K => with_workload!("fault_vs_unmap", W => sample::<K, W>(&m, &plan)));
+        let o = with_variant!(&v, Sim, K => with_workload!("fault_vs_unmap", W => sample::<K, W>(&m, &plan)));
         assert!(o.errors.is_empty(), "{wait:?}: {:?}", o.errors);
         assert_eq!((o.kconfig["wait"].as_str(), o.kconfig["hung_task_blocker"].as_str()), (wait.name(), "true"));
         (o.counters["sched_sleeps"], o.counters["sched_sleep_ns"], o.counters["workload_operations"])

@@ -19,7 +19,7 @@ use super::vmstat::VmEvent;
 use crate::arch::arena::{KRef, PAGE_SIZE, page_record};
 use crate::arch::{Acquire, Arch, Atomic, Hardware, Relaxed, smp_wmb};
 use crate::cpu::{Cpu, Errno};
-use crate::init::Kernel;
+use crate::init::{Kernel, KernelState};
 use crate::slab::{alloc_pages, clear_page};
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use std::ptr::NonNull;
@@ -87,24 +87,24 @@ fn table_free<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, t: KRef<PageTable<K::A
 
 /// A page with one reference, `label` to the simulator; null when out of memory. The bytes are arbitrary.
 #[inline]
-pub fn alloc_user_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'static str) -> *mut u8 {
+pub fn alloc_user_page<A: Hardware>(cpu: &Cpu<A>, k: &KernelState<A>, label: &'static str) -> *mut u8 {
     let p = alloc_pages(cpu, &k.pages, 0);
     if !p.is_null() {
-        K::A::label(p, PAGE_SIZE, label);
+        A::label(p, PAGE_SIZE, label);
         cpu.count(VmEvent::Pgalloc);
         // post_alloc_hook()
-        page_folio::<K::A>(p).set_page_refcounted();
+        page_folio::<A>(p).set_page_refcounted();
     }
     p
 }
 
 /// As [`alloc_user_page`], all zero.
 #[inline]
-pub fn alloc_zeroed_page<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, label: &'static str) -> *mut u8 {
+pub fn alloc_zeroed_page<A: Hardware>(cpu: &Cpu<A>, k: &KernelState<A>, label: &'static str) -> *mut u8 {
     let p = alloc_user_page(cpu, k, label);
     if !p.is_null() {
         // SAFETY: a page nobody else knows.
-        unsafe { clear_page::<K::A>(p) };
+        unsafe { clear_page::<A>(p) };
     }
     p
 }

@@ -59,6 +59,10 @@ impl Variant {
 
 /// Runs `$body` with `$K` standing for the build of a [`Variant`] in world `$A`: from a name to a monomorphised function,
 /// once a run. The kernel's configuration must come from [`Variant::configure`].
+///
+/// Tests inside the library have the protocols of [`NAMED`] kernels only ([`named`]): each type is one more copy of the
+/// kernel to compile. `tests/protocols.rs` has all.
+#[cfg(not(test))]
 #[macro_export]
 macro_rules! with_variant {
     ($variant:expr, $A:ty, $K:ident => $body:expr) => {
@@ -66,11 +70,10 @@ macro_rules! with_variant {
     };
 }
 
-/// As [`with_variant!`](crate::with_variant), for the protocols of [`NAMED`](crate::mm::variant::NAMED) kernels only: tests
-/// inside the library, where each type is one more copy of the kernel to compile. `tests/protocols.rs` has all.
+/// See there.
 #[cfg(test)]
 #[macro_export]
-macro_rules! with_named_variant {
+macro_rules! with_variant {
     ($variant:expr, $A:ty, $K:ident => $body:expr) => {
         $crate::__with_variant! { ($variant, $A, $K => $body)
             $crate::mm::vma_lock::rwsem_separate::RwsemSeparate,
@@ -182,9 +185,11 @@ mod tests {
         assert_eq!(parse("v6.12"), parse("rwsem_separate+call_rcu@slub"));
         assert_eq!(parse("v6.15").unwrap().name, "v6.15");
         assert_eq!(parse("v7.3"), parse("refcnt_exclude+typesafe@sheaves"));
+        assert!(main().iter().all(|m| all().contains(m)));
         for v in all() {
             assert_eq!(parse(&v.name), Ok(v.clone()));
-            assert!(main().iter().all(|m| all().contains(m)));
+        }
+        for v in named() {
             with_variant!(&v, Native, K => {
                 assert_eq!(<K as Kconfig>::Lock::NAME, v.protocol);
                 assert_eq!(<K as Kconfig>::Lock::VERDICT, v.verdict);

@@ -11,7 +11,7 @@ use crate::trace::normalise::normalise;
 use crate::trace::parse::parse;
 use crate::trace::port::{self, Plan};
 use crate::trace::{Trace, load};
-use crate::with_named_variant;
+use crate::with_variant;
 use std::path::PathBuf;
 
 fn recorded() -> Vec<PathBuf> {
@@ -39,7 +39,7 @@ fn on_port(trace: &Trace, variant: &str, touch: Touch, rules: MmRules, keep: boo
     let v = variant::parse(variant).unwrap();
     let kernel = v.configure(KernelConfig { rules, ..KernelConfig::default() });
     let plan = Plan { threads: 1, repeat: 1, touch, keep, kernel };
-    with_named_variant!(&v, Native, K => port::run::<K>(&machine, trace, &plan))
+    with_variant!(&v, Native, K => port::run::<K>(&machine, trace, &plan))
 }
 
 #[test]

@@ -117,7 +117,7 @@ macro_rules! on_every_variant {
             for v in crate::mm::variant::named() {
                 let boot = Boot { slab: v.slab, cache: v.vma_cache };
                 eprintln!("variant {}", v.name);
-                crate::with_named_variant!(&v, crate::arch::Native, K => $f::<K>(boot));
+                crate::with_variant!(&v, crate::arch::Native, K => $f::<K>(boot));
             }
         }
     )* };
