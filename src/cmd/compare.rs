@@ -23,7 +23,8 @@ pub struct Args {
     /// Variants to hold against it [default: all others]
     #[arg(long, value_delimiter = ',')]
     patched: Vec<String>,
-    /// What is compared: throughput, faults, faults_per_cpu, ns_per_op, retries, reuse:CACHE, or counter:NAME (`list events`)
+    /// What is compared: throughput, faults, faults_per_cpu, ns_per_op, retries,
+    /// mmap_lock_wait, reuse:CACHE, or counter:NAME (`list events`)
     #[arg(long, default_value = "throughput")]
     metric: String,
     /// text, mmtests, markdown, csv, json

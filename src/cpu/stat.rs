@@ -7,7 +7,7 @@
 use std::cell::Cell;
 
 /// Slots of the array.
-pub const SLOTS: usize = 144;
+pub const SLOTS: usize = 164;
 
 /// A counter declared by some floor.
 pub trait Counter: Copy {
@@ -43,7 +43,7 @@ impl Counters {
 }
 
 /// Declares an enum of counters in the slots from `$base` on. Ranges: sync 0..32, rcu 32..64, maple
-/// tree 64..80, vm 80..112, workload 112..120, scheduling 120..124, options of rcu 128..144. `NAMES` pairs each name with
+/// tree 64..80, vm 80..112, workload 112..120, scheduling 120..124, options of rcu 128..144, waits for mmap_lock 144..164. `NAMES` pairs each name with
 /// its slot, for the runner.
 #[macro_export]
 macro_rules! counters {

@@ -17,6 +17,7 @@ use crate::measure::probe::{Probe, Seen};
 use crate::measure::run::{Harness, Stop, Tally, drive};
 use crate::mm::mm_types::{VM_EXEC, VM_READ, VM_WRITE};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE};
+use crate::mm::mmap_lock_wait::WaitEvent;
 use crate::mm::syscall::{Call, Process, syscall};
 use crate::mm::vma_lock::VmaLockEvent;
 use crate::mm::vmstat::VmEvent;
@@ -535,6 +536,7 @@ pub fn counter_slots() -> impl Iterator<Item = (&'static str, usize)> {
         .chain(of(VmEvent::NAMES, VmEvent::BASE))
         .chain(of(VmaLockEvent::NAMES, VmaLockEvent::BASE))
         .chain(of(SchedCounter::NAMES, SchedCounter::BASE))
+        .chain(of(WaitEvent::NAMES, WaitEvent::BASE))
 }
 
 /// Stalls are no error of the sample's: a host that takes a CPU away for 21 s makes one. But a reader must know.
@@ -579,6 +581,12 @@ fn balances(out: &Outcome) -> Vec<String> {
     hold("anon_vma_chain_alloc = anon_vma_chain_free", c("anon_vma_chain_alloc"), c("anon_vma_chain_free"));
     let causes = out.counters.iter().filter(|(n, _)| n.starts_with("vma_lock_abort_")).map(|(_, v)| v).sum();
     hold("vma_lock_abort = its causes", c("vma_lock_abort"), causes);
+    for side in ["read", "write"] {
+        let (taken, bins) = (format!("mmap_lock_{side}"), format!("mmap_lock_{side}_wait_"));
+        let waits = out.counters.iter().filter(|(n, _)| n.starts_with(&bins) && !n.ends_with("_ns")).map(|(_, v)| *v);
+        let waits: u64 = waits.sum();
+        hold(&format!("waits for {taken} beyond the times it was taken"), waits.saturating_sub(c(&taken)), 0);
+    }
     hold("conditions that must not happen", c("mm_warn"), 0);
     hold("reference counts that went wrong", Saturation::NAMES.iter().map(|n| c(n)).sum(), 0);
     for (name, r) in &out.reuse.caches {

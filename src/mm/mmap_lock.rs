@@ -10,6 +10,7 @@
 use super::fork::mmdrop;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::mm_types::{MmStruct, VmaFields, VmaOf};
+use super::mmap_lock_wait::{count_read_wait, count_write_wait};
 use super::vma::vma_next;
 use super::vma_lock::refcnt_exclude::RefcntExclude;
 use super::vma_lock::{AbortCause, StartRead, VmaLock, VmaLockEvent};
@@ -20,14 +21,16 @@ use crate::cpu::{Cpu, Errno};
 use crate::init::Kernel;
 use crate::maple_tree::{MaState, mas_set, mas_walk};
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
-use crate::sync::{down_read, down_read_killable, down_read_trylock, down_write, downgrade_write, up_read, up_write};
+use crate::sync::{
+    down_read_killable_timed, down_read_timed, down_read_trylock, down_write_timed, downgrade_write, up_read, up_write,
+};
 use std::ptr::NonNull;
 
 /// `mmap_read_lock()`
 #[inline]
 pub fn mmap_read_lock<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) {
     cpu.count(VmEvent::MmapLockRead);
-    down_read(cpu, &mm.mmap_lock);
+    down_read_timed(cpu, &mm.mmap_lock, |ns| count_read_wait(cpu, ns));
 }
 
 /// `mmap_read_lock_killable()`
@@ -36,7 +39,7 @@ pub fn mmap_read_lock<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) {
 /// `EINTR` at a fatal signal; not held.
 pub fn mmap_read_lock_killable<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) -> Result<(), Errno> {
     cpu.count(VmEvent::MmapLockRead);
-    down_read_killable(cpu, &mm.mmap_lock)
+    down_read_killable_timed(cpu, &mm.mmap_lock, |ns| count_read_wait(cpu, ns))
 }
 
 /// `mmap_read_trylock()`
@@ -57,7 +60,7 @@ pub fn mmap_read_unlock<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) 
 #[inline]
 pub fn mmap_write_lock<A: Arch, L: VmaLock>(cpu: &Cpu<A>, mm: &MmStruct<A, L>) {
     cpu.count(VmEvent::MmapLockWrite);
-    down_write(cpu, &mm.mmap_lock);
+    down_write_timed(cpu, &mm.mmap_lock, |ns| count_write_wait(cpu, ns));
     // W0. ORDER: relaxed store, then a write barrier: the section's stores come after the odd number.
     mm.mm_lock_seq.write_begin();
 }

@@ -25,6 +25,7 @@ pub mod mlock;
 pub mod mm_types;
 pub mod mmap;
 pub mod mmap_lock;
+pub mod mmap_lock_wait;
 pub mod mmu_gather;
 pub mod mprotect;
 pub mod mremap;

@@ -15,6 +15,7 @@ mod retries;
 mod reuse;
 mod stacked;
 mod throughput;
+mod waits;
 
 use crate::report::compare::{Block, Comparison, Options, compare};
 use crate::report::record::Sample;
@@ -60,6 +61,7 @@ pub(crate) const FIGURES: &[(&str, Draw)] = &[
     ("throughput", throughput::draw),
     ("ratio", ratio::draw),
     ("retries", retries::draw),
+    ("waits", waits::draw),
     ("lines", lines::draw),
     ("backlog", backlog::draw),
     ("reuse", reuse::draw),
@@ -149,7 +151,7 @@ mod tests {
         let samples = both_worlds();
         let [a, b] =
             ["a", "b"].map(|d| render_all(&samples, None, &dir.path().join(d), &[Format::Svg]).expect("draws"));
-        assert_eq!(a.files.len(), 6 + 7, "{:?}", a.skipped);
+        assert_eq!(a.files.len(), 7 + 8, "{:?}", a.skipped);
         assert_eq!(a.skipped.len(), 1);
         assert!(a.skipped[0].starts_with("lines-native-thread-testbox: "), "{:?}", a.skipped);
         for (a, b) in a.files.iter().zip(&b.files) {
@@ -183,7 +185,7 @@ mod tests {
         let mut s = sample("a", "brk1", 1, 0, 1000.0);
         s.counters.clear();
         let done = render_all(&[s.clone()], None, dir.path(), &[Format::Svg]).expect("draws");
-        assert_eq!((done.files.len(), done.skipped.len()), (1, 6), "{done:?}");
+        assert_eq!((done.files.len(), done.skipped.len()), (1, 7), "{done:?}");
         s.operations = 0;
         s.per_thread.clear();
         assert!(render_all(&[s], None, dir.path(), &[Format::Svg]).is_ok());

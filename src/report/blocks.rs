@@ -47,6 +47,69 @@ pub struct RetryRow {
     pub causes: Vec<Option<f64>>,
 }
 
+/// Sides of `mmap_lock`, as its counters name them.
+pub const SIDES: [&str; 2] = ["read", "write"];
+
+/// Waits for `mmap_lock` by length: the end of the counter's name, and the heading of the column.
+pub const WAIT_BINS: [(&str, &str); 9] = [
+    ("lt_1us", "<1us"),
+    ("lt_4us", "<4us"),
+    ("lt_16us", "<16us"),
+    ("lt_64us", "<64us"),
+    ("lt_256us", "<256us"),
+    ("lt_1ms", "<1ms"),
+    ("lt_4ms", "<4ms"),
+    ("lt_16ms", "<16ms"),
+    ("ge_16ms", "more"),
+];
+
+/// Waits of one variant for one side of `mmap_lock`, or of its writers for readers of a VMA.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitRow {
+    /// Workload.
+    pub workload: String,
+    /// Threads.
+    pub threads: u32,
+    /// Variant.
+    pub variant: String,
+    /// One of [`SIDES`].
+    pub side: &'static str,
+    /// Samples.
+    pub n: usize,
+    /// Times the lock was taken, per million faults.
+    pub taken: Option<f64>,
+    /// Of these, how many had to wait.
+    pub waits: f64,
+    /// Time waited, us per million faults.
+    pub us: f64,
+    /// Waits by length, per million faults, in the order of [`WAIT_BINS`].
+    pub bins: Vec<f64>,
+}
+
+/// What the writers and readers of VMAs had to do for each other, of one variant, per million faults.
+#[derive(Clone, Debug, Serialize)]
+pub struct WakeRow {
+    /// Workload.
+    pub workload: String,
+    /// Threads.
+    pub threads: u32,
+    /// Variant.
+    pub variant: String,
+    /// In the order of [`WAKES`]; absent where not counted.
+    pub values: Vec<Option<f64>>,
+}
+
+/// Counters of [`WakeRow`], and the headings of their columns.
+pub const WAKES: [(&str, &str); 7] = [
+    ("vma_lock_writer_wait", "vma writer waits"),
+    ("vma_lock_detach_wait", "detach waits"),
+    ("vma_lock_reader_wake", "vma reader wakes"),
+    ("rwsem_sleep_reader", "reader sleeps"),
+    ("rwsem_sleep_writer", "writer sleeps"),
+    ("rwsem_wake_reader", "readers woken"),
+    ("rwsem_wake_writer", "writers woken"),
+];
+
 /// A counter of several variants in one row, per thousand operations, mean over samples.
 #[derive(Clone, Debug, Serialize)]
 pub struct CounterRow {
@@ -135,6 +198,59 @@ pub fn retries(samples: &[&Sample], variants: &[String]) -> Vec<RetryRow> {
                 under_mmap_lock: mean_of(mine, |s| Metric::Retries.value(s).ok()),
                 causes: CAUSES.iter().map(|(name, _)| of(name)).collect(),
             });
+        }
+    }
+    rows
+}
+
+/// A counter per million faults.
+fn per_million(s: &Sample, name: &str) -> Option<f64> {
+    Some(*s.counters.get(name)? as f64 * 1e6 / lock_path_faults(s).ok()? as f64)
+}
+
+/// Waits for `mmap_lock` where any variant had to wait in a row; both sides of all its variants then.
+pub fn waits(samples: &[&Sample], variants: &[String]) -> Vec<WaitRow> {
+    let mut rows = Vec::new();
+    for ((workload, threads), by_variant) in cells(samples, variants) {
+        let mut here = Vec::new();
+        for (variant, mine) in variants.iter().zip(&by_variant) {
+            for side in SIDES {
+                let of = |end: &str| mean_of(mine, |s| per_million(s, &format!("mmap_lock_{side}_wait_{end}")));
+                let bins: Option<Vec<f64>> = WAIT_BINS.iter().map(|(end, _)| of(end)).collect();
+                let (Some(bins), Some(ns)) = (bins, of("ns")) else { continue };
+                here.push(WaitRow {
+                    workload: workload.into(),
+                    threads,
+                    variant: variant.clone(),
+                    side,
+                    n: mine.len(),
+                    taken: mean_of(mine, |s| per_million(s, &format!("mmap_lock_{side}"))),
+                    waits: bins.iter().sum(),
+                    us: ns / 1000.0,
+                    bins,
+                });
+            }
+        }
+        if here.iter().any(|r| r.waits > 0.0) {
+            rows.append(&mut here);
+        }
+    }
+    rows
+}
+
+/// [`WAKES`] where any variant counted one in a row.
+pub fn wakes(samples: &[&Sample], variants: &[String]) -> Vec<WakeRow> {
+    let mut rows = Vec::new();
+    for ((workload, threads), by_variant) in cells(samples, variants) {
+        let row = |(variant, mine): (&String, &Vec<&Sample>)| WakeRow {
+            workload: workload.into(),
+            threads,
+            variant: variant.clone(),
+            values: WAKES.iter().map(|(name, _)| mean_of(mine, |s| per_million(s, name))).collect(),
+        };
+        let mut here: Vec<WakeRow> = variants.iter().zip(&by_variant).filter(|(_, m)| !m.is_empty()).map(row).collect();
+        if here.iter().any(|r| r.values.iter().flatten().any(|v| *v > 0.0)) {
+            rows.append(&mut here);
         }
     }
     rows
@@ -310,4 +426,41 @@ pub fn per_operation(samples: &[&Sample], name: &str) -> Option<Lines> {
         })
     };
     Some(Lines { moved: of(|m| m.moved_near + m.moved_far)?, far: of(|m| m.moved_far)?, upgrades: of(|m| m.upgrades)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::port::counter_slots;
+    use crate::report::synthetic::sample;
+
+    #[test]
+    fn the_port_counts_what_the_tables_ask_for() {
+        let counted: BTreeSet<&str> = counter_slots().map(|(name, _)| name).collect();
+        for (name, _) in CAUSES.iter().chain(&WAKES) {
+            assert!(counted.contains(name), "{name}");
+        }
+        for side in SIDES {
+            assert!(counted.contains(format!("mmap_lock_{side}").as_str()));
+            for end in WAIT_BINS.iter().map(|b| b.0).chain(["ns"]) {
+                assert!(counted.contains(format!("mmap_lock_{side}_wait_{end}").as_str()), "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn waits_are_per_million_faults_and_absent_where_nobody_waited() {
+        let [one, two] = [1, 2].map(|threads| sample("a", "brk1", threads, 0, 4_000_000.0));
+        let rows = waits(&[&one, &two], &["a".into(), "b".into()]);
+        assert_eq!(rows.len(), 2, "one thread waits for nobody, and nothing is known of b");
+        assert!(rows.iter().map(|r| r.side).eq(SIDES) && rows.iter().all(|r| r.threads == 2 && r.n == 1));
+        let faults = lock_path_faults(&two).expect("it has some") as f64 / 1e6;
+        for r in &rows {
+            assert!((r.waits - 2000.0 / faults).abs() < 1e-9 && (r.us - 18_000.0 / faults).abs() < 1e-9, "{r:?}");
+            assert_eq!(r.bins.iter().filter(|n| **n > 0.0).count(), 2);
+        }
+        let woken = wakes(&[&one, &two], &["a".into()]);
+        assert_eq!((woken.len(), woken[0].threads), (1, 2));
+        assert!(woken[0].values[1].is_none(), "what was not counted is not zero");
+    }
 }

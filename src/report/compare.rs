@@ -20,7 +20,7 @@ use crate::measure::stat::many::holm;
 use crate::measure::stat::mmtests::Better;
 use crate::measure::stat::normal::{Estimate, log_paired, log_welch};
 use crate::measure::stat::nothing::{cliffs_delta, mann_whitney, smallest_p};
-use crate::report::blocks::{CounterRow, LineRow, PmuRow, RetryRow};
+use crate::report::blocks::{CounterRow, LineRow, PmuRow, RetryRow, WaitRow, WakeRow};
 use crate::report::metric::Metric;
 use crate::report::record::{HostId, Sample};
 use crate::report::reuse::{self, ReuseRow};
@@ -181,6 +181,10 @@ pub struct Block {
     pub rows: Vec<Row>,
     /// Retries under mmap_lock.
     pub retries: Vec<RetryRow>,
+    /// Waits for mmap_lock.
+    pub waits: Vec<WaitRow>,
+    /// Waits of VMAs' writers, sleeps and wake-ups.
+    pub wakes: Vec<WakeRow>,
     /// Counters of RCU and slab that moved.
     pub rcu_slab: Vec<CounterRow>,
     /// All other counters that moved.
@@ -374,6 +378,8 @@ fn block(key: BlockKey, samples: &[&Sample], order: &[String], options: &Options
     let seeds: BTreeSet<u64> = samples.iter().map(|s| s.seed).collect();
     Block {
         retries: crate::report::blocks::retries(&clean, &variants),
+        waits: crate::report::blocks::waits(&clean, &variants),
+        wakes: crate::report::blocks::wakes(&clean, &variants),
         rcu_slab,
         counters,
         pmu,

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The block of plain text for a cover letter: at most [`WIDTH`] columns, baseline first, nothing that mail would wrap.
 //!
-//! Order: what was compared; per workload and thread count the figures; retries under mmap_lock; counters of RCU and
-//! slab; cache effects; then host, runs, confidence, seed, commit and every warning. Worlds have a block each.
+//! Order: what was compared; per workload and thread count the figures; retries under mmap_lock; waits for it;
+//! counters of RCU and slab; cache effects; then host, runs, confidence, seed, commit and every warning. Worlds have a block each.
 //!
 //! Stars stand for this tool's verdict (significant after correction, and beyond the noise), not for mmtests' mark; the
 //! text says so. A protocol that does not hold has the word beside each of its figures.
 
 use crate::measure::stat::mmtests::Better;
-use crate::report::blocks::{CAUSES, RetryRow, is_headline};
+use crate::report::blocks::{CAUSES, RetryRow, SIDES, WaitRow, is_headline};
 use crate::report::compare::{Block, Comparison, Options, Row, Side, Verdict, compare};
 use crate::report::record::Sample;
 use crate::report::render::{no_pmu, number};
@@ -100,6 +100,7 @@ fn section(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
     out.item(&format!("patched: {}", with_verdict(block, patched)));
     figures(out, c, block, patched);
     retries(out, c, block, patched);
+    waits(out, c, block, patched);
     counters(out, c, block, patched);
     cache(out, c, block, patched);
 }
@@ -209,6 +210,38 @@ fn retries(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
         out.line(&line);
     }
     out.item("all = retry + aborts (none to range); a miss walks again and ends elsewhere.");
+}
+
+fn waits(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
+    out.blank();
+    out.item("Waits for mmap_lock, per million faults (how many, and us in all):");
+    let shown = |r: &&WaitRow| r.variant == c.baseline || r.variant == patched;
+    let mut rows: Vec<&WaitRow> = block.waits.iter().filter(shown).collect();
+    if rows.is_empty() {
+        out.item("nobody waited, or it was not counted, or no fault was taken");
+        return;
+    }
+    rows.sort_by_key(|r| (&r.workload, r.threads, r.variant != c.baseline, r.side));
+    let mut workload = "";
+    for pair in rows.chunk_by(|a, b| (&a.workload, a.threads, &a.variant) == (&b.workload, b.threads, &b.variant)) {
+        let r = pair[0];
+        if r.workload != workload {
+            workload = &r.workload;
+            out.item(workload);
+            let mut head = format!("{:>4} {:<4}", "thr", "");
+            for side in SIDES {
+                let _ = write!(head, "{:>12}{:>12}", format!("{side} waits"), format!("{side} us"));
+            }
+            out.line(&head);
+        }
+        let name = if r.variant == c.baseline { "base" } else { "new" };
+        let mut line = format!("{:>4} {name:<4}", r.threads);
+        for side in SIDES {
+            let of = pair.iter().find(|r| r.side == side);
+            let _ = write!(line, "{:>12}{:>12}", short(of.map(|r| r.waits)), short(of.map(|r| r.us)));
+        }
+        out.line(&line);
+    }
 }
 
 /// Rows of one list: workload-threads, name, baseline, patched; grouped by the first.

@@ -27,6 +27,8 @@ pub enum Metric {
     NsPerOp,
     /// Faults that ended under mmap_lock, per million faults.
     Retries,
+    /// Time waited for mmap_lock by readers and writers, ns per fault.
+    MmapLockWait,
     /// Median distance of reuse of a cache, in its allocator events on a CPU; 1 is the next event.
     Reuse(String),
     /// A counter of the lock path (`vma_...`) per million faults, any other per thousand operations.
@@ -43,12 +45,13 @@ impl FromStr for Metric {
             "faults_per_cpu" => Ok(Self::FaultsPerCpu),
             "ns_per_op" => Ok(Self::NsPerOp),
             "retries" => Ok(Self::Retries),
+            "mmap_lock_wait" => Ok(Self::MmapLockWait),
             _ => match s.split_once(':') {
                 Some(("counter", name)) if !name.is_empty() => Ok(Self::Counter(name.into())),
                 Some(("reuse", name)) if !name.is_empty() => Ok(Self::Reuse(name.into())),
                 _ => Err(format!(
                     "metric \"{s}\" is not known; there are throughput, faults, faults_per_cpu, ns_per_op, retries, \
-                     reuse:CACHE and counter:NAME"
+                     mmap_lock_wait, reuse:CACHE and counter:NAME"
                 )),
             },
         }
@@ -63,6 +66,7 @@ impl fmt::Display for Metric {
             Self::FaultsPerCpu => f.write_str("faults_per_cpu"),
             Self::NsPerOp => f.write_str("ns_per_op"),
             Self::Retries => f.write_str("retries"),
+            Self::MmapLockWait => f.write_str("mmap_lock_wait"),
             Self::Reuse(name) => write!(f, "reuse:{name}"),
             Self::Counter(name) => write!(f, "counter:{name}"),
         }
@@ -78,6 +82,7 @@ impl Metric {
             Self::FaultsPerCpu => "faults/cpu-s",
             Self::NsPerOp => "ns/op",
             Self::Retries => "per million faults",
+            Self::MmapLockWait => "ns per fault",
             Self::Reuse(_) => "events",
             Self::Counter(name) if name.starts_with("vma_lock_") => "per million faults",
             Self::Counter(name) if is_level(name) => "absolute",
@@ -89,7 +94,7 @@ impl Metric {
     pub fn better(&self) -> Option<Better> {
         match self {
             Self::Throughput | Self::Faults | Self::FaultsPerCpu => Some(Better::Higher),
-            Self::NsPerOp | Self::Retries => Some(Better::Lower),
+            Self::NsPerOp | Self::Retries | Self::MmapLockWait => Some(Better::Lower),
             Self::Counter(name) if name.starts_with("vma_abort") || name.starts_with("vma_lock_abort") => {
                 Some(Better::Lower)
             }
@@ -132,6 +137,10 @@ impl Metric {
             Self::Retries => {
                 let ended = counter(s, "vma_lock_retry")? + counter(s, "vma_lock_abort")?;
                 Ok(ended as f64 * 1e6 / lock_path_faults(s)? as f64)
+            }
+            Self::MmapLockWait => {
+                let ns = counter(s, "mmap_lock_read_wait_ns")? + counter(s, "mmap_lock_write_wait_ns")?;
+                Ok(ns as f64 / lock_path_faults(s)? as f64)
             }
             Self::Reuse(name) => {
                 let c = s.reuse.caches.get(name).ok_or_else(|| format!("no event of cache {name} was watched"))?;

@@ -4,7 +4,7 @@
 //! Every format carries the word "busted" beside figures of a protocol that does not hold, and the warnings. Positive
 //! percents mean "more" here (mmtests: "better"), and the footer says so.
 
-use crate::report::blocks::{CAUSES, CounterRow, Lines};
+use crate::report::blocks::{CAUSES, CounterRow, Lines, WAIT_BINS, WAKES};
 use crate::report::compare::{Block, Change, Comparison, Row, Side};
 use crate::report::metric::Metric;
 use crate::report::reuse::{ReuseRow, is_headline};
@@ -123,6 +123,7 @@ fn page(c: &Comparison, preset: &str, h2: &str, h3: &str) -> String {
         let _ = writeln!(out, "\n{}", legend(c, block));
         again_table(&mut out, c, block, preset, h3);
         retries_table(&mut out, block, preset, h3);
+        wait_tables(&mut out, block, preset, h3);
         counter_tables(&mut out, block, preset, h3);
         pmu_table(&mut out, block, preset, h3);
         lines_table(&mut out, block, preset, h3);
@@ -270,6 +271,45 @@ fn retries_table(out: &mut String, block: &Block, preset: &str, h3: &str) {
         "\nmmap_lock = retry + abort; abort splits into none to range. A miss walks again and ends elsewhere.\nOnly miss, \
          other-mm and range can differ between ways of freeing."
     );
+}
+
+fn wait_tables(out: &mut String, block: &Block, preset: &str, h3: &str) {
+    let _ = writeln!(out, "\n{h3}Waits for mmap_lock, per million faults\n");
+    if block.waits.is_empty() {
+        let _ = writeln!(out, "nobody waited, or it was not counted, or no fault was taken");
+    } else {
+        let mut head = vec!["workload", "thr", "variant", "side", "n", "taken", "waits", "us"];
+        head.extend(WAIT_BINS.map(|(_, name)| name));
+        let mut t = table(preset, &head, 1);
+        for i in [2, 3] {
+            t.column_mut(i).expect("has 17 columns").set_cell_alignment(CellAlignment::Left);
+        }
+        for r in &block.waits {
+            let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.variant.clone(), r.side.into()];
+            cells.extend([r.n.to_string(), number_or_na(r.taken), number(r.waits), number(r.us)]);
+            cells.extend(r.bins.iter().map(|v| number(*v)));
+            t.add_row(cells);
+        }
+        print(out, &t);
+        let _ =
+            writeln!(out, "\nus: all waits together; then how many took so long, each column without those before it.");
+    }
+    if block.wakes.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{h3}Waits for the readers of a VMA, sleeps and wake-ups, per million faults\n");
+    let mut head = vec!["workload", "thr", "variant"];
+    head.extend(WAKES.map(|(_, name)| name));
+    let mut t = table(preset, &head, 1);
+    t.column_mut(2).expect("has 10 columns").set_cell_alignment(CellAlignment::Left);
+    for r in &block.wakes {
+        let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.variant.clone()];
+        cells.extend(r.values.iter().map(|v| number_or_na(*v)));
+        t.add_row(cells);
+    }
+    print(out, &t);
+    let _ =
+        writeln!(out, "\nSleeps and wake-ups are those of every rwsem: mmap_lock, and the locks of VMAs that are one.");
 }
 
 /// Counters of a row of the main table that are printed; the rest is only counted.

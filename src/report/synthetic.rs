@@ -4,6 +4,7 @@
 use super::record::{
     HostId, LineMoves, PerThread, PerfCell, Place, RcuTimes, Reuse, ReuseCache, Run, SCHEMA, Sample, Series,
 };
+use crate::mm::mmap_lock_wait::WaitEvent;
 use std::collections::BTreeMap;
 
 /// A sample whose throughput is `rate` operations per second over one second.
@@ -20,7 +21,17 @@ pub fn sample(variant: &str, workload: &str, threads: u32, trial: u32, rate: f64
     };
     let faults = each * u64::from(threads);
     let reuse = if variant.contains("typesafe") { 0 } else { operations };
+    let contended = if threads > 1 { faults / 2000 } else { 0 };
+    let waits = WaitEvent::NAMES.iter().map(|n| match n {
+        n if n.ends_with("_ns") => (n.to_string(), contended * 9_000),
+        n if n.ends_with("lt_4us") => (n.to_string(), contended / 4),
+        n if n.ends_with("lt_16us") => (n.to_string(), contended - contended / 4),
+        n => (n.to_string(), 0),
+    });
     let counters = [
+        ("mmap_lock_read", faults / 900),
+        ("mmap_lock_write", faults / 500),
+        ("vma_lock_writer_wait", contended / 8),
         ("vma_lock_success", faults - faults / 1000),
         ("vma_lock_abort", faults / 1000 - faults / 4000),
         ("vma_lock_retry", faults / 4000),
@@ -50,7 +61,7 @@ pub fn sample(variant: &str, workload: &str, threads: u32, trial: u32, rate: f64
         faults,
         cpu_ns: 990_000_000 * u64::from(threads),
         per_thread: (0..threads).map(thread).collect(),
-        counters: counters.map(|(k, v)| (k.to_string(), v)).into(),
+        counters: counters.map(|(k, v)| (k.to_string(), v)).into_iter().chain(waits).collect(),
         perf: BTreeMap::from([("cycles".into(), PerfCell::Absent { reason: "no PMU: ENOENT".into() })]),
         lines: BTreeMap::new(),
         series: Series::default(),

@@ -227,6 +227,32 @@ pub fn down_read<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
     }
 }
 
+/// As [`down_read`]; where the lock was not free, `waited` is told how long it took, ns.
+#[inline(always)]
+pub fn down_read_timed<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waited: impl FnOnce(u64)) {
+    if let Err(count) = rwsem_read_trylock(cpu, sem) {
+        let (_, ns) = timed::<A, _>(|| rwsem_down_read_slowpath(cpu, sem, count, TASK_SLEEPING));
+        waited(ns);
+    }
+}
+
+/// As [`down_write`]; where the lock was not free, `waited` is told how long it took, ns.
+#[inline(always)]
+pub fn down_write_timed<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waited: impl FnOnce(u64)) {
+    if !rwsem_write_trylock(cpu, sem) {
+        let (_, ns) = timed::<A, _>(|| rwsem_down_write_slowpath(cpu, sem, TASK_SLEEPING));
+        waited(ns);
+    }
+}
+
+/// What `f` gives, and how long it took, ns.
+#[cold]
+#[inline(never)]
+fn timed<A: Arch, R>(f: impl FnOnce() -> R) -> (R, u64) {
+    let begun = A::now();
+    (f(), A::now().saturating_sub(begun))
+}
+
 /// `down_read_killable()`
 ///
 /// # Errors
@@ -237,6 +263,22 @@ pub fn down_read_killable<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> Result
         Ok(()) => Ok(()),
         Err(count) => rwsem_down_read_slowpath(cpu, sem, count, TASK_KILLABLE),
     }
+}
+
+/// As [`down_read_killable`] and [`down_read_timed`]; `waited` is told of waits in vain too.
+///
+/// # Errors
+/// As [`down_read_killable`].
+#[inline(always)]
+pub fn down_read_killable_timed<A: Arch>(
+    cpu: &Cpu<A>,
+    sem: &RwSemaphore<A>,
+    waited: impl FnOnce(u64),
+) -> Result<(), Errno> {
+    let Err(count) = rwsem_read_trylock(cpu, sem) else { return Ok(()) };
+    let (r, ns) = timed::<A, _>(|| rwsem_down_read_slowpath(cpu, sem, count, TASK_KILLABLE));
+    waited(ns);
+    r
 }
 
 /// `down_read_trylock()`
