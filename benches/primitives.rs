@@ -549,6 +549,22 @@ impl<L: VmaLock> Space<L> {
     }
 }
 
+impl<L: VmaLock> Space<L> {
+    /// Finds a VMA as a fault does, locks it and unlocks it.
+    fn lookups<'a>(&'a self, cpu: &'a Cpu<Native>) -> impl FnMut(u64) + 'a {
+        let (at, mm) = (self.vmas[0].1, self.mm);
+        move |n| {
+            for _ in 0..n {
+                match lock_vma_under_rcu(cpu, &self.k, mm, at) {
+                    Some(vma) => L::vma_end_read(cpu, vma),
+                    None => slow(),
+                }
+                clobber();
+            }
+        }
+    }
+}
+
 /// Shape of a VMA's lock: every check that a reader of 7.3 makes, and nothing behind.
 #[repr(C, align(64))]
 struct ShapeVma {
@@ -657,6 +673,35 @@ fn vma_locks(b: &mut Bench, cpus: &[u32]) {
     old.end();
 }
 
+fn one_lookup<L: VmaLock>(cpus: &[u32], list: &mut Vec<Contender<'static>>) {
+    let s: &'static Space<L> = Box::leak(Box::new(Space::new(cpus)));
+    list.push(Contender::new(L::NAME, s.lookups(s.token(0))));
+}
+
+fn lookup_alone<L: VmaLock>(b: &mut Bench, cpus: &[u32]) {
+    let s = Space::<L>::new(cpus);
+    let cpu = s.k.cpu(0);
+    b.solo(LOOKUP, 5000, &mut [Contender::new(L::NAME, s.lookups(&cpu))], &[]);
+    drop(cpu);
+    s.end();
+}
+
+const LOOKUP: &str = "lock/lock_vma_under_rcu and vma_end_read";
+
+/// lock_vma_under_rcu() and vma_end_read() of every protocol, in a tree of 64 VMAs: one CPU, nobody else about. No target:
+/// a table for docs/ablation.md.
+fn every_lookup(b: &mut Bench, cpus: &[u32]) {
+    if b.counts {
+        // One after the other: valgrind has no room for the address space of so many machines.
+        faultline::protocols!(__for_each_protocol(lookup_alone(b, cpus)));
+        return;
+    }
+    let mut list = Vec::new();
+    let all = &mut list;
+    faultline::protocols!(__for_each_protocol(one_lookup(cpus, all)));
+    b.solo(LOOKUP, 5000, &mut list, &[]);
+}
+
 criterion_group! {
     name = facade;
     config = Criterion::default().without_plots();
@@ -676,6 +721,7 @@ fn main() {
     }
     seqcounts(&mut b);
     vma_locks(&mut b, &two);
+    every_lookup(&mut b, &two);
     if !b.counts {
         facade();
         Criterion::default().configure_from_args().final_summary();

@@ -47,16 +47,90 @@ pub struct Row {
 }
 
 impl Row {
-    /// Why nothing noticed, as far as it is known.
-    pub fn reason(&self) -> &'static str {
-        let file = self.site.file.rsplit_once("src/").map_or(self.site.file.as_str(), |(_, f)| f);
-        let known = NOT_SHOWN.iter().find(|r| file == r.0 && self.op == r.1);
-        known.map_or("not known", |r| r.2)
+    /// Why nothing noticed, as far as it is known; not known for more lines of `all` than the reason is good for.
+    pub fn reason(&self, all: &[Row]) -> Option<&'static str> {
+        let file = |r: &Row| r.site.file.rsplit_once("src/").map_or(r.site.file.clone(), |(_, f)| f.to_string());
+        let mine = file(self);
+        let known = NOT_SHOWN.iter().find(|r| mine == r.file && self.op == r.op)?;
+        let alike = all.iter().filter(|r| r.caught.is_none() && r.op == self.op && file(r) == mine).count();
+        (alike <= known.lines).then_some(known.why)
     }
 }
 
-/// Why the order of a line is not shown to be needed: file below `src/`, what it does, reason.
-pub const NOT_SHOWN: &[(&str, &str, &str)] = &[];
+/// Why the order of a line is not shown to be needed.
+#[derive(Clone, Copy, Debug)]
+pub struct Reason {
+    /// File below `src/`.
+    pub file: &'static str,
+    /// What its lines do.
+    pub op: &'static str,
+    /// How many such lines of the file the reason is good for; one more is not known.
+    pub lines: usize,
+    /// The reason.
+    pub why: &'static str,
+}
+
+const fn reason(file: &'static str, op: &'static str, lines: usize, why: &'static str) -> Reason {
+    Reason { file, op, lines, why }
+}
+
+const LOADS: &str = "it keeps a reader's earlier loads out of the memory's next life. A load that returns a store of the \
+                     future is load buffering, which the engine has not; herd7 shows that it is needed \
+                     (tests/litmus/refcnt.T2+detach-no-acquire)";
+
+const R5: &str = "whoever finds V attached again has E1 of the W1 that came before, and E1 carries vm_mm (herd7 agrees: \
+                  tests/litmus/rwsem_keep_seq.T1+r5-no-rmb, +attach-no-wmb). rwsem_detach_wmb_reset_after, which is busted \
+                  even so, needs it";
+
+/// The lines that nothing notices, as far as it is known why.
+pub const NOT_SHOWN: &[Reason] = &[
+    reason(
+        "cpu/sched.rs",
+        "store release",
+        1,
+        "a hint to spinners whether to go on; what they find is ordered by the lock's own word, and writers of the scenarios \
+         do not spin",
+    ),
+    reason(
+        "cpu/sched.rs",
+        "load acquire",
+        2,
+        "whoever sleeps here tests again when awake, with an acquire of its own: rwsem on the waiter's task or the count, \
+         rcuwait on its condition. The kernel has it in schedule() for callers that do not",
+    ),
+    reason(
+        "cpu/sched.rs",
+        "smp_mb",
+        2,
+        "every waker here has a full barrier before: rcuwait_wake_up() its own, a waker of rwsem that of wake_q_add(). The \
+         kernel has it in try_to_wake_up() for callers that have not",
+    ),
+    reason(
+        "cpu/wake_q.rs",
+        "smp_mb",
+        1,
+        "it orders for the second of two wakers that queue one task; a waiter of an rwsem is taken off its list, under \
+         wait_lock, by one. try_to_wake_up() has a full barrier behind it",
+    ),
+    reason("mm/vma_lock/refcnt.rs", "smp_rmb", 1, LOADS),
+    reason("mm/vma_lock/refcnt_exclude.rs", "smp_rmb", 1, LOADS),
+    reason("sync/refcount.rs", "smp_rmb", 1, LOADS),
+    reason("mm/vma_lock/rwsem.rs", "smp_rmb", 1, R5),
+    reason("mm/vma_lock/rwsem.rs", "smp_wmb", 1, R5),
+    reason(
+        "sync/rcuwait.rs",
+        "store release",
+        1,
+        "what it publishes, the task, was there before any of the scenario's CPUs; the full barrier of set_current_state() \
+         follows",
+    ),
+    reason(
+        "sync/rcuwait.rs",
+        "smp_rmb",
+        1,
+        "it stands for an address dependency (PORT); nothing behind the pointer is ever new: tasks live as long as the kernel",
+    ),
+];
 
 /// Protocols tried for a line in one scenario, at most: a shared line is the same in all.
 const TRIES: usize = 4;

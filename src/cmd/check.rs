@@ -268,7 +268,7 @@ fn run_audit(args: &Args, protocols: &[String], pool: &Pool) -> Result<(), Failu
             .iter()
             .map(|r| {
                 json!({"site": place(r), "op": r.op, "caught": r.caught, "tried": r.tried,
-            "reason": r.caught.is_none().then(|| r.reason())})
+            "reason": if r.caught.is_some() { None } else { r.reason(&rows) }})
             })
             .collect();
         println!("{}", json!({"schema": 1, "kind": "audit", "bound": bound, "lines": rows}));
@@ -277,7 +277,7 @@ fn run_audit(args: &Args, protocols: &[String], pool: &Pool) -> Result<(), Failu
         println!();
         println!("{} lines, {} not shown to be needed; {:.0} s", rows.len(), left, begun.elapsed().as_secs_f64());
     }
-    let unknown: Vec<_> = rows.iter().filter(|r| r.caught.is_none() && r.reason() == "not known").collect();
+    let unknown: Vec<_> = rows.iter().filter(|r| r.caught.is_none() && r.reason(&rows).is_none()).collect();
     if unknown.is_empty() {
         return Ok(());
     }
@@ -299,7 +299,9 @@ fn audit_table(rows: &[Row]) -> String {
     for r in rows {
         let what = match &r.caught {
             Some(c) => format!("{} {}: {}", c.scenario, c.protocol, c.message),
-            None => format!("not shown to be needed ({} runs): {}", r.tried.len(), r.reason()),
+            None => {
+                format!("not shown to be needed ({} runs): {}", r.tried.len(), r.reason(rows).unwrap_or("not known"))
+            }
         };
         out.push_str(&format!("| {} | {} | {what} |\n", place(r), r.op));
     }

@@ -93,7 +93,9 @@ fn wait_event_state<A: Arch>(
 
 /// `finish_rcuwait()`
 fn finish_rcuwait<A: Arch>(cpu: &Cpu<A>, w: &Rcuwait<A>) {
-    w.task.store(null_mut(), Release);
+    // ORDER: relaxed: rcu_assign_pointer() of a constant NULL is no release; a waker that still sees the task wakes it for
+    // nothing.
+    w.task.store(null_mut(), Relaxed);
     sched::set_current_state_running(cpu);
 }
 
