@@ -56,15 +56,17 @@ pub struct Setup {
 pub enum Resource {
     /// `RLIMIT_AS`
     AddressSpace,
-    /// `RLIMIT_DATA`
+    /// `RLIMIT_DATA`, never 0.
     Data,
     /// `RLIMIT_MEMLOCK`, without `CAP_IPC_LOCK`
     Memlock,
+    /// `RLIMIT_DATA` of 0, which does not mean "nothing": the hard limit counts in its place.
+    DataHard,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 3] = [Resource::AddressSpace, Resource::Data, Resource::Memlock];
+    pub const ALL: [Resource; 4] = [Resource::AddressSpace, Resource::Data, Resource::Memlock, Resource::DataHard];
 }
 
 /// A lowered limit.
@@ -85,6 +87,20 @@ pub struct Space {
     pub mmap_base: u64,
     /// Addresses are drawn anew for each mapping below 2 GiB, and where the search from below begins is not known.
     pub randomised: bool,
+    /// What the kernel promises.
+    pub promise: Promise,
+}
+
+/// What a kernel promises a single mapping, by `vm.overcommit_memory`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Promise {
+    /// So many pages at most: its memory and swap.
+    Pages(u64),
+    /// Anything.
+    Always,
+    /// What the rest of the machine leaves: nobody can foretell it.
+    #[default]
+    Shared,
 }
 
 impl Space {
