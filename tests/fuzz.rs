@@ -54,6 +54,21 @@ fn placement_is_the_kernels_or_the_host_refuses() {
     }
 }
 
+/// What calls cost, where this user may count it. Rounds that fork, guard and run at limits are among so many.
+#[test]
+fn objects_and_locks_are_the_kernels_or_the_host_refuses() {
+    for variant in ["v6.12", "v6.15"] {
+        let o =
+            run(&["fuzz", "--objects", "--ops", "5000", "--seed", "6", "--against", "kernel", "--variant", variant]);
+        let (out, err) = (text(&o.stdout), text(&o.stderr));
+        match o.status.code() {
+            Some(0) => assert!(out.contains("5000 calls in"), "{out}"),
+            Some(2) => assert!(err.lines().count() == 1, "{err}"),
+            c => panic!("{variant}: exit code {c:?}\n{out}\n{err}"),
+        }
+    }
+}
+
 /// A program that cannot go on still says which calls led there, and few of them.
 #[test]
 fn a_panic_is_shrunk_and_told() {

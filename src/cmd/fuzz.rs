@@ -181,7 +181,8 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         if against != Side::Kernel || subject != Side::Port {
             return Err(Failure::Input("--objects: only the port against the kernel has objects on both sides".into()));
         }
-        let seen = probe::probe_objects(&mut *other).map_err(|e| Failure::Input(format!("--objects: {e}")))?;
+        let seen = probe::probe_objects(&mut *other, &mut host.rules)
+            .map_err(|e| Failure::Input(format!("--objects: {e}")))?;
         features.counted = seen;
         // Both would reach what the helper has outside the window.
         features.remove(Feature::Mlockall);

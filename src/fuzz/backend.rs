@@ -56,15 +56,17 @@ pub struct Setup {
 pub enum Resource {
     /// `RLIMIT_AS`
     AddressSpace,
-    /// `RLIMIT_DATA`
+    /// `RLIMIT_DATA`, never 0.
     Data,
     /// `RLIMIT_MEMLOCK`, without `CAP_IPC_LOCK`
     Memlock,
+    /// `RLIMIT_DATA` of 0, which does not mean "nothing": the hard limit counts in its place.
+    DataHard,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 3] = [Resource::AddressSpace, Resource::Data, Resource::Memlock];
+    pub const ALL: [Resource; 4] = [Resource::AddressSpace, Resource::Data, Resource::Memlock, Resource::DataHard];
 }
 
 /// A lowered limit.
@@ -85,6 +87,20 @@ pub struct Space {
     pub mmap_base: u64,
     /// Addresses are drawn anew for each mapping below 2 GiB, and where the search from below begins is not known.
     pub randomised: bool,
+    /// What the kernel promises.
+    pub promise: Promise,
+}
+
+/// What a kernel promises a single mapping, by `vm.overcommit_memory`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Promise {
+    /// So many pages at most: its memory and swap.
+    Pages(u64),
+    /// Anything.
+    Always,
+    /// What the rest of the machine leaves: nobody can foretell it.
+    #[default]
+    Shared,
 }
 
 impl Space {
@@ -136,9 +152,10 @@ impl Look {
 
 /// What both a kernel's tracepoints and the port's counters count, and whether the two must be equal.
 ///
-/// The last three are reported, call by call where they differ, and do not end a run. Nodes of the tree cannot be equal: how
-/// many a store takes depends on the shape of the leaves around the window, which hold
-/// the program's own mappings in an order that exec and the dynamic linker made, and no process can see.
+/// What need not be is reported, call by call where it differs, and does not end a run. Nodes of the tree cannot be equal:
+/// how many a store takes depends on the shape of the leaves around the window, which hold
+/// the program's own mappings in an order that exec and the dynamic linker made, and no process can see. Nor can writes:
+/// a store that crosses from one leaf to the next is another kind of write, and where leaves end is the same secret.
 pub const COUNTED: [(&str, bool); 9] = [
     ("VMAs allocated", true),
     ("VMAs freed", true),
@@ -148,7 +165,7 @@ pub const COUNTED: [(&str, bool); 9] = [
     ("chain links freed", true),
     ("tree nodes allocated", false),
     ("tree writes", false),
-    ("mmap_lock acquisitions", false),
+    ("mmap_lock acquisitions", true),
 ];
 /// Numbers, in the order of [`COUNTED`].
 pub type Counts = [u16; COUNTED.len()];

@@ -131,7 +131,7 @@ impl Gen {
         let limit = limited.then(|| Limit { of: rng.pick(&Resource::ALL), pages: rng.below(u64::from(pages)) as u32 });
         let short_of = |r: Resource| limit.is_some_and(|l| l.of == r);
         // brk(2) also compares with the limit what the program's own data are, and the helper's are not the port's.
-        heap &= !short_of(Resource::Data);
+        heap &= !short_of(Resource::Data) && !short_of(Resource::DataHard);
         // A system call's access faults under mmap_lock, the processor's mostly not: only one of them is what is counted.
         let touch = has(Feature::Touch) && (rng.percent(50) || features.counted != 0);
         let mut setup = Setup { room, heap, limit, touch, counted: features.counted, ..Setup::plain(rules, pages) };

@@ -5,7 +5,7 @@
 //! A helper that dies, hangs or is refused something by the kernel ends the run with one sentence; it never outlives
 //! this process (its pipes end, and the kernel kills it with its parent).
 
-use super::backend::{Backend, Look, Setup, Space, Step, Stop};
+use super::backend::{Backend, Look, PAGE, Promise, Setup, Space, Step, Stop};
 use super::helper::{
     ARGUMENT, BATCH, BEGIN, DONE, END, MAPS, MAX_VMAS, REFUSED, RUN, Shared, TRACEPOINTS, get_steps, parse_line,
     procmap_query, put_batch, put_setup,
@@ -46,6 +46,24 @@ fn pair() -> Result<(OwnedFd, OwnedFd), Stop> {
     }
     // SAFETY: two descriptors that nobody else has.
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// What this host promises, by `/proc`; where that cannot be read, nothing is taken for granted.
+fn promise() -> Promise {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    promise_of(&read("/proc/sys/vm/overcommit_memory"), &read("/proc/meminfo"))
+}
+
+fn promise_of(policy: &str, meminfo: &str) -> Promise {
+    let kib = |key: &str| {
+        let rest = meminfo.lines().find_map(|l| l.strip_prefix(key))?;
+        rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    };
+    match (policy.trim(), kib("MemTotal:"), kib("SwapTotal:")) {
+        ("0", Some(memory), Some(swap)) => Promise::Pages((memory + swap) * 1024 / PAGE),
+        ("1", ..) => Promise::Always,
+        _ => Promise::Shared,
+    }
 }
 
 impl Kernel {
@@ -267,7 +285,7 @@ impl Backend for Kernel {
         }
         let flags = u64::from_str_radix(read("personality")?.trim(), 16).unwrap_or(0);
         let randomised = flags & libc::ADDR_NO_RANDOMIZE as u64 == 0;
-        Ok(Some(Space { mapped, mmap_base, randomised }))
+        Ok(Some(Space { mapped, mmap_base, randomised, promise: promise() }))
     }
 
     fn end(&mut self) -> Result<(), Stop> {
@@ -287,5 +305,20 @@ impl Drop for Kernel {
         let _ = self.child.wait();
         // SAFETY: our own mapping.
         unsafe { libc::munmap(self.shared.as_ptr().cast(), size_of::<Shared>()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_are_read_from_proc() {
+        let meminfo = "MemTotal:       24683656 kB\nMemFree: 1 kB\nSwapTotal:           8 kB\n";
+        assert_eq!(promise_of("0\n", meminfo), Promise::Pages(6_170_916));
+        assert_eq!(promise_of("1\n", ""), Promise::Always);
+        for (policy, meminfo) in [("2\n", meminfo), ("0\n", "MemTotal: 7 kB\n"), ("", meminfo)] {
+            assert_eq!(promise_of(policy, meminfo), Promise::Shared, "{policy} {meminfo}");
+        }
     }
 }

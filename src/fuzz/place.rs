@@ -12,7 +12,7 @@
 //! It cannot tell: hints below the lowest address as another user, and what an address space with five levels or an
 //! unlimited stack (searched from the bottom up) does.
 
-use super::backend::{FILES, PAGE, Setup, Space};
+use super::backend::{FILES, PAGE, Promise, Setup, Space};
 use super::r#gen::Rng;
 use crate::mm::mm_types::{TASK_SIZE, VM_GROWSDOWN};
 use crate::mm::{Call, VmaInfo};
@@ -201,6 +201,8 @@ impl Place {
             return Call::Mremap { addr, old_len, new_len: old_len, flags: MAYMOVE | DONTUNMAP, new_addr };
         }
         let new_len = if rng.percent(50) { old_len + PAGE * (1 + rng.below(64)) } else { self.len(rng) };
+        // It may be of memory that is promised.
+        let new_len = if self.space.promise == Promise::Shared { new_len.min(8 * HUGE) } else { new_len };
         Call::Mremap { addr, old_len, new_len, flags: if rng.percent(90) { MAYMOVE } else { 0 }, new_addr: 0 }
     }
 }
@@ -258,7 +260,7 @@ mod tests {
 
     fn space() -> Space {
         let mapped = vec![(0x5555_5555_4000, 0x5555_5555_8000, false), (0x7fff_ffff_0000, 0x7fff_ffff_f000, true)];
-        Space { mapped, mmap_base: 0x7fff_f7ff_f000, randomised: false }
+        Space { mapped, mmap_base: 0x7fff_f7ff_f000, randomised: false, promise: Promise::Always }
     }
 
     #[test]

@@ -7,18 +7,19 @@
 //! machine is real memory, so bytes are real bytes.
 
 use super::backend::{
-    Backend, COUNTED, FILES, Hash, Look, OFFSETS, PAGE, Resource, Setup, Space, Step, Stop, WINDOW, byte_word,
-    file_byte, hash_coverage, hash_vmas, result_of, signal_result,
+    Backend, COUNTED, FILES, Hash, Limit, Look, OFFSETS, PAGE, Promise, Resource, Setup, Space, Step, Stop, WINDOW,
+    byte_word, file_byte, hash_coverage, hash_vmas, result_of, signal_result,
 };
 use super::probe::{Feature, Features};
-use crate::arch::Native;
 use crate::arch::native::{NativeMachine, OsCpu};
+use crate::arch::{Native, Relaxed};
 use crate::cpu::tick::exit_to_user_mode;
 use crate::cpu::{Cpu, Errno};
 use crate::host::affinity;
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use crate::maple_tree::MapleEvent;
 use crate::mm::mm_types::{CAP_IPC_LOCK, DEFAULT_MAX_MAP_COUNT, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK};
+use crate::mm::util::OVERCOMMIT_ALWAYS;
 use crate::mm::{
     Call, FaultError, FileSpec, Kconfig, MmRules, Process, Variant, VmEvent, VmaInfo, file_open, fput, mm_alloc, mmput,
     syscall, user_access, vma_infos,
@@ -32,6 +33,8 @@ pub const PANICKED: i64 = -5000;
 const MEMORY: usize = 64 << 20;
 /// Where files are written before a round: far from the window, and unmapped again.
 const SCRATCH: u64 = 0x1000_0000_0000;
+/// Where the page of data is that a process short of memory has: as far on the other side.
+const OWN: u64 = 0x7000_0000_0000;
 
 /// Takes out what the port cannot do yet, seen by asking it.
 ///
@@ -195,6 +198,13 @@ impl<K: Kconfig<A = Native>> Round<K> {
     /// nothing merges with it.
     fn load(&mut self, space: &Space) -> Result<(), Errno> {
         self.process.mm.mmap_base.set(space.mmap_base);
+        let committed = &*self.kernel.vm_committed;
+        match space.promise {
+            Promise::Pages(n) => committed.totalram_pages.store(n, Relaxed),
+            Promise::Always => committed.overcommit_memory.store(OVERCOMMIT_ALWAYS, Relaxed),
+            // Nothing is drawn that comes near a limit.
+            Promise::Shared => {}
+        }
         for &(start, end, stack) in &space.mapped {
             let flags = 0x32 | if stack { libc::MAP_GROWSDOWN as u32 } else { 0 };
             self.call(&Call::Mmap { addr: start, len: end - start, prot: 4, flags, fd: None, offset: 0 })?;
@@ -237,6 +247,33 @@ impl<K: Kconfig<A = Native>> Round<K> {
                 }
             }
             self.call(&Call::Munmap { addr, len })?;
+        }
+        Ok(())
+    }
+
+    /// Lowers a limit. As any process the port's has data of its own, one page: a limit on data that leaves none is not
+    /// a limit of 0, which the kernel takes for something else.
+    fn lower_limit(&mut self, l: Limit) -> Result<(), Errno> {
+        let has = match l.of {
+            Resource::AddressSpace | Resource::Data | Resource::DataHard => {
+                self.call(&Call::Mmap { addr: OWN, len: PAGE, prot: 3, flags: 0x32, fd: None, offset: 0 })?;
+                1
+            }
+            Resource::Memlock => 0,
+        };
+        let mm = self.process.mm;
+        let lowered = (has + u64::from(l.pages)) * PAGE;
+        match l.of {
+            Resource::AddressSpace => mm.rlim[RLIMIT_AS].0.set(lowered),
+            Resource::Data => mm.rlim[RLIMIT_DATA].0.set(lowered),
+            Resource::DataHard => {
+                mm.rlim[RLIMIT_DATA].0.set(0);
+                mm.rlim[RLIMIT_DATA].1.set(lowered);
+            }
+            Resource::Memlock => {
+                mm.caps.set(mm.caps.get() & !CAP_IPC_LOCK);
+                mm.rlim[RLIMIT_MEMLOCK].0.set(lowered);
+            }
         }
         Ok(())
     }
@@ -304,17 +341,7 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
                 .map_err(|e| Stop(format!("what the host's process has mapped, in the port: {e}")))?;
         }
         if let Some(l) = setup.limit {
-            let mm = round.process.mm;
-            // Nothing is mapped yet: what may still be had is all that may be had.
-            let which = match l.of {
-                Resource::AddressSpace => RLIMIT_AS,
-                Resource::Data => RLIMIT_DATA,
-                Resource::Memlock => {
-                    mm.caps.set(mm.caps.get() & !CAP_IPC_LOCK);
-                    RLIMIT_MEMLOCK
-                }
-            };
-            mm.rlim[which].0.set(u64::from(l.pages) * PAGE);
+            round.lower_limit(l).map_err(|e| Stop(format!("the port's own page: {e}")))?;
         }
         self.round = Some(round);
         Ok(())
@@ -351,5 +378,34 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
     fn end(&mut self) -> Result<(), Stop> {
         let Some(round) = self.round.take() else { return Ok(()) };
         catch_unwind(AssertUnwindSafe(|| round.end())).unwrap_or_else(|_| Err(Stop("it panicked".into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::{MmRules, variant};
+
+    /// What mappings of so many pages of data get in a process that is short of it.
+    fn answers(limit: Limit, pages: [u64; 3]) -> Vec<i64> {
+        let mut port = start_named(&variant::parse("v6.12").unwrap()).unwrap();
+        port.begin(&Setup { limit: Some(limit), ..Setup::plain(MmRules::V6_12, 32) }).unwrap();
+        let at = |i: usize| WINDOW + i as u64 * 8 * PAGE;
+        let map =
+            |i: usize| Call::Mmap { addr: at(i), len: pages[i] * PAGE, prot: 3, flags: 0x32, fd: None, offset: 0 };
+        let mut steps = Vec::new();
+        port.run(0, &[map(0), map(1), map(2)], &Look::USUAL, &mut steps).unwrap();
+        port.end().unwrap();
+        steps.iter().enumerate().map(|(i, s)| if s.result == at(i) as i64 { 0 } else { s.result }).collect()
+    }
+
+    #[test]
+    fn a_limit_that_leaves_nothing_leaves_nothing() {
+        const NO: i64 = -(Errno::ENOMEM as i64);
+        // What a kernel answers a process that has data already.
+        for of in [Resource::AddressSpace, Resource::Data, Resource::DataHard] {
+            assert_eq!(answers(Limit { of, pages: 0 }, [1, 1, 1]), [NO; 3], "{of:?}");
+            assert_eq!(answers(Limit { of, pages: 3 }, [4, 2, 2]), [NO, 0, NO], "{of:?}");
+        }
     }
 }

@@ -142,6 +142,8 @@ pub struct Host {
 
 const RW: u32 = 3;
 const EINVAL: i64 = -(libc::EINVAL as i64);
+/// Where [`COUNTED`] has acquisitions of `mmap_lock`.
+const MMAP_LOCK: usize = 8;
 /// The calls of the experiments.
 const AT: At = At { base: WINDOW };
 
@@ -294,11 +296,12 @@ pub fn probe_placement(b: &mut dyn Backend, seen: &mut Vec<(String, String)>) ->
     Ok((space, with))
 }
 
-/// Which of [`COUNTED`] can be seen on the host, by calls that certainly change them.
+/// Which of [`COUNTED`] can be seen on the host, by calls that certainly change them; and which lock an advice takes, where
+/// that is one of them.
 ///
 /// # Errors
 /// Why none can be seen.
-pub fn probe_objects(b: &mut dyn Backend) -> Result<u16, Stop> {
+pub fn probe_objects(b: &mut dyn Backend, rules: &mut MmRules) -> Result<u16, Stop> {
     let all = (1 << COUNTED.len()) - 1;
     let setup = Setup { counted: all, ..Setup::plain(MmRules::V6_12, 32) };
     b.begin(&setup)?;
@@ -306,9 +309,16 @@ pub fn probe_objects(b: &mut dyn Backend) -> Result<u16, Stop> {
     let mut calls = vec![AT.map(0, 1, RW), AT.touch(0), Call::Munmap { addr: AT.page(0), len: PAGE }];
     // Enough for a tree to want nodes.
     calls.extend((0..16).map(|i| AT.map(2 * i, 1, RW)));
+    // A VMA with an anon_vma: of one without, a guard takes mmap_lock in any case.
+    let advice = calls.len() + 1;
+    calls.extend([AT.touch(0), AT.advise(0, 1, libc::MADV_DONTNEED), AT.advise(0, 1, MADV_GUARD_INSTALL)]);
     b.run(0, &calls, &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
     b.end()?;
     let n = |step: usize, i: usize| steps[step].counts[i];
+    if n(0, MMAP_LOCK) > 0 {
+        rules.dontneed_vma_lock = n(advice, MMAP_LOCK) == 0;
+        rules.guard_vma_lock = rules.guard_regions && n(advice + 1, MMAP_LOCK) == 0;
+    }
     let nodes: u16 = steps.iter().map(|s| s.counts[6]).sum();
     let seen = [
         n(0, 0) == 1,
@@ -319,7 +329,7 @@ pub fn probe_objects(b: &mut dyn Backend) -> Result<u16, Stop> {
         n(2, 5) == 1,
         nodes > 0,
         n(0, 7) > 0,
-        n(0, 8) > 0,
+        n(0, MMAP_LOCK) > 0,
     ];
     let mask = seen.iter().enumerate().fold(0, |m, (i, s)| m | u16::from(*s) << i);
     if mask == 0 {

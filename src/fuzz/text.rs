@@ -115,6 +115,7 @@ pub fn setup(s: &Setup) -> Option<String> {
             Resource::AddressSpace => "RLIMIT_AS",
             Resource::Data => "RLIMIT_DATA",
             Resource::Memlock => "RLIMIT_MEMLOCK",
+            Resource::DataHard => "RLIMIT_DATA of 0, whose hard limit",
         };
         out.push(format!("{name} leaves {} pages", l.pages));
     }

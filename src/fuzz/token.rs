@@ -46,7 +46,7 @@ impl Side {
     }
 }
 
-const RULES: usize = 12;
+const RULES: usize = 13;
 
 fn rule_bits(r: &MmRules) -> [bool; RULES] {
     let MmRules {
@@ -62,6 +62,7 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         pt_reclaim,
         dontunmap_splits_locked,
         dontunmap_counts_locked_twice,
+        guard_vma_lock,
     } = *r;
     [
         merge_faulted_with_unfaulted,
@@ -76,6 +77,7 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         pt_reclaim,
         dontunmap_splits_locked,
         dontunmap_counts_locked_twice,
+        guard_vma_lock,
     ]
 }
 
@@ -93,6 +95,7 @@ fn rules_of(b: [bool; RULES]) -> MmRules {
         pt_reclaim: b[9],
         dontunmap_splits_locked: b[10],
         dontunmap_counts_locked_twice: b[11],
+        guard_vma_lock: b[12],
     }
 }
 

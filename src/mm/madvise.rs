@@ -120,9 +120,9 @@ fn get_lock_mode(rules: &MmRules, behavior: i32) -> LockMode {
     match behavior {
         MADV_REMOVE | MADV_WILLNEED | MADV_COLD | MADV_PAGEOUT | MADV_POPULATE_READ | MADV_POPULATE_WRITE
         | MADV_COLLAPSE => LockMode::MmapRead,
-        MADV_DONTNEED | MADV_DONTNEED_LOCKED | MADV_FREE | MADV_GUARD_INSTALL | MADV_GUARD_REMOVE => {
-            if rules.dontneed_vma_lock { LockMode::VmaRead } else { LockMode::MmapRead }
-        }
+        MADV_DONTNEED | MADV_DONTNEED_LOCKED | MADV_FREE if rules.dontneed_vma_lock => LockMode::VmaRead,
+        MADV_GUARD_INSTALL | MADV_GUARD_REMOVE if rules.guard_vma_lock => LockMode::VmaRead,
+        MADV_DONTNEED | MADV_DONTNEED_LOCKED | MADV_FREE | MADV_GUARD_INSTALL | MADV_GUARD_REMOVE => LockMode::MmapRead,
         _ => LockMode::MmapWrite,
     }
 }

@@ -31,8 +31,10 @@ pub struct MmRules {
     pub dontunmap_counts_locked_twice: bool,
     /// Every mremap looks at `max_map_count` first (7.3), not only those that move.
     pub mremap_limit_at_entry: bool,
-    /// `MADV_DONTNEED` and `MADV_FREE` of a range within one VMA take that VMA's read lock (7.3), not `mmap_lock`.
+    /// `MADV_DONTNEED` and `MADV_FREE` of a range within one VMA take that VMA's read lock (6.17 on), not `mmap_lock`.
     pub dontneed_vma_lock: bool,
+    /// So do `MADV_GUARD_INSTALL`, where the VMA has its anon_vma, and `MADV_GUARD_REMOVE` (7.3, not 6.18).
+    pub guard_vma_lock: bool,
     /// `MADV_DONTNEED` frees a page table that it empties (`CONFIG_PT_RECLAIM`, 6.14 on).
     pub pt_reclaim: bool,
 }
@@ -51,6 +53,7 @@ impl MmRules {
         dontunmap_counts_locked_twice: false,
         mremap_limit_at_entry: false,
         dontneed_vma_lock: false,
+        guard_vma_lock: false,
         pt_reclaim: false,
     };
     /// 6.18.44
@@ -75,6 +78,7 @@ impl MmRules {
         dontunmap_splits_locked: true,
         dontunmap_counts_locked_twice: false,
         mremap_limit_at_entry: true,
+        guard_vma_lock: true,
         ..MmRules::V6_18
     };
 }

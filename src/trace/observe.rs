@@ -119,8 +119,9 @@ pub fn rules<E>(
         say("private file mappings merge by page number at creation", yes(rules.anon_pgoff));
     }
 
-    // MADV_DONTNEED's lock cannot be seen from one process; nothing that is compared depends on it.
+    // An advice's lock is seen by tracepoints only (`fuzz --objects`); nothing else that is compared depends on it.
     rules.dontneed_vma_lock = rules.mremap_multi_vma;
+    rules.guard_vma_lock = false;
     rules.pt_reclaim = false;
     Ok(rules)
 }

@@ -172,7 +172,8 @@ impl Helper<'_> {
         self.nr_foreign = n;
     }
 
-    /// Lowers a limit, so far above what the process has that only the round is short of it.
+    /// Lowers a limit, so far above what the process has that only the round is short of it. It has data, so that a limit
+    /// on data is not 0 where that is not what is asked for.
     pub(super) fn lower_limit(&self) {
         let [which, pages] = [0, 1].map(|i| u64::from(self.s.limit[i].load(Relaxed)));
         let Some(of) = which.checked_sub(1).and_then(|w| Resource::ALL.get(w as usize)) else { return };
@@ -188,14 +189,19 @@ impl Helper<'_> {
         }
         let resource = match of {
             Resource::AddressSpace => libc::RLIMIT_AS,
-            Resource::Data => libc::RLIMIT_DATA,
+            Resource::Data | Resource::DataHard => libc::RLIMIT_DATA,
             Resource::Memlock => libc::RLIMIT_MEMLOCK,
         };
         let mut r = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the structure is ours; a soft limit may be lowered by anybody.
+        // SAFETY: the structure is ours; limits may be lowered by anybody, and this process ends with the round.
         let ok = unsafe {
             libc::getrlimit(resource, &mut r) == 0 && {
-                r.rlim_cur = kib * 1024 + pages * PAGE;
+                let lowered = kib * 1024 + pages * PAGE;
+                if *of == Resource::DataHard {
+                    (r.rlim_cur, r.rlim_max) = (0, lowered);
+                } else {
+                    r.rlim_cur = lowered;
+                }
                 libc::setrlimit(resource, &r) == 0
             }
         };

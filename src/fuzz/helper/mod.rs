@@ -279,7 +279,9 @@ fn serve(shared: i32, commands: i32, answers: i32) -> i32 {
     }
 }
 
-/// Lets the stack grow as far as it ever will: later something may lie below it, or a limit be in force.
+/// Lets the stack grow as far as it ever will: later something may lie below it, or a limit be in force. After a fork it
+/// also makes the pages of the stack this process's own: else the kernel's write of a signal frame would be a fault of
+/// kernel mode, which takes mmap_lock and would be counted as the call's.
 #[inline(never)]
 fn deepen_stack() {
     let mut room = [0u8; 256 << 10];
@@ -335,6 +337,7 @@ impl Helper<'_> {
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             self.open_proc(first);
             self.open_counters();
+            self.own_stack();
             if first {
                 self.set_heap();
                 self.crowd();
@@ -357,6 +360,7 @@ impl Helper<'_> {
                 break;
             }
         }
+        self.own_stack();
         if libc::WIFSIGNALED(status) {
             self.s.died.store(libc::WTERMSIG(status), Relaxed);
             self.s.over.store(1, Relaxed);
@@ -364,6 +368,13 @@ impl Helper<'_> {
             self.s.over.store(1, Relaxed);
         }
         0
+    }
+
+    /// After a fork, where calls are counted.
+    fn own_stack(&self) {
+        if self.s.counted.load(Relaxed) != 0 {
+            deepen_stack();
+        }
     }
 
     /// Serves until the process ends. `continued`: in the middle of a batch.

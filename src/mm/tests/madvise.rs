@@ -218,7 +218,7 @@ fn taken(cpu: &Cpu<Native>, f: impl FnOnce()) -> (u64, u64) {
 }
 
 fn locks<K: Kconfig<A = Native>>(boot: Boot) {
-    for rules in [MmRules::V6_12, MmRules::V6_18] {
+    for rules in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
         with_config::<K>(&KernelConfig { rules, ..config(boot) }, |cpu, k, mm| {
             map(cpu, k, mm, 0, 4, RW);
             map(cpu, k, mm, 4, 4, VM_READ);
@@ -239,8 +239,9 @@ fn locks<K: Kconfig<A = Native>>(boot: Boot) {
                 // The first anon_vma of a VMA needs neighbours that stand still.
                 map(cpu, k, mm, 20, 4, RW);
                 assert_eq!(ma(20, 1, MADV_GUARD_INSTALL), (1, 0));
-                assert_eq!(ma(20, 2, MADV_GUARD_INSTALL), (0, 0));
-                assert_eq!(ma(20, 2, MADV_GUARD_REMOVE), (0, 0));
+                let mmap_lock = u64::from(!rules.guard_vma_lock);
+                assert_eq!(ma(20, 2, MADV_GUARD_INSTALL), (mmap_lock, 0));
+                assert_eq!(ma(20, 2, MADV_GUARD_REMOVE), (mmap_lock, 0));
             }
         });
     }
