@@ -682,7 +682,6 @@ fn lookup_alone<L: VmaLock>(b: &mut Bench, cpus: &[u32]) {
     let s = Space::<L>::new(cpus);
     let cpu = s.k.cpu(0);
     b.solo(LOOKUP, 5000, &mut [Contender::new(L::NAME, s.lookups(&cpu))], &[]);
-    drop(cpu);
     s.end();
 }
 
