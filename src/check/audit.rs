@@ -118,6 +118,12 @@ pub const NOT_SHOWN: &[Reason] = &[
     reason("mm/vma_lock/rwsem.rs", "smp_rmb", 1, R5),
     reason("mm/vma_lock/rwsem.rs", "smp_wmb", 1, R5),
     reason(
+        "sync/qspinlock.rs",
+        "rmw acquire",
+        1,
+        "the load behind it is an acquire too, and its value is what decides; with that one weak it is noticed",
+    ),
+    reason(
         "sync/rcuwait.rs",
         "store release",
         1,
