@@ -394,7 +394,7 @@ mod tests {
 
     /// What mappings of so many pages of data get in a process that is short of it.
     fn answers(limit: Limit, pages: [u64; 3]) -> Vec<i64> {
-        let mut port = start_named(&variant::parse("v6.12").unwrap()).unwrap();
+        let mut port = start(&variant::parse("v6.12").unwrap()).unwrap();
         port.begin(&Setup { limit: Some(limit), ..Setup::plain(MmRules::V6_12, 32) }).unwrap();
         let at = |i: usize| WINDOW + i as u64 * 8 * PAGE;
         let map =
