@@ -279,9 +279,7 @@ fn serve(shared: i32, commands: i32, answers: i32) -> i32 {
     }
 }
 
-/// Lets the stack grow as far as it ever will: later something may lie below it, or a limit be in force. After a fork it
-/// also makes the pages of the stack this process's own: else the kernel's write of a signal frame would be a fault of
-/// kernel mode, which takes mmap_lock and would be counted as the call's.
+/// Lets the stack grow as far as it ever will: later something may lie below it, or a limit be in force.
 #[inline(never)]
 fn deepen_stack() {
     let mut room = [0u8; 256 << 10];
@@ -337,7 +335,7 @@ impl Helper<'_> {
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             self.open_proc(first);
             self.open_counters();
-            self.own_stack();
+            self.own_pages();
             if first {
                 self.set_heap();
                 self.crowd();
@@ -360,7 +358,7 @@ impl Helper<'_> {
                 break;
             }
         }
-        self.own_stack();
+        self.own_pages();
         if libc::WIFSIGNALED(status) {
             self.s.died.store(libc::WTERMSIG(status), Relaxed);
             self.s.over.store(1, Relaxed);
@@ -370,10 +368,13 @@ impl Helper<'_> {
         0
     }
 
-    /// After a fork, where calls are counted.
-    fn own_stack(&self) {
+    /// After a fork, where calls are counted: makes the pages that a signal needs this process's own (its stack, where
+    /// the frame goes, and the thread's area of restartable sequences, which the kernel updates). Else the kernel's own
+    /// write there would be a fault of kernel mode, which takes mmap_lock and would be counted as a call's.
+    fn own_pages(&self) {
         if self.s.counted.load(Relaxed) != 0 {
             deepen_stack();
+            touch::signal();
         }
     }
 
