@@ -228,8 +228,8 @@ pub fn mm_populate<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>, sta
 }
 
 /// `faultin_page_range()`, with `__get_user_pages_locked()`: pages of `[start, end)` that are there now, readable or
-/// (`write`) writable, for `MADV_POPULATE_READ` and `_WRITE`. Under `mmap_lock` for read; `locked` becomes false where it
-/// was dropped.
+/// (`write`) writable, for `MADV_POPULATE_READ` and `_WRITE`. Under `mmap_lock` for read; where a fault dropped it, it is
+/// not held at the end either, and `locked` becomes false.
 ///
 /// # Errors
 /// `EINVAL` (a mapping without the right), `ENOMEM` (a hole, no memory), `EFAULT` (behind the end of a file, a guard
@@ -246,38 +246,35 @@ pub fn faultin_page_range<K: Kconfig>(
     let gup_flags = FOLL_UNLOCKABLE | FOLL_MADV_POPULATE | if write { FOLL_WRITE } else { 0 };
     let nr_pages = (end - start) >> PAGE_SHIFT;
     let mut done = 0;
-    loop {
-        let mut held = true;
+    let mut must_unlock = false;
+    let result = 'all: loop {
         let at = start + (done << PAGE_SHIFT);
-        match __get_user_pages(cpu, k, mm, at, nr_pages - done, gup_flags, false, &mut held) {
+        match __get_user_pages(cpu, k, mm, at, nr_pages - done, gup_flags, false, locked) {
             Ok(n) => done += n,
-            Err(_) if done != 0 => return Ok(done),
-            Err(e) => return Err(e),
+            Err(e) => break Err(e),
         }
-        if held {
-            return Ok(done);
+        if *locked || done == nr_pages {
+            break Ok(());
         }
-        // The fault gave the lock up: once more for this page, which now must not do so again.
-        *locked = false;
-        mmap_read_lock(cpu, &*mm);
-        if done == nr_pages {
-            *locked = true;
-            return Ok(done);
-        }
+        // The fault gave the lock up: once more for this page, until it does not do so again.
+        must_unlock = true;
         let at = start + (done << PAGE_SHIFT);
-        let mut held = true;
-        let r = __get_user_pages(cpu, k, mm, at, 1, gup_flags, true, &mut held);
-        if !held {
+        loop {
             mmap_read_lock(cpu, &*mm);
-        }
-        *locked = true;
-        match r {
-            Ok(n) => done += n,
-            Err(_) if done != 0 => return Ok(done),
-            Err(e) => return Err(e),
+            *locked = true;
+            match __get_user_pages(cpu, k, mm, at, 1, gup_flags, true, locked) {
+                Ok(_) if !*locked => {}
+                Ok(n) => break done += n,
+                Err(e) => break 'all Err(e),
+            }
         }
         if done == nr_pages {
-            return Ok(done);
+            break Ok(());
         }
+    };
+    if must_unlock && *locked {
+        mmap_read_unlock(cpu, &*mm);
+        *locked = false;
     }
+    if done != 0 { Ok(done) } else { result.map(|()| done) }
 }

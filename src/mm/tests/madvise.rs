@@ -9,7 +9,7 @@ use crate::mm::mm_types::{
     VM_DONTCOPY, VM_DONTDUMP, VM_DROPPABLE, VM_HUGEPAGE, VM_IO, VM_LOCKED, VM_MAYBE_GUARD, VM_MERGEABLE, VM_NOHUGEPAGE,
     VM_PFNMAP, VM_RAND_READ, VM_SEALED, VM_SEQ_READ, VM_WIPEONFORK,
 };
-use crate::mm::mmap::{MAP_FIXED, MAP_PRIVATE, MAP_SHARED};
+use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED};
 use crate::mm::pgtable::{PAGE_DIRTY, PTE_MARKER_GUARD};
 use crate::mm::{FaultError, FileSpec, MmRules, MmapArgs, do_mmap, file_open, fput, vm_mmap, vm_munmap};
 
@@ -235,6 +235,11 @@ fn locks<K: Kconfig<A = Native>>(boot: Boot) {
             for advice in [MADV_NORMAL, MADV_RANDOM, MADV_DONTFORK, MADV_HUGEPAGE, MADV_MERGEABLE] {
                 assert_eq!(ma(0, 2, advice), (0, 1), "{advice}");
             }
+            // The first write to a shared page drops the lock: again for the page, and again for who asked.
+            let flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
+            map_args(cpu, k, mm, (BASE + 40 * P, P), 3, flags, None).unwrap();
+            assert_eq!(ma(40, 1, MADV_POPULATE_WRITE), (3, 0));
+            assert_eq!(ma(40, 1, MADV_POPULATE_WRITE), (1, 0));
             if rules.guard_regions {
                 // The first anon_vma of a VMA needs neighbours that stand still.
                 map(cpu, k, mm, 20, 4, RW);
