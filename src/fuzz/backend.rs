@@ -165,8 +165,7 @@ pub const COUNTED: [(&str, bool); 9] = [
     ("chain links freed", true),
     ("tree nodes allocated", false),
     ("tree writes", false),
-    // The helper's own faults in kernel mode (a signal's frame, its text) take it too, now and then.
-    ("mmap_lock acquisitions", false),
+    ("mmap_lock acquisitions", true),
 ];
 /// Numbers, in the order of [`COUNTED`].
 pub type Counts = [u16; COUNTED.len()];
