@@ -66,7 +66,7 @@ const MM_MAP: u64 = 1024;
 const MARGIN: u64 = 16 << 20;
 
 /// Where the page can be: far from everything in `trace`.
-fn free_place(trace: &Trace) -> Option<u64> {
+fn free_places(trace: &Trace) -> impl Iterator<Item = u64> {
     let mut used: Vec<(u64, u64)> = Vec::new();
     for s in &trace.steps {
         let mut put = |a: u64, len: u64| used.push((a, a.saturating_add(len)));
@@ -90,7 +90,7 @@ fn free_place(trace: &Trace) -> Option<u64> {
     }
     // Below anything that a process maps by itself, between programs and libraries, and elsewhere.
     let candidates = (0..64).map(|i| 0x2000_0000_0000 + i * 0x100_0000_0000);
-    candidates.into_iter().find(|&c| used.iter().all(|&(s, e)| e + MARGIN <= c || s >= c + PAGE + MARGIN))
+    candidates.filter(move |&c| used.iter().all(|&(s, e)| e + MARGIN <= c || s >= c + PAGE + MARGIN))
 }
 
 fn errno() -> i32 {
@@ -229,9 +229,15 @@ impl KernelBackend {
     /// # Errors
     /// One line: what the host refused.
     pub fn new(trace: &Trace) -> Result<Self, String> {
-        let page = free_place(trace).ok_or("the trace leaves no room for the helper's page")?;
         let (files, inodes) = open_files(trace)?;
-        let empty = start_empty(page)?;
+        // Where something of this very process is, another helper that starts just now for one, the next place does.
+        let page = free_places(trace)
+            .find_map(|p| map_code(p).map(|taken| (!taken).then_some(p)).transpose())
+            .ok_or("the trace leaves no room for the helper's page")??;
+        let empty = start_empty(page);
+        // SAFETY: the page that map_code() made; the child has its own.
+        unsafe { libc::munmap(page as *mut _, PAGE as usize) };
+        let empty = empty?;
         let spaces = HashMap::new();
         Ok(KernelBackend { spaces, empty, page, files, inodes, mapped_breaks: 0, _one_thread: PhantomData })
     }
@@ -294,8 +300,8 @@ fn open_files(trace: &Trace) -> Result<(Vec<OwnedFd>, HashMap<u64, u32>), String
     Ok((files, inodes))
 }
 
-/// Forks a process, holds it, and unmaps everything in it but the page of code at `page`.
-fn start_empty(page: u64) -> Result<libc::pid_t, String> {
+/// Maps the page of code at `page`; true where that place is taken.
+fn map_code(page: u64) -> Result<bool, String> {
     // SAFETY: a mapping at a place where nothing is (NOREPLACE), written within its bounds.
     unsafe {
         let p = libc::mmap(
@@ -307,11 +313,16 @@ fn start_empty(page: u64) -> Result<libc::pid_t, String> {
             0,
         );
         if p == libc::MAP_FAILED {
-            return Err(os("the helper's page"));
+            return if errno() == libc::EEXIST { Ok(true) } else { Err(os("the helper's page")) };
         }
         p.cast::<[u8; CODE.len()]>().write(CODE);
         libc::mprotect(p, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC);
     }
+    Ok(false)
+}
+
+/// Forks a process, holds it, and unmaps everything in it but the page of code at `page`.
+fn start_empty(page: u64) -> Result<libc::pid_t, String> {
     // SAFETY: the child makes two system calls and stops.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -326,8 +337,6 @@ fn start_empty(page: u64) -> Result<libc::pid_t, String> {
             libc::_exit(0);
         }
     }
-    // SAFETY: the page mapped above; the child has its own.
-    unsafe { libc::munmap(page as *mut _, PAGE as usize) };
     if pid < 0 {
         return Err(os("fork"));
     }
