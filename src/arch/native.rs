@@ -126,6 +126,10 @@ impl<T: Prim> RawPlain<T> for NativePlain<T> {
 #[cfg(all(race_check, not(miri)))]
 static FENCE: AtomicU32 = AtomicU32::new(0);
 
+/// Turns of a wait before the CPU is offered to somebody else: 10 to 40 us by the length of the machine's pause
+/// instruction, longer than a queue of a hundred short critical sections.
+const TURNS_BEFORE_YIELD: u32 = 1024;
+
 impl Arch for Native {
     const NAME: &'static str = "native";
     // What holds for the instruction does not for the operation in the memory model that Miri goes by: there a SeqCst
@@ -159,9 +163,18 @@ impl Arch for Native {
         std::hint::spin_loop()
     }
 
-    #[inline(always)]
-    fn wait_changed<T: Prim>(_: &NativeCell<T>, _: T) {
-        std::hint::spin_loop()
+    // PORT: a kernel's lock holder cannot be driven off its CPU. Here it can be, by the very thread that waits for it: two
+    // threads of one CPU would hand a fair lock back and forth at one time slice an acquisition. As a hypervisor does with
+    // a guest (pause-loop exiting), a long wait gives the CPU away.
+    #[inline]
+    fn wait_changed<T: Prim>(cell: &NativeCell<T>, seen: T) {
+        for _ in 0..TURNS_BEFORE_YIELD {
+            std::hint::spin_loop();
+            if cell.load(Ordering::Relaxed) != seen {
+                return;
+            }
+        }
+        std::thread::yield_now()
     }
 
     fn futex_wait(word: &NativeCell<u32>, seen: u32, deadline: Option<u64>) {
@@ -564,6 +577,7 @@ impl std::fmt::Debug for NativeMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::kernel::thread_cpu_ns;
 
     #[test]
     fn sixteen_byte_exchange_stores_only_on_a_match() {
@@ -589,6 +603,31 @@ mod tests {
         assert_eq!(w.load(Ordering::Relaxed), 0xaabb_0001);
         assert_eq!(Native::xchg_high_half(&w, 0x1234), 0xaabb);
         assert_eq!(w.load(Ordering::Relaxed), 0x1234_0001);
+    }
+
+    #[test]
+    fn two_threads_of_one_cpu_do_not_wait_for_each_other_by_time_slices() {
+        const TURNS: u32 = 1000;
+        let (cpu, w) = (affinity::current_cpu(), NativeCell::<u32>::new(0));
+        let side = |mine: u32| {
+            affinity::pin(cpu).unwrap();
+            for turn in 0..TURNS {
+                loop {
+                    match w.load(Ordering::Acquire) {
+                        seen if seen != 2 * turn + mine => Native::wait_changed(&w, seen),
+                        _ => break,
+                    }
+                }
+                w.store(2 * turn + mine + 1, Ordering::Release);
+            }
+            thread_cpu_ns()
+        };
+        let spent = std::thread::scope(|s| {
+            let sides = [s.spawn(|| side(0)), s.spawn(|| side(1))];
+            sides.map(|t| t.join().unwrap()).iter().sum::<u64>()
+        });
+        // The shortest slice of a Linux scheduler is 0.7 ms; a wait that yields costs some tens of microseconds.
+        assert!(spent < u64::from(TURNS) * 400_000, "{spent} ns for {TURNS} turns");
     }
 
     #[test]
