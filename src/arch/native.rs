@@ -130,6 +130,20 @@ static FENCE: AtomicU32 = AtomicU32::new(0);
 /// instruction, longer than a queue of a hundred short critical sections.
 const TURNS_BEFORE_YIELD: u32 = 1024;
 
+/// `clear_page_erms()`: `rep stosb`, the kernel's way on processors with ERMS; a call there too.
+///
+/// # Safety
+/// `len` bytes at `p` are the caller's.
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+unsafe fn clear_page_erms(p: *mut u8, len: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        std::arch::asm!("rep stosb", inout("rcx") len => _, inout("rdi") p => _, in("al") 0u8,
+                        options(nostack, preserves_flags));
+    }
+}
+
 impl Arch for Native {
     const NAME: &'static str = "native";
     // What holds for the instruction does not for the operation in the memory model that Miri goes by: there a SeqCst
@@ -340,12 +354,8 @@ impl Hardware for Native {
     unsafe fn clear(p: *mut u8, len: usize) {
         #[cfg(target_arch = "x86_64")]
         if len >= super::arena::PAGE_SIZE {
-            // SAFETY: the caller's; `rep stosb` is the kernel's clear_page on processors with ERMS.
-            unsafe {
-                std::arch::asm!("rep stosb", inout("rcx") len => _, inout("rdi") p => _, in("al") 0u8,
-                                options(nostack, preserves_flags));
-            }
-            return;
+            // SAFETY: the caller's.
+            return unsafe { clear_page_erms(p, len) };
         }
         // SAFETY: the caller's.
         unsafe { std::ptr::write_bytes(p, 0, len) }

@@ -27,13 +27,18 @@ type Rows = Vec<(String, Vec<String>)>;
 
 fn rows(what: &str) -> Rows {
     match what {
-        "variants" => variant::all()
-            .into_iter()
-            .map(|v| {
-                let about = format!("{}+{}@{}, {}", v.protocol, v.cache, v.allocator, v.verdict.name());
-                (v.name, vec![about])
-            })
-            .collect(),
+        "variants" => {
+            let cpus = crate::host::affinity::allowed().len() as u32;
+            variant::all()
+                .into_iter()
+                .map(|v| {
+                    let f = v.footprint(cpus);
+                    let about = format!("{}+{}@{}, {}", v.protocol, v.cache, v.allocator, v.verdict.name());
+                    let bytes = format!("{} bytes a VMA, {:.0} of slab ({cpus} CPUs)", f.objects, f.slab);
+                    (v.name, vec![about, bytes])
+                })
+                .collect()
+        }
         "protocols" => PROTOCOLS
             .iter()
             .map(|p| {

@@ -6,7 +6,7 @@
 //! boot ([`Variant::configure`]). Every combination can be run but those that a protocol cannot bear, which are refused by
 //! name with the reason.
 
-use super::vma_cache::{CACHES, VmaCache, refusal};
+use super::vma_cache::{CACHES, Footprint, VmaCache, refusal};
 use super::vma_lock::{PROTOCOLS, Verdict};
 use crate::init::KernelConfig;
 use crate::slab::Allocator;
@@ -54,6 +54,12 @@ impl Variant {
         config.slab.allocator = self.slab;
         config.vma_cache = self.vma_cache;
         config
+    }
+
+    /// What a VMA takes in a kernel of `nr_cpus` CPUs.
+    pub fn footprint(&self, nr_cpus: u32) -> Footprint {
+        let p = PROTOCOLS.iter().find(|p| p.name == self.protocol).expect("a variant has a protocol of the list");
+        (p.footprint)(self.vma_cache.kind(), self.slab, nr_cpus)
     }
 }
 

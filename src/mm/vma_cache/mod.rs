@@ -20,11 +20,12 @@ pub mod typesafe_by_rcu;
 use super::mm_types::{VmaFields, VmaLockObject, VmaOf, VmaRef, vm_rcu, vma_of_rcu, vma_state};
 use super::vma_lock::{Reuse, VmaLock};
 use super::vmstat::{VmEvent, warn_on_once};
-use crate::arch::arena::KRef;
-use crate::arch::{Arena, Hardware, Relaxed};
+use crate::arch::arena::{KRef, PAGE_SIZE};
+use crate::arch::{Arena, Hardware, Native, Relaxed};
 use crate::cpu::Cpu;
 use crate::rcu::{RcuHead, RcuState, call_rcu};
-use crate::slab::{KmemCache, KmemCacheArgs, SlabState, kmem_cache_create, kmem_cache_free};
+use crate::slab::slab_common::calculate_sizes_for;
+use crate::slab::{Allocator, KmemCache, KmemCacheArgs, SlabState, kmem_cache_create, kmem_cache_free};
 use std::ptr::NonNull;
 
 /// A way to allocate and free VMAs.
@@ -118,15 +119,41 @@ pub fn vma_state_init<A: Hardware, L: VmaLock>(
     if let Some(why) = refusal(L::REUSE, L::SEPARATE_LOCK, kind) {
         panic!("protocol {} cannot have cache {}: {why}", L::NAME, kind.name);
     }
+    let (vma, lock) = cache_args::<A, L>(kind);
+    let vm_area_cachep = kmem_cache_create(arena, slab, vma);
+    let vma_lock_cachep = lock.map(|args| kmem_cache_create(arena, slab, args));
+    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu, cache })
+}
+
+/// The caches of protocol `L` under `kind`: of VMAs, and of their locks where these are objects of their own.
+fn cache_args<A: Hardware, L: VmaLock>(kind: &CacheKind) -> (KmemCacheArgs, Option<KmemCacheArgs>) {
     let mut args = (kind.vm_area_args)(size_of::<VmaOf<A, L>>(), align_of::<VmaOf<A, L>>());
     if kind.typesafe {
         args.ctor = L::vma_ctor::<A>();
         args.freeptr_with_ctor = args.ctor.is_some();
     }
-    let vm_area_cachep = kmem_cache_create(arena, slab, args);
-    let vma_lock_cachep =
-        L::SEPARATE_LOCK.then(|| kmem_cache_create(arena, slab, (kind.vma_lock_args)(size_of::<VmaLockObject<A>>())));
-    arena.boot_new(0, VmaState { vm_area_cachep, vma_lock_cachep, rcu: slab.rcu, cache })
+    (args, L::SEPARATE_LOCK.then(|| (kind.vma_lock_args)(size_of::<VmaLockObject<A>>())))
+}
+
+/// What one VMA takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Footprint {
+    /// Bytes of its objects, from one to the next in a slab: the lock's too where it is an object of its own.
+    pub objects: usize,
+    /// Bytes of full slabs over their objects: what is left at a slab's end counts too.
+    pub slab: f64,
+}
+
+/// What a VMA of protocol `L` takes in a kernel of `nr_cpus` CPUs with cache lines of 64 bytes.
+pub fn footprint<L: VmaLock>(kind: &CacheKind, allocator: Allocator, nr_cpus: u32) -> Footprint {
+    let (vma, lock) = cache_args::<Native, L>(kind);
+    let mut sum = Footprint { objects: 0, slab: 0.0 };
+    for args in [Some(vma), lock].into_iter().flatten() {
+        let g = calculate_sizes_for(&args, nr_cpus, 64, allocator).expect("what a kernel boots with");
+        sum.objects += g.size;
+        sum.slab += (PAGE_SIZE << g.order) as f64 / f64::from(g.objects);
+    }
+    sum
 }
 
 /// `vm_area_free()`: gives back a VMA that is detached, or that was never attached.
@@ -200,11 +227,8 @@ unsafe fn vm_area_free_rcu<A: Hardware, L: VmaLock>(cpu: &Cpu<A>, st: &VmaState<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Native;
-    use crate::mm::vma_lock::refcnt::Refcnt;
-    use crate::mm::vma_lock::rwsem_keep_seq::RwsemKeepSeq;
-    use crate::slab::slab_common::calculate_sizes_for;
-    use crate::slab::{Allocator, SLAB_ACCOUNT};
+    use crate::mm::vma_lock::{refcnt::Refcnt, rwsem_keep_seq::RwsemKeepSeq, rwsem_separate::RwsemSeparate};
+    use crate::slab::SLAB_ACCOUNT;
 
     #[test]
     fn each_way_stands_in_its_place() {
@@ -227,22 +251,24 @@ mod tests {
     /// 32 of the series that moved the semaphore in. The free pointer lies inside, with a constructor too.
     #[test]
     fn objects_of_a_slab() {
-        let g = |kind: CacheKind, size, align, ctor: Option<unsafe fn(*mut u8)>| {
-            let mut a = (kind.vm_area_args)(size, align);
-            a.ctor = ctor;
-            a.freeptr_with_ctor = ctor.is_some();
-            calculate_sizes_for(&a, 2, 64, Allocator::Slub).unwrap()
+        let g = |args: KmemCacheArgs| {
+            let g = calculate_sizes_for(&args, 2, 64, Allocator::Slub).unwrap();
+            (g.size, g.offset, 8192 / g.size)
         };
-        let (call_rcu, typesafe) = (kmem_cache_call_rcu::KIND, typesafe_by_rcu::KIND);
-        let per_8k = |size: usize| 8192 / size;
-        let old = g(call_rcu, size_of::<VmaOf<Native, crate::mm::vma_lock::rwsem_separate::RwsemSeparate>>(), 8, None);
-        assert_eq!((old.size, per_8k(old.size)), (184, 44));
-        assert_eq!((per_8k(160), per_8k(176)), (51, 46));
-        let new = g(typesafe, size_of::<VmaOf<Native, Refcnt>>(), 64, Refcnt::vma_ctor::<Native>());
-        assert_eq!((new.size, new.offset, per_8k(new.size)), (192, 0, 42));
-        let v5 = g(typesafe, size_of::<VmaOf<Native, RwsemKeepSeq>>(), 64, RwsemKeepSeq::vma_ctor::<Native>());
-        assert!(RwsemKeepSeq::vma_ctor::<Native>().is_some());
-        assert_eq!((v5.size, v5.offset, per_8k(v5.size)), (256, 0, 32));
+        let (call_rcu, typesafe) = (&kmem_cache_call_rcu::KIND, &typesafe_by_rcu::KIND);
+        let (vma, lock) = cache_args::<Native, RwsemSeparate>(call_rcu);
+        assert_eq!((g(vma).0, g(vma).2, g(lock.unwrap()).0), (184, 44, 40));
+        let (vma, lock) = cache_args::<Native, Refcnt>(typesafe);
+        assert!(lock.is_none() && vma.ctor.is_none());
+        assert_eq!(g(vma), (192, 0, 42));
+        let (vma, _) = cache_args::<Native, RwsemKeepSeq>(typesafe);
+        assert!(vma.ctor.is_some());
+        assert_eq!(g(vma), (256, 0, 32));
+        // Slabs of 4 KiB: 22 VMAs, 102 locks; 21 VMAs.
+        let old = footprint::<RwsemSeparate>(call_rcu, Allocator::Slub, 2);
+        assert_eq!(old, Footprint { objects: 224, slab: 4096.0 / 22.0 + 4096.0 / 102.0 });
+        let new = footprint::<Refcnt>(typesafe, Allocator::Sheaves, 2);
+        assert_eq!(new, Footprint { objects: 192, slab: 4096.0 / 21.0 });
         let kmalloc = |size| (kmalloc_call_rcu::KIND.vm_area_args)(size, 64);
         assert_eq!((kmalloc(184).name, kmalloc(184).size), ("kmalloc-cg-192", 192));
         assert_eq!((kmalloc(256).name, kmalloc(256).size), ("kmalloc-cg-256", 256));

@@ -26,10 +26,12 @@ pub mod rwsem_reset_on_free;
 pub mod rwsem_separate;
 
 use super::mm_types::{MmRef, VmaFields, VmaRef};
+use super::vma_cache::{CacheKind, Footprint, footprint};
 use crate::arch::{Arch, Hardware, Relaxed};
 use crate::cpu::{Cpu, Errno};
 use crate::maple_tree::MaState;
 use crate::rcu::rcu_read_unlock;
+use crate::slab::Allocator;
 use std::fmt::Debug;
 
 /// The scenarios (vma-locks.md 5): what happens to the VMA that a reader of mm A found, while it takes the lock.
@@ -307,6 +309,8 @@ pub struct Protocol {
     pub reuse: Reuse,
     /// Whether a VMA has a second object for its lock.
     pub separate_lock: bool,
+    /// What a VMA takes, by cache, allocator and number of CPUs.
+    pub footprint: fn(&CacheKind, Allocator, u32) -> Footprint,
 }
 
 const fn line<L: VmaLock>() -> Protocol {
@@ -318,6 +322,7 @@ const fn line<L: VmaLock>() -> Protocol {
         verdict: L::VERDICT,
         reuse: L::REUSE,
         separate_lock: L::SEPARATE_LOCK,
+        footprint: footprint::<L>,
     }
 }
 
