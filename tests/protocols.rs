@@ -4,6 +4,7 @@
 
 use faultline::arch::native::{NativeMachine, OsCpu};
 use faultline::arch::sim::{Jitter, SimConfig, SimMachine};
+use faultline::check::{Bound, Request, nothing_yet, show, whole};
 use faultline::fuzz::driver::{Options, Outcome, fuzz};
 use faultline::fuzz::model::Model;
 use faultline::fuzz::{backend::Look, port, probe::Features};
@@ -15,7 +16,7 @@ use faultline::mm::vma_lock::PROTOCOLS;
 use faultline::mm::{MmRules, variant};
 use faultline::report::session::{Machine, sample};
 use faultline::workload::{LIST, Mode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 fn plan(kernel: KernelConfig, threads: u32, mode: Mode, us: u64) -> Plan {
     Plan { threads, mode, warm_up_ns: us * 100, stop: Stop::After(us * 1000), kernel, program: None }
@@ -55,6 +56,28 @@ fn balances_of_every_protocol_hold_on_4_simulated_cpus() {
             assert_eq!(o.errors, [] as [String; 0], "{} {}", v.name, w.name);
         }
     }
+}
+
+/// Random calls before somebody who sees everything; protocols that need no more than the right moment to fail must.
+#[test]
+fn the_whole_port_comes_out_as_declared() {
+    let mut caught = 0;
+    for p in PROTOCOLS {
+        let request = Request {
+            protocol: p.name.into(),
+            scenario: whole::WHOLE.into(),
+            bound: Bound::QUICK,
+            weaken: None,
+            survey: false,
+        };
+        let shown = Arc::new(Mutex::new(nothing_yet(&request)));
+        show(&request, &shown);
+        let s = shown.lock().unwrap();
+        println!("{:30} {:10} {} runs {:?}", s.protocol, s.shown, s.executions, s.wrong);
+        assert!(s.as_declared(), "{s:?}");
+        caught += u32::from(s.shown == "busted");
+    }
+    assert!(caught >= 5 && caught < PROTOCOLS.len() as u32, "{caught} caught");
 }
 
 #[test]

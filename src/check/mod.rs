@@ -6,13 +6,15 @@
 //! on preemptions, and every stale value that the orders allow. The others, in which two address spaces take turns at one
 //! object, need only the right moment: [`stepped`] runs them as scripts in which every load returns the newest value, so that
 //! what fails there fails on any machine. [`slot`] is the small kernel they run on and says what is real in it;
-//! [`scenarios`] is the table.
+//! [`scenarios`] is the table. Beside the scenarios, [`whole`] runs everything in the simulator, in interleavings that are
+//! drawn.
 //!
 //! What goes wrong is told step by step ([`log`]). [`audit`] takes the orders of the code away one line at a time, without
 //! touching the source, and says which case notices.
 //!
 //! It cannot tell: more than its bound ([`Bound`]); load buffering and what separate SeqCst accesses are, which the engine does
-//! not have (`model/litmus.rs`); anything about the maple tree, the slab allocator and RCU beyond what `slot` says of them.
+//! not have (`model/litmus.rs`); anything about the maple tree, the slab allocator and RCU beyond what `slot` says of them
+//! and what `whole` happens to meet.
 
 pub mod audit;
 #[cfg(test)]
@@ -25,6 +27,7 @@ pub mod stepped;
 mod tests;
 #[cfg(test)]
 mod torture;
+pub mod whole;
 #[cfg(test)]
 mod worked_example;
 pub mod world;
@@ -34,11 +37,12 @@ use self::scenarios::{Case, Engine, audit_cases, cases};
 use self::slot::Slot;
 use self::stepped::Stepped;
 use self::world::{Checked, Site};
-use crate::arch::Arch;
+use crate::arch::{Arch, Sim};
 use crate::cpu::Cpu;
 use crate::cpu::testing::for_test_set;
 use crate::mm::vma_lock::{Claim, SCENARIOS, VmaLock};
 use crate::mm::vmstat::VmEvent;
+use crate::mm::{Kconfig, Variant, variant};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,22 +56,25 @@ pub struct Bound {
     pub preemptions: Option<usize>,
     /// Whether the scripts T3 to T5 go before the model checker as well.
     pub scripts: bool,
+    /// Runs of the whole port, each another interleaving; a protocol that is to be caught has ten times as many.
+    pub seeds: u64,
 }
 
 impl Bound {
     /// The usual one: a minute or two for all.
-    pub const USUAL: Bound = Bound { preemptions: Some(3), scripts: false };
+    pub const USUAL: Bound = Bound { preemptions: Some(3), scripts: false, seeds: 64 };
     /// For tests.
-    pub const QUICK: Bound = Bound { preemptions: Some(2), scripts: false };
+    pub const QUICK: Bound = Bound { preemptions: Some(2), scripts: false, seeds: 8 };
     /// `--deep`.
-    pub const DEEP: Bound = Bound { preemptions: Some(5), scripts: true };
+    pub const DEEP: Bound = Bound { preemptions: Some(5), scripts: true, seeds: 5_000 };
 
     /// What it leaves unchecked.
     pub fn leaves(self) -> String {
         let scripts = if self.scripts { "" } else { "; T3 to T6, T8 and T9 run as one script each" };
+        let whole = format!("of the whole port all but {} interleavings", self.seeds);
         match self.preemptions {
-            Some(n) => format!("executions with more than {n} preemptions{scripts}"),
-            None => format!("nothing but what the engine does not have{scripts}"),
+            Some(n) => format!("executions with more than {n} preemptions{scripts}; {whole}"),
+            None => format!("nothing but what the engine does not have{scripts}; {whole}"),
         }
     }
 }
@@ -77,7 +84,7 @@ impl Bound {
 pub struct Request {
     /// Slug of the protocol.
     pub protocol: String,
-    /// `T0` to `T9`; `X`: the cases of the audit.
+    /// `T0` to `T9`; `W`: the whole port ([`whole`]); `X`: the cases of the audit.
     pub scenario: String,
     /// How far.
     pub bound: Bound,
@@ -113,7 +120,7 @@ pub struct Shown {
     pub declared: String,
     /// What was shown: `holds`, `busted`, `impossible`.
     pub shown: String,
-    /// Executions looked at.
+    /// Executions looked at; of `W`, runs.
     pub executions: u64,
     /// Time it took, ms.
     pub ms: u64,
@@ -372,7 +379,36 @@ macro_rules! __for_each_protocol {
     (($f:ident $args:tt) $($L:ty,)*) => { $( $f::<$L> $args; )* };
 }
 
+/// The whole port under this protocol.
+fn show_whole<K: Kconfig<A = Sim>>(request: &Request, so_far: &Arc<Mutex<Shown>>) {
+    let known = || so_far.lock().unwrap_or_else(|e| e.into_inner());
+    known().declared = whole::declared::<K::Lock>().name().into();
+    let t = Instant::now();
+    let result = whole::run::<K>(request.bound.seeds, &mut |case| {
+        let mut s = known();
+        s.executions += 1;
+        s.wrong = Some(Wrong { case, message: String::new(), preemptions: None, steps: Vec::new() });
+    });
+    let mut s = known();
+    s.ms = t.elapsed().as_millis() as u64;
+    match result {
+        Ok(()) => {
+            s.wrong = None;
+            s.shown = Claim::Holds.name().into();
+        }
+        Err(message) => failed(&mut s, message),
+    }
+}
+
 /// Does a piece of work; `so_far` has at each moment what is known, for a process that ends where something fails.
+///
+/// # Panics
+/// Where no protocol has the name; inside the library's tests also for the whole port under one that no named kernel has.
 pub fn show(request: &Request, so_far: &Arc<Mutex<Shown>>) {
+    if request.scenario == whole::WHOLE {
+        let of = |v: &Variant| v.protocol == request.protocol;
+        let v = variant::all().into_iter().find(of).expect("a protocol of the list");
+        return crate::with_variant!(&v, Sim, K => show_whole::<K>(request, so_far));
+    }
     crate::protocols!(__for_protocol(request.protocol.as_str(), show_one(request, so_far)));
 }

@@ -7,6 +7,7 @@
 
 use super::Failure;
 use crate::check::audit::{self, Row};
+use crate::check::whole::{ABOUT, WHOLE};
 use crate::check::{Bound, Request, Shown, Wrong, failed, log, nothing_yet, show, text};
 use crate::mm::vma_lock::{PROTOCOLS, SCENARIOS};
 use comfy_table::{Table, presets};
@@ -27,10 +28,10 @@ pub struct Args {
     /// Protocols [default: all]
     #[arg(long, value_delimiter = ',', value_name = "P")]
     protocol: Vec<String>,
-    /// Scenarios: T0 to T9 [default: all]
+    /// Scenarios: T0 to T9, and W for the whole port in the simulator [default: all]
     #[arg(long, value_delimiter = ',', value_name = "S")]
     scenario: Vec<String>,
-    /// Go further: five preemptions instead of three, and the scripts before the model checker too; an hour or more
+    /// Go further: five preemptions instead of three, the scripts before the model checker too, more of W; hours
     #[arg(long)]
     deep: bool,
     /// Take away the order of one line at a time, and say which scenario notices
@@ -153,7 +154,8 @@ pub fn main(args: &Args) -> Result<(), Failure> {
     }
     let all: Vec<_> = PROTOCOLS.iter().map(|p| p.name).collect();
     let protocols = names(&args.protocol, &all, "--protocol")?;
-    let all: Vec<_> = SCENARIOS.iter().map(|s| s.0).collect();
+    let known: Vec<_> = SCENARIOS.into_iter().chain([(WHOLE, ABOUT)]).collect();
+    let all: Vec<_> = known.iter().map(|s| s.0).collect();
     let scenarios = names(&args.scenario, &all, "--scenario")?;
     let bound = if args.deep { Bound::DEEP } else { Bound::USUAL };
     let target = if std::io::stderr().is_terminal() && !args.json {
@@ -189,8 +191,8 @@ pub fn main(args: &Args) -> Result<(), Failure> {
             shown.iter().filter(|s| s.wrong.is_some()).for_each(tell);
         }
         println!("{}", table(&protocols, &scenarios, &shown));
-        for (id, what) in SCENARIOS.iter().filter(|s| scenarios.iter().any(|n| n == s.0)) {
-            println!("{id}  {what}");
+        for (id, what) in known.iter().filter(|s| scenarios.iter().any(|n| n == s.0)) {
+            println!("{id:2}  {what}");
         }
         let executions: u64 = shown.iter().map(|s| s.executions).sum();
         println!(
@@ -222,7 +224,8 @@ fn how(preemptions: Option<usize>) -> String {
 fn tell(s: &Shown) {
     let Some(w) = &s.wrong else { return };
     let case = if w.case.is_empty() { String::new() } else { format!(" ({})", w.case) };
-    println!("{} {}{case}: {} [{}]", s.scenario, s.protocol, w.message, how(w.preemptions));
+    let how = if s.scenario == WHOLE { "any number of preemptions".into() } else { how(w.preemptions) };
+    println!("{} {}{case}: {} [{how}]", s.scenario, s.protocol, w.message);
     w.steps.iter().for_each(|step| println!("{step}"));
     println!();
 }

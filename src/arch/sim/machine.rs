@@ -62,6 +62,22 @@ pub struct Jitter {
     pub max_ns: u64,
 }
 
+/// Priorities instead of delays (probabilistic concurrency testing, Burckhardt and others, ASPLOS 2010): the CPU with the
+/// highest runs until it must wait, and at a few accesses drawn at random the one that runs falls behind all others. A
+/// clock that is far behind is what a high priority is here. A failure that needs `changes` such moments among `k` accesses
+/// is met with a chance of at least 1 in `CPUs * k^changes`, whatever else the run does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priorities {
+    /// Which interleaving.
+    pub seed: u64,
+    /// Moments at which a CPU loses its turn.
+    pub changes: u32,
+    /// The accesses of a CPU among which these moments are drawn.
+    pub within: u32,
+    /// Distance of one priority from the next, ns: longer than the run, or CPUs overtake each other.
+    pub gap_ns: u64,
+}
+
 impl SimConfig {
     /// `nodes` nodes of `cpus_per_node` CPUs, remote nodes at distance 20, 64 MiB each.
     pub fn nodes(nodes: u32, cpus_per_node: u32) -> SimConfig {
@@ -107,6 +123,8 @@ enum Waits {
 struct VirtualCpu {
     clock: u64,
     until_delay: u32,
+    /// Accesses between further moments of [`Priorities`], the next one last.
+    changes: Vec<u32>,
     waits: Waits,
     handle: Handle,
 }
@@ -157,6 +175,7 @@ pub(super) struct Core {
     /// Its accesses until its next delay of [`Jitter`].
     until_delay: u32,
     jitter: Option<Jitter>,
+    priorities: Option<Priorities>,
     rng: u64,
     dir: Directory,
     price: Price,
@@ -421,18 +440,42 @@ impl Core {
         if let Some(j) = self.jitter {
             self.clock += self.draw(j.max_ns.saturating_mul(PS_PER_NS));
             self.until_delay = 1 + self.draw(2 * u64::from(j.every)) as u32;
+        } else if let Some(p) = self.priorities {
+            self.clock += self.cpus.len() as u64 * p.gap_ns.saturating_mul(PS_PER_NS);
+            self.until_delay = self.cpus[self.me as usize].changes.pop().unwrap_or(u32::MAX);
         }
     }
 
     /// Starts the sequence of delays of a run.
     fn start_jitter(&mut self) {
         // Spreads the seed; the generator must not start at 0.
-        let seed = self.jitter.map_or(0, |j| j.seed);
+        let seed = self.jitter.map(|j| j.seed).or(self.priorities.map(|p| p.seed)).unwrap_or(0);
         self.rng = (seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1;
         for cpu in 0..self.cpus.len() {
             let first = self.jitter.map_or(u64::from(u32::MAX), |j| self.draw(2 * u64::from(j.every)));
             self.cpus[cpu].until_delay = first as u32;
         }
+    }
+
+    /// Draws the priorities of a run of `workers` and others: how far each CPU is behind at its start, ps.
+    fn start_priorities(&mut self, workers: u32) -> Vec<u64> {
+        let n = self.cpus.len();
+        let Some(p) = self.priorities.filter(|_| self.jitter.is_none()) else { return vec![0; n] };
+        let mut rank: Vec<u64> = (0..n as u64).collect();
+        (1..n).for_each(|i| rank.swap(i, self.draw(i as u64 + 1) as usize));
+        let mut moments = vec![Vec::new(); n];
+        for _ in 0..p.changes {
+            let cpu = self.draw(u64::from(workers)) as usize;
+            moments[cpu].push(self.draw(u64::from(p.within)) as u32);
+        }
+        for (cpu, mut at) in self.cpus.iter_mut().zip(moments) {
+            at.sort_unstable();
+            let gaps = at.iter().scan(0, |last, &m| Some(m - std::mem::replace(last, m)));
+            cpu.changes = gaps.collect();
+            cpu.changes.reverse();
+            cpu.until_delay = cpu.changes.pop().unwrap_or(u32::MAX);
+        }
+        rank.into_iter().map(|r| r * p.gap_ns.saturating_mul(PS_PER_NS)).collect()
     }
 
     /// Any access, at this CPU's turn.
@@ -585,7 +628,13 @@ impl SimMachine {
         let mut cpu_node = cfg.cpus.clone();
         cpu_node.resize(cfg.cpus.len() + cfg.kernel_threads as usize, 0);
         let dir = Directory::new(&arena, &cpu_node, &cfg.distance, &cfg.price);
-        let idle = || VirtualCpu { clock: 0, until_delay: 0, waits: Waits::Nothing, handle: std::ptr::null() };
+        let idle = || VirtualCpu {
+            clock: 0,
+            until_delay: 0,
+            changes: Vec::new(),
+            waits: Waits::Nothing,
+            handle: std::ptr::null(),
+        };
         let core = Core {
             me: 0,
             clock: 0,
@@ -593,6 +642,7 @@ impl SimMachine {
             lookahead: dir.shortest_move(),
             until_delay: 0,
             jitter: cfg.jitter,
+            priorities: None,
             rng: 0,
             dir,
             price: cfg.price.clone(),
@@ -653,6 +703,11 @@ impl SimMachine {
     /// Other delays from the next run on: another interleaving on the same machine.
     pub fn set_jitter(&self, jitter: Option<Jitter>) {
         self.with(|c| c.jitter = jitter)
+    }
+
+    /// Priorities from the next run on; they count where there is no [`Jitter`].
+    pub fn set_priorities(&self, priorities: Option<Priorities>) {
+        self.with(|c| c.priorities = priorities)
     }
 
     /// What the machine was built from.
@@ -738,6 +793,7 @@ impl Machine for SimMachine {
             c.take_labels();
             c.stats = RunStats::default();
             c.start_jitter();
+            let behind = c.start_priorities(self.nr_cpus());
             coros.resize_with(c.cpus.len(), || None);
             let mut kthread = self.nr_cpus();
             for j in jobs {
@@ -754,9 +810,10 @@ impl Machine for SimMachine {
                     c.cpus[cpu as usize].handle = h;
                 };
                 coros[cpu as usize] = Some(Coro::new(stack, started, j.f));
-                c.cpus[cpu as usize].clock = c.run_end;
+                let start = c.run_end + behind[cpu as usize];
+                c.cpus[cpu as usize].clock = start;
                 c.cpus[cpu as usize].waits = Waits::Turn;
-                c.next.set(cpu, c.run_end);
+                c.next.set(cpu, start);
             }
         }
         let ended = RUN.with(|r| {
@@ -840,6 +897,18 @@ pub(super) fn lines() -> Option<BTreeMap<&'static str, LineCounts>> {
     let core = running();
     // SAFETY: as for label().
     if core.is_null() { None } else { Some(unsafe { (*core).dir.counts() }) }
+}
+
+/// Stops the machine for `f`.
+pub(super) fn frozen<R>(f: impl FnOnce() -> R) -> R {
+    struct Goes(*mut Core);
+    impl Drop for Goes {
+        fn drop(&mut self) {
+            RUN.set(self.0);
+        }
+    }
+    let _goes_on = Goes(RUN.replace(std::ptr::null_mut()));
+    f()
 }
 
 /// Zeroes the counts of the running machine.

@@ -6,7 +6,7 @@
 //! tell: **reordering** - every run is one sequentially consistent interleaving, so of the litmus outcomes only those
 //! that interleaving alone explains ever show (never the weak ones of SB, MP, LB, WRC, IRIW), and a missing barrier is
 //! invisible; **absolute time** - the price table is not calibrated (`price.rs`); bandwidth, prefetch, store buffers,
-//! instruction cost; more than one interleaving per set of inputs ([`Jitter`] makes the seed one of them).
+//! instruction cost; more than one interleaving per set of inputs ([`Jitter`] and [`Priorities`] make the seed one of them).
 //!
 //! Every word of the port is a std atomic of its own size, so layouts are the kernel's; every access first goes through
 //! `machine.rs`, which finds the running CPU through one thread-local pointer, asks `line.rs` where the line is,
@@ -27,7 +27,7 @@ mod tests;
 mod torn;
 
 pub use line::{Kind, LineCounts, UNLABELLED, UNMAPPED};
-pub use machine::{ARENA_AT, Jitter, RunStats, SimConfig, SimMachine};
+pub use machine::{ARENA_AT, Jitter, Priorities, RunStats, SimConfig, SimMachine};
 pub use price::Price;
 #[cfg(test)]
 pub use torn::tear_exchanges;
@@ -139,6 +139,11 @@ impl Sim {
     /// Counts by struct of the machine that runs the caller; `None` outside a run. See [`SimMachine::lines`].
     pub fn lines() -> Option<BTreeMap<&'static str, LineCounts>> {
         machine::lines()
+    }
+
+    /// Looks at the machine from outside: what `f` accesses costs nothing, and no other CPU runs meanwhile. It must not wait.
+    pub fn frozen<R>(f: impl FnOnce() -> R) -> R {
+        machine::frozen(f)
     }
 
     /// Zeroes them: called by a job where the measured span starts.

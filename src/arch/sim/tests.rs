@@ -604,3 +604,84 @@ fn sleeping_readers_and_writers_lose_no_wake_up_in_many_interleavings() {
     }
     assert!(slept > 0, "nobody ever slept");
 }
+
+/// Three CPUs, each 200 accesses to one word; whose turn it was, shortened to (CPU, accesses in a row).
+fn turns(m: &SimMachine, priorities: Priorities) -> Vec<(u32, u32)> {
+    m.reset();
+    m.set_priorities(Some(priorities));
+    let (s, log) = (shared(m, 0), std::sync::Mutex::new(Vec::<(u32, u32)>::new()));
+    let log = &log;
+    let jobs = (0..3).map(|i| {
+        worker(i, move || {
+            for _ in 0..200 {
+                s.a.0.fetch_add(1, Full);
+                let mut log = log.lock().unwrap();
+                match log.last_mut() {
+                    Some((cpu, n)) if *cpu == i => *n += 1,
+                    _ => log.push((i, 1)),
+                }
+            }
+        })
+    });
+    m.run(jobs.collect());
+    log.lock().unwrap().clone()
+}
+
+#[test]
+fn priorities_let_one_run_at_a_time_and_change_as_often_as_was_said() {
+    use std::collections::BTreeSet;
+    let m = machine(1, 3);
+    let of = |seed, changes| turns(&m, Priorities { seed, changes, within: 190, gap_ns: 1_000_000 });
+    let mut orders = BTreeSet::new();
+    for seed in 0..60 {
+        let t = of(seed, 0);
+        assert!(t.len() == 3 && t.iter().all(|t| t.1 == 200), "seed {seed}: {t:?}");
+        orders.insert(t.iter().map(|t| t.0).collect::<Vec<_>>());
+    }
+    assert_eq!(orders.len(), 6, "every order is drawn");
+    for changes in 1..4 {
+        let all: Vec<_> = (0..60).map(|seed| of(seed, changes)).collect();
+        assert!(all.iter().all(|t| (3..=3 + changes as usize).contains(&t.len())), "{all:?}");
+        assert!(all.iter().any(|t| t.len() == 3 + changes as usize));
+        let places: BTreeSet<_> = all.iter().flatten().filter(|t| t.1 < 190).map(|t| t.1).collect();
+        assert!(places.len() > 30, "the moments are spread: {places:?}");
+    }
+    assert_eq!(of(7, 3), of(7, 3));
+    // Who must wait does not keep the others from running.
+    m.reset();
+    m.set_priorities(Some(Priorities { seed: 1, changes: 0, within: 1, gap_ns: 1_000_000 }));
+    let s = shared(&m, 0);
+    let waits = |mine: u32| {
+        worker(mine, move || {
+            for turn in 0..50 {
+                smp_cond_load_acquire(&s.a.0, |v| v == 2 * turn + mine);
+                s.a.0.store(2 * turn + mine + 1, Release);
+            }
+        })
+    };
+    m.run(vec![waits(0), waits(1)]);
+    assert_eq!(s.a.0.load(Rlx), 100);
+}
+
+#[test]
+fn nothing_happens_while_the_machine_is_frozen() {
+    let m = machine(1, 2);
+    let s = shared(&m, 0);
+    let counts = move || {
+        for _ in 0..1000 {
+            s.a.0.fetch_add(1, Full);
+        }
+    };
+    let looks = move || {
+        for _ in 0..100 {
+            s.b.0.fetch_add(1, Full);
+            let (before, seen) = (Sim::now(), s.a.0.load(Rlx));
+            let now = Sim::now();
+            let all: Vec<_> = Sim::frozen(|| (0..1000).map(|_| s.a.0.load(Rlx)).collect());
+            assert!(all.iter().all(|&v| v == all[0]) && all[0] >= seen);
+            assert!(Sim::now() == now && now >= before);
+        }
+    };
+    m.run(vec![worker(0, counts), worker(1, looks)]);
+    assert_eq!((s.a.0.load(Rlx), s.b.0.load(Rlx)), (1000, 100));
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The whole port before somebody who sees everything: simulated CPUs make random calls in address spaces that hand each
+//! other VMAs, readers lock what they find, and each success of theirs is looked at with the machine stopped.
+//!
+//! What is looked at while a reader has the lock, twice with others running in between: the tree of its mm has this VMA at
+//! its address, and the VMA says that it is this mm's (I1); the section of a writer does not have it (I3); its range and
+//! flags stay (I4, I5). At the end: no warning, as many VMAs freed as allocated, and nothing left.
+//!
+//! The allocator, RCU, the tree, the calls are the real ones, which the small kernel of [`super::slot`] replaces. For it,
+//! interleavings are drawn and not enumerated: half of them by random delays, half by priorities ([`Priorities`]). Every
+//! one is sequentially consistent, so that what needs stores out of order (T0 to T2) does not show here.
+//!
+//! A seed repeats its run, access by access.
+
+use super::text;
+use crate::arch::sim::{Jitter, Priorities, Sim, SimConfig, SimMachine};
+use crate::arch::{Arch, Relaxed};
+use crate::cpu::tick::exit_to_user_mode;
+use crate::cpu::{Counter, Cpu};
+use crate::init::{Kernel, KernelConfig, run_on_cpus, shutdown, start_kernel};
+use crate::mm::mm_types::{VM_READ, VM_WRITE, VmaFields};
+use crate::mm::mmap_lock::lock_vma_under_rcu;
+use crate::mm::mremap::{MREMAP_FIXED, MREMAP_MAYMOVE};
+use crate::mm::vma::vma_lookup;
+use crate::mm::vma_lock::{Claim, Reuse, SCENARIOS, VmaLock};
+use crate::mm::{
+    Kconfig, MmPtr, VmEvent, VmaPtr, do_user_addr_fault, dup_mm, mm_alloc, mmput, sys_mprotect, sys_mremap, variant,
+    vm_mmap, vm_munmap,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How a request calls this instead of a scenario.
+pub const WHOLE: &str = "W";
+/// Its sentence in the list of scenarios.
+pub const ABOUT: &str =
+    "the whole port in the simulator, random calls in random interleavings, sequentially consistent";
+
+const CPUS: u32 = 4;
+const OPERATIONS: u64 = 250;
+const PAGE: u64 = 4096;
+const BASE: u64 = 0x2000_0000_0000;
+/// Mappings of an mm, pages of one, and pages from one to the next.
+const SLOTS: u64 = 3;
+const PAGES: u64 = 4;
+const STRIDE: u64 = 8;
+const RW: u64 = VM_READ | VM_WRITE;
+
+/// What the protocol is to do here: what its claims say of the scenarios that need no more than the right moment.
+pub fn declared<L: VmaLock>() -> Claim {
+    let busted = |id: &str| L::CLAIMS[SCENARIOS.iter().position(|s| s.0 == id).expect("a scenario")] == Claim::Busted;
+    if ["T3", "T4", "T5"].into_iter().any(busted) { Claim::Busted } else { Claim::Holds }
+}
+
+/// What one run met.
+#[derive(Default)]
+struct Met {
+    lookups: AtomicU64,
+    locked: AtomicU64,
+}
+
+/// What all CPUs share.
+struct World<'a, K: Kconfig> {
+    k: &'a Kernel<K>,
+    mms: [MmPtr<K>; 2],
+    met: &'a Met,
+}
+
+/// Range and flags of a locked VMA; or what is wrong with it.
+fn look<K: Kconfig<A = Sim>>(
+    cpu: &Cpu<Sim>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    vma: VmaPtr<K>,
+    address: u64,
+) -> Result<[u64; 3], &'static str> {
+    Sim::frozen(|| {
+        if vma_lookup(cpu, k, mm, address).map(|v| v.as_ptr()) != Some(vma.as_ptr()) {
+            return Err("I1: locked, and the tree has another VMA there, or none");
+        }
+        if vma.vm_mm().load(Relaxed) != mm.as_ptr() {
+            return Err("I1: locked, and another mm's");
+        }
+        let section = mm.mm_lock_seq.raw_read();
+        if section & 1 == 1 && vma.vm_lock_seq().load(Relaxed) == section {
+            return Err("I3: locked, and write-locked by a section of its mm");
+        }
+        Ok([vma.vm_start(), vma.vm_end(), vma.vm_flags()].map(|w| w.load(Relaxed)))
+    })
+}
+
+/// A reader that is watched.
+fn lookup<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>, mm: MmPtr<K>, address: u64) {
+    w.met.lookups.fetch_add(1, Ordering::Relaxed);
+    let Some(vma) = lock_vma_under_rcu::<K>(cpu, w.k, mm, address) else { return };
+    w.met.locked.fetch_add(1, Ordering::Relaxed);
+    let first = look(cpu, w.k, mm, vma, address);
+    (0..cpu.random() % 8).for_each(|_| Sim::cpu_relax());
+    match (first, look(cpu, w.k, mm, vma, address)) {
+        (Ok(a), Ok(b)) if a == b => {}
+        (Ok(_), Ok(_)) => panic!("I5: its range or flags change while it is locked"),
+        (Err(e), _) | (_, Err(e)) => panic!("{e}"),
+    }
+    K::Lock::vma_end_read(cpu, vma);
+}
+
+/// First page of a slot.
+fn slot(i: u64) -> u64 {
+    BASE + i % SLOTS * STRIDE * PAGE
+}
+
+/// A CPU's calls; what they answer is the fuzzer's business and not this one's.
+fn calls<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>) {
+    let k = w.k;
+    // An mm of this CPU's own, for lives that end.
+    let mut own = mm_alloc(cpu, k);
+    let map = |mm, at| {
+        let _ = vm_mmap(cpu, k, mm, Some(at), PAGES * PAGE, RW);
+    };
+    let cut = |mm, at, pages: u64| {
+        let _ = vm_munmap(cpu, k, mm, at, pages * PAGE);
+    };
+    let unmap = |mm, at| cut(mm, at, PAGES + 2);
+    for _ in 0..OPERATIONS {
+        let r = cpu.random();
+        let (mm, other) = (w.mms[(r & 1) as usize], w.mms[(r & 1 ^ 1) as usize]);
+        let at = slot(r >> 8);
+        match r >> 16 & 31 {
+            0..12 => lookup(cpu, w, mm, at + (r >> 24) % (PAGES + 2) * PAGE),
+            12..14 => {
+                let _ = do_user_addr_fault(cpu, k, mm, at + (r >> 24) % PAGES * PAGE, true);
+            }
+            14..17 => unmap(mm, at),
+            17..20 => map(mm, at + (r >> 24 & 1) * 2 * PAGE),
+            20 => cut(mm, at + PAGE, 1),
+            21 => {
+                let _ = sys_mprotect(cpu, k, mm, at, 2 * PAGE, (r >> 24 & 1) as u32 * 2 + 1);
+            }
+            22 => {
+                let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+                let _ = sys_mremap(cpu, k, mm, at, PAGES * PAGE, PAGES * PAGE, flags, slot((r >> 8) + 1));
+            }
+            23 => {
+                if let Ok(child) = dup_mm(cpu, k, mm) {
+                    lookup(cpu, w, child, at);
+                    unmap(child, at);
+                    map(mm, slot((r >> 8) + 1));
+                    mmput(cpu, k, child);
+                }
+            }
+            24..26 => {
+                unmap(mm, at);
+                map(own, at);
+                unmap(own, at);
+                map(mm, at);
+            }
+            26 => mmput(cpu, k, std::mem::replace(&mut own, mm_alloc(cpu, k))),
+            // A, B, A.
+            _ => {
+                unmap(mm, at);
+                map(other, at);
+                unmap(other, at);
+                map(mm, at);
+            }
+        }
+        exit_to_user_mode(cpu);
+    }
+    mmput(cpu, k, own);
+}
+
+/// One run; what it found wrong.
+fn storm<K: Kconfig<A = Sim>>(m: &SimMachine, config: &KernelConfig, met: &Met) -> Result<(), String> {
+    let run = || {
+        let k = start_kernel::<K>(m, config);
+        let boot = k.cpu(0);
+        let w = World { k: &k, mms: [mm_alloc(&boot, &k), mm_alloc(&boot, &k)], met };
+        let all = run_on_cpus(m, &k, CPUS, |cpu| calls(cpu, &w));
+        w.mms.into_iter().for_each(|mm| mmput(&boot, &k, mm));
+        let left = shutdown(&boot, &k);
+        let n = |e: VmEvent| all.iter().map(|c| c[e.slot()]).sum::<u64>() + boot.counters.get(e);
+        assert!(left.is_clean(), "something is left at the end: {left:?}");
+        assert_eq!(n(VmEvent::Warn), 0, "a condition that must not be");
+        assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree), "VMAs allocated and freed");
+    };
+    catch_unwind(AssertUnwindSafe(run)).map_err(|e| text(&*e))
+}
+
+/// How many seeds a busted protocol may take until it is caught, for each that another one is run with.
+const PATIENCE: u64 = 10;
+
+/// Runs build `K` with `seeds` seeds, or until something is wrong. `begins` is told of each seed.
+///
+/// # Errors
+/// What is wrong; `begins` knows with which seed.
+pub fn run<K: Kconfig<A = Sim>>(seeds: u64, begins: &mut dyn FnMut(String)) -> Result<(), String> {
+    let m = SimMachine::new(SimConfig::nodes(2, CPUS / 2)).map_err(|e| format!("no simulator: {e}"))?;
+    let cache = if matches!(K::Lock::REUSE, Reuse::Forbids(_)) { "call_rcu" } else { "typesafe" };
+    let busted = declared::<K::Lock>() == Claim::Busted;
+    let met = Met::default();
+    for seed in 0..if busted { seeds * PATIENCE } else { seeds } {
+        let allocator = ["slub", "sheaves"][(seed / 2 % 2) as usize];
+        let v = variant::parse(&format!("{}+{cache}@{allocator}", K::Lock::NAME))?;
+        let config = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
+        let by_priority = seed % 2 == 1;
+        m.set_jitter((!by_priority).then(|| Jitter { seed, every: 20 + 20 * (seed / 4 % 8) as u32, max_ns: 4_000 }));
+        let changes = 2 + (seed / 4 % 4) as u32;
+        m.set_priorities(by_priority.then_some(Priorities { seed, changes, within: 60_000, gap_ns: 200_000 }));
+        begins(format!("seed {seed}, {} on {allocator}", if by_priority { "priorities" } else { "delays" }));
+        storm::<K>(&m, &config, &met)?;
+    }
+    let (lookups, locked) = (met.lookups.into_inner(), met.locked.into_inner());
+    if locked == 0 || locked == lookups {
+        return Err(format!("{locked} of {lookups} lookups had the lock: this shows nothing"));
+    }
+    Ok(())
+}
