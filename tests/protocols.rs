@@ -44,7 +44,7 @@ fn every_combination_runs_and_leaves_nothing() {
 fn balances_of_every_protocol_hold_on_4_simulated_cpus() {
     let config = SimConfig { bytes_per_node: 256 << 20, ..SimConfig::nodes(2, 2) };
     let m = SimMachine::new(config).unwrap();
-    m.set_jitter(Some(Jitter { seed: 5, every: 50, max_ns: 3_000 }));
+    m.set_jitter(Some(Jitter { seed: 5, every: 50, max_ns: 3_000, at_names: false }));
     let machine = Machine::Sim(Box::new(m));
     let named = variant::named();
     let others: Vec<_> = variant::each_once().into_iter().filter(|v| !named.contains(v)).collect();
@@ -66,7 +66,7 @@ fn the_whole_port_comes_out_as_declared() {
         let request = Request {
             protocol: p.name.into(),
             scenario: whole::WHOLE.into(),
-            bound: Bound::QUICK,
+            bound: Bound { seeds: 48, ..Bound::QUICK },
             weaken: None,
             survey: false,
         };
@@ -77,7 +77,7 @@ fn the_whole_port_comes_out_as_declared() {
         assert!(s.as_declared(), "{s:?}");
         caught += u32::from(s.shown == "busted");
     }
-    assert!(caught >= 5 && caught < PROTOCOLS.len() as u32, "{caught} caught");
+    assert!(caught >= 7, "{caught} caught");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn machine(nodes: u32, cpus: u32) -> SimMachine {
 fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u64) -> Outcome {
     // Many short delays, some that last as long as a slow path, few as long as a tick.
     let (every, max_ns) = [(50, 3_000), (7, 500), (400, 30_000), (3_000, 300_000)][seed as usize % 4];
-    m.set_jitter((seed > 0).then_some(Jitter { seed, every, max_ns }));
+    m.set_jitter((seed > 0).then_some(Jitter { seed, every, max_ns, at_names: false }));
     // Ten ticks a millisecond, so that grace periods end within a short span.
     let kernel = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
     let threads = m.config().cpus.len() as u32;

@@ -294,7 +294,7 @@ fn sim_confesses() {
             let mut seen = BTreeSet::new();
             for seed in 0..200 {
                 m.reset();
-                m.set_jitter(Some(Jitter { seed, every: 2, max_ns: 400 }));
+                m.set_jitter(Some(Jitter { seed, every: 2, max_ns: 400, at_names: false }));
                 let words = m.arena().boot_new(0, Words::<Sim>::new());
                 let results: Vec<Mutex<[u32; 2]>> = shape.parts.iter().map(|_| Mutex::new(NONE)).collect();
                 let job = |(cpu, part): (u32, Part<Sim>)| {

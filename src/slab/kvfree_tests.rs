@@ -125,7 +125,7 @@ fn torture(seed: u64, allocator: Allocator, early: bool) -> u64 {
     })
     .unwrap();
     m.reset();
-    m.set_jitter(Some(Jitter { seed, every: 40, max_ns: 40_000 }));
+    m.set_jitter(Some(Jitter { seed, every: 40, max_ns: 40_000, at_names: false }));
     let node_of = |c: u32| if c < CPUS { m.node_of(c) } else { 0 };
     let pages = page_alloc_init::<Sim>(m.arena(), CPUS, &node_of);
     let rcu = RcuState::new(

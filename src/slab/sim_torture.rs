@@ -37,7 +37,7 @@ fn torture(m: &SimMachine, plan: Plan) -> bool {
     let Plan { seed, flags, allocator, cpus, steps } = plan;
     let sheaves = allocator == Allocator::Sheaves;
     m.reset();
-    m.set_jitter(Some(Jitter { seed, every: 12, max_ns: 2_000 }));
+    m.set_jitter(Some(Jitter { seed, every: 12, max_ns: 2_000, at_names: false }));
     let node_of = |c: u32| m.node_of(c);
     let pages = page_alloc_init::<Sim>(m.arena(), cpus, &node_of);
     let rcu = RcuState::new(m.arena(), cpus, node_of, &RcuConfig::default());

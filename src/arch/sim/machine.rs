@@ -60,6 +60,8 @@ pub struct Jitter {
     pub every: u32,
     /// Longest delay, ns.
     pub max_ns: u64,
+    /// Whether every second pass of a named place ([`crate::arch::Arch::pause_point`]) is one of them, too.
+    pub at_names: bool,
 }
 
 /// Priorities instead of delays (probabilistic concurrency testing, Burckhardt and others, ASPLOS 2010): the CPU with the
@@ -444,6 +446,23 @@ impl Core {
             self.clock += self.cpus.len() as u64 * p.gap_ns.saturating_mul(PS_PER_NS);
             self.until_delay = self.cpus[self.me as usize].changes.pop().unwrap_or(u32::MAX);
         }
+    }
+
+    /// A named place is passed.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn named_place(&mut self) {
+        if let Some(j) = self.jitter.filter(|j| j.at_names)
+            && self.draw(2) == 0
+        {
+            self.clock += self.draw(j.max_ns.saturating_mul(PS_PER_NS));
+        }
+    }
+
+    /// Whether delays are drawn.
+    #[inline(always)]
+    pub(super) fn jitters(&self) -> bool {
+        self.jitter.is_some()
     }
 
     /// Starts the sequence of delays of a run.

@@ -210,6 +210,16 @@ impl Arch for Sim {
     }
 
     #[inline(always)]
+    fn pause_point(_: &'static str) {
+        let core = machine::running();
+        // SAFETY: the running machine; no hand-over here.
+        if !core.is_null() && unsafe { (*core).jitters() } {
+            // SAFETY: as above.
+            unsafe { (*core).named_place() }
+        }
+    }
+
+    #[inline(always)]
     fn store_low_byte_release(word: &SimCell<u32>, v: u8) {
         touch(word, Kind::Store);
         word.0.store(word.0.load(Relaxed) & !0xff | u32::from(v), Relaxed);

@@ -506,7 +506,7 @@ fn misses_are_told_apart_by_word_of_the_object() {
 #[test]
 fn each_seed_of_the_jitter_is_an_interleaving_of_its_own() {
     let run = |seed| {
-        let jitter = Some(Jitter { seed, every: 50, max_ns: 500 });
+        let jitter = Some(Jitter { seed, every: 50, max_ns: 500, at_names: false });
         let m = SimMachine::new(SimConfig { bytes_per_node: 4 << 20, jitter, ..SimConfig::nodes(2, 4) }).unwrap();
         assert_eq!(contend(&m, 50), 8 * 50);
         m.stats()
@@ -525,7 +525,7 @@ fn litmus(first: fn(&Shared, bool) -> u32) -> Vec<(u32, u32)> {
     let m = machine(1, 2);
     for seed in 0..300 {
         m.reset();
-        m.set_jitter(Some(Jitter { seed, every: 2, max_ns: 400 }));
+        m.set_jitter(Some(Jitter { seed, every: 2, max_ns: 400, at_names: false }));
         let s = shared(&m, 0);
         let r = [std::sync::atomic::AtomicU32::new(9), std::sync::atomic::AtomicU32::new(9)];
         m.run(vec![
@@ -575,7 +575,7 @@ fn sleeping_readers_and_writers_lose_no_wake_up_in_many_interleavings() {
     let mut slept = 0;
     for seed in 0..40 {
         m.reset();
-        m.set_jitter(Some(Jitter { seed, every: 40, max_ns: 20_000 }));
+        m.set_jitter(Some(Jitter { seed, every: 40, max_ns: 20_000, at_names: false }));
         let s = shared(&m, 0);
         let sem = m.arena().boot_new(0, RwSemaphore::<Sim>::new());
         let set = for_test_set::<Sim>(8);

@@ -26,7 +26,7 @@ fn work(never: &Atomic<Sim, u32>, ns: u64) {
 fn wait_among_crowd(n: u32, crowd_reads: bool, seed: u64) -> (u64, u64) {
     let m = SimMachine::new(SimConfig { bytes_per_node: 16 << 20, ..SimConfig::nodes(1, n) }).unwrap();
     m.reset();
-    m.set_jitter((seed > 0).then_some(Jitter { seed, every: 50, max_ns: 3_000 }));
+    m.set_jitter((seed > 0).then_some(Jitter { seed, every: 50, max_ns: 3_000, at_names: false }));
     let a = m.arena();
     let nodes = PerCpu::new(a, n, |_| 0, "lock_nodes", |_| LockNodes::<Sim>::new());
     let sem = a.boot_new(0, RwSemaphore::<Sim>::new());
