@@ -236,13 +236,13 @@ pub fn run<K: Kconfig<A = Sim>>(seeds: u64, begins: &mut dyn FnMut(String)) -> R
     let busted = declared::<K::Lock>() == Some(Claim::Busted);
     let met = Met::default();
     for seed in 0..if busted { seeds * PATIENCE } else { seeds } {
-        let allocator = ["slub", "sheaves"][(seed / 2 % 2) as usize];
+        let allocator = ["slub", "sheaves"][(seed / 4 % 2) as usize];
         let v = variant::parse(&format!("{}+{cache}@{allocator}", K::Lock::NAME))?;
         let config = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
         let by_priority = seed % 4 == 3;
-        let every = [500, 1000, 3000][(seed / 4 % 3) as usize];
+        let every = [500, 1000, 3000][(seed / 8 % 3) as usize];
         m.set_jitter((!by_priority).then_some(Jitter { seed, every, max_ns: 60_000, at_names: true }));
-        let changes = 2 + (seed / 4 % 4) as u32;
+        let changes = 2 + (seed / 8 % 4) as u32;
         m.set_priorities(by_priority.then_some(Priorities { seed, changes, within: 60_000, gap_ns: 200_000 }));
         begins(format!("seed {seed}, {} on {allocator}", if by_priority { "priorities" } else { "delays" }));
         storm::<K>(&m, &config, &met)?;
