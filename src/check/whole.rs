@@ -103,7 +103,8 @@ fn lookup<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>, mm: MmPtr<K>, a
     let Some(vma) = lock_vma_under_rcu::<K>(cpu, w.k, mm, address) else { return };
     w.met.locked.fetch_add(1, Ordering::Relaxed);
     let first = look(cpu, w.k, mm, vma, address);
-    (0..cpu.random() % 8).for_each(|_| Sim::cpu_relax());
+    // Long enough for a call of another CPU, now and then for several.
+    (0..cpu.random() % 16 * 32).for_each(|_| Sim::cpu_relax());
     match (first, look(cpu, w.k, mm, vma, address)) {
         (Ok(a), Ok(b)) if a == b => {}
         (Ok(_), Ok(_)) => panic!("I5: its range or flags change while it is locked"),
@@ -181,7 +182,8 @@ impl<K: Kconfig<A = Sim>> Caller<'_, K> {
             2 | 3 => self.map(mm, at + (r >> 24 & 1) * 2 * PAGE),
             4 => self.unmap(mm, at + PAGE, 1),
             5 => {
-                let _ = sys_mprotect(cpu, k, mm, at, 2 * PAGE, (r >> 24 & 1) as u32 * 2 + 1);
+                let pages = if r >> 25 & 1 == 0 { 2 } else { PAGES };
+                let _ = sys_mprotect(cpu, k, mm, at, pages * PAGE, (r >> 24 & 1) as u32 * 2 + 1);
             }
             6 => self.move_to(mm, at, next),
             7 => {
