@@ -63,7 +63,7 @@ impl<'a> Contender<'a> {
 pub struct Row {
     /// Whose figure it is.
     pub ours: &'static str,
-    /// Against the fastest of these.
+    /// Against the fastest of these; nobody: the figure alone.
     pub against: &'static [&'static str],
     /// Time aimed at, as a multiple of that; `None`: only reported.
     pub target: Option<f64>,
@@ -287,36 +287,38 @@ impl Bench {
         }
         for row in rows {
             let Some(ours) = find(row.ours) else { continue };
+            let spread = |f: &Figure| match cpus {
+                1 => format!("median {:.2}", f.spread.1),
+                _ => format!("{:.1}..{:.1}, {} of {}", f.spread.0, f.spread.1, f.samples.0, f.samples.1),
+            };
             let best = row.against.iter().filter_map(|a| find(a)).filter(|f| f.ns.is_finite());
-            let Some(best) = best.min_by(|a, b| a.ns.total_cmp(&b.ns)) else {
+            let best = best.min_by(|a, b| a.ns.total_cmp(&b.ns));
+            if best.is_none() && !row.against.is_empty() {
                 println!("{group} | {}: nobody to compare with", row.ours);
                 continue;
-            };
-            let ratio = ours.ns / best.ns;
-            let enough = ours.samples.0.min(best.samples.0) >= 5;
+            }
+            let ratio = best.map(|b| ours.ns / b.ns);
+            let enough = ours.samples.0.min(best.map_or(usize::MAX, |b| b.samples.0)) >= 5;
             let verdict = match row.target {
                 _ if self.tests => "one pass",
                 _ if !enough => "too few undisturbed samples",
                 None => "reported",
                 // As it is printed.
-                Some(t) if (ratio * 100.0).round() / 100.0 <= t => "met",
+                Some(t) if ratio.is_some_and(|r| (r * 100.0).round() / 100.0 <= t) => "met",
                 Some(_) => "not met",
             };
             let target = row.target.map_or("-".into(), |t| format!("<= {t:.2}"));
-            let spread = |f: &Figure| match cpus {
-                1 => format!("median {:.2}", f.spread.1),
-                _ => format!("{:.1}..{:.1}, {} of {}", f.spread.0, f.spread.1, f.samples.0, f.samples.1),
-            };
-            println!(
-                "{group:<38} {:<26} {:>9.2} ns | {:<30} {:>9.2} ns | ratio {ratio:>5.2} target {target:<7} {verdict} \
-                 [{}; {}]",
-                row.ours,
-                ours.ns,
-                best.name,
-                best.ns,
-                spread(ours),
-                spread(best)
-            );
+            print!("{group:<38} {:<26} {:>9.2} ns | ", row.ours, ours.ns);
+            match (best, ratio) {
+                (Some(best), Some(ratio)) => println!(
+                    "{:<30} {:>9.2} ns | ratio {ratio:>5.2} target {target:<7} {verdict} [{}; {}]",
+                    best.name,
+                    best.ns,
+                    spread(ours),
+                    spread(best)
+                ),
+                _ => println!("{verdict} [{}]", spread(ours)),
+            }
             let all: serde_json::Map<String, serde_json::Value> = figures
                 .iter()
                 .map(|f| {
@@ -326,7 +328,8 @@ impl Bench {
                 })
                 .collect();
             let line = json!({"schema": 1, "kind": "primitive", "bench": self.target, "group": group, "cpus": cpus,
-                "ours": row.ours, "ours_ns": ours.ns, "anchor": best.name, "anchor_ns": best.ns, "ratio": ratio,
+                "ours": row.ours, "ours_ns": ours.ns, "anchor": best.map(|b| &b.name), "anchor_ns": best.map(|b| b.ns),
+                "ratio": ratio,
                 "target": row.target, "verdict": verdict, "statistic": if cpus == 1 { "minimum" } else { "median" },
                 "figures": all, "quick": self.quick || self.tests, "host": self.host, "cpu_model": self.model,
                 "load": load(), "commit": env!("FAULTLINE_COMMIT")});
