@@ -66,12 +66,14 @@ pub fn cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
         row("T2", "at another address", Exhaustive, 1, t2_elsewhere, &[], fault, &[]),
         row("T3", "", Stepped, 2, t3, turn, fault, &[point::VM_MM]),
         row("T4", "", Stepped, 2, t4, turn, fault, &[point::DETACHED]),
-        row("T5", "", Stepped, 3, t5, turn, fault, &[point::VM_MM]),
+        row("T5", "a fork", Stepped, 3, t5, turn, fault, &[point::VM_MM]),
+        row("T5", "an exit", Stepped, 2, t5_exit, turn, fault, &[point::VM_MM]),
         row("T6", "", Stepped, 2, t6, &[TURN, point::WAIT], fault, &[point::VM_MM, point::WAKE]),
         row("T7", "", Exhaustive, 1, t7, &[], fault_and_set, &[]),
         row("T8", "first look in time", Stepped, 1, t8_early, turn, not_in_vain, &[]),
         row("T8", "first look too early", Stepped, 1, t8_late, turn, not_in_vain, &[point::LOCK_WORD]),
-        row("T9", "", Stepped, 1, t9, turn, fault_each_turn, turn),
+        row("T9", "the end of the numbers", Stepped, 1, t9, turn, fault_each_turn, turn),
+        row("T9", "numbers of four bits", Stepped, 1, t9_narrow, turn, false_locked, turn),
     ]
 }
 
@@ -133,6 +135,11 @@ fn through_b<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 /// T3: A, B, A.
 fn t3<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
     through_b(cpu, s);
+    back_to_a(cpu, s);
+}
+
+/// A maps the VMA again, while the reader takes its other looks.
+fn back_to_a<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
     s.begin(cpu, A);
     s.alloc(A);
     // vm_mm and the range are A's again. Who waits for the reader here comes too late.
@@ -176,6 +183,13 @@ fn t5<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
     s.attach(cpu, C);
     s.end(cpu, C);
     s.end(cpu, A);
+}
+
+/// T5: as T3, but B's VMA goes because B ends, as in `exit_mmap()`.
+fn t5_exit<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    through_b(cpu, s);
+    s.mmdrop(cpu, s.mm(B));
+    back_to_a(cpu, s);
 }
 
 /// T6: B ends while the reader lets go of B's VMA.
@@ -265,6 +279,44 @@ fn t9<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
         s.end(cpu, A);
         W::pause_point(TURN);
     }
+}
+
+/// The number of section `i` where a number has four bits: odd, and every eighth section has it again.
+fn narrow(i: u32) -> u32 {
+    2 * (i % 8) + 1
+}
+/// Sections from one that write-locks the VMA to the next.
+const APART: u32 = 11;
+
+/// T9: sections whose numbers come again while the VMA still has the one that it was last locked with.
+fn t9_narrow<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    for i in 0..SECTIONS {
+        s.next_section(A, narrow(i));
+        s.begin(cpu, A);
+        if i % APART == 0 {
+            s.start_write(cpu, A);
+        }
+        W::pause_point(TURN);
+        s.end(cpu, A);
+        W::pause_point(TURN);
+    }
+}
+
+/// The reader of it: in each section and behind it, locked or not as the numbers say, which is wrong in three sections,
+/// and in all three keeps it out.
+fn false_locked<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    let mut in_vain = 0;
+    for i in 0..SECTIONS {
+        let seen = s.fault(cpu, || ());
+        let equal = narrow(i) == narrow(i - i % APART);
+        let locked = matches!(seen, Seen::Aborted(AbortCause::SeqEarly | AbortCause::SeqLate));
+        assert!(if equal { locked } else { seen == Seen::Locked }, "section {i}: {seen:?}");
+        in_vain += u32::from(locked && !i.is_multiple_of(APART));
+        W::pause_point(TURN);
+        assert_eq!(s.fault(cpu, || ()), Seen::Locked, "behind section {i}");
+        W::pause_point(TURN);
+    }
+    assert_eq!(in_vain, 3, "false locked");
 }
 
 /// A reader that comes at each turn: it may find the VMA locked though nobody has it, never the other way round.

@@ -228,16 +228,16 @@ fn storm<K: Kconfig<A = Sim>>(m: &SimMachine, config: &KernelConfig, met: &Met) 
 /// How many seeds a busted protocol may take until it is caught, for each that another one is run with.
 const PATIENCE: u64 = 20;
 
-/// Runs build `K` with `seeds` seeds, or until something is wrong. `begins` is told of each seed.
+/// Runs build `K` with `seeds` seeds from `first` on, or until something is wrong. `begins` is told of each seed.
 ///
 /// # Errors
 /// What is wrong; `begins` knows with which seed.
-pub fn run<K: Kconfig<A = Sim>>(seeds: u64, begins: &mut dyn FnMut(String)) -> Result<(), String> {
+pub fn run<K: Kconfig<A = Sim>>(first: u64, seeds: u64, begins: &mut dyn FnMut(String)) -> Result<(), String> {
     let m = SimMachine::new(SimConfig::nodes(2, CPUS / 2)).map_err(|e| format!("no simulator: {e}"))?;
     let cache = if matches!(K::Lock::REUSE, Reuse::Forbids(_)) { "call_rcu" } else { "typesafe" };
     let busted = declared::<K::Lock>() == Some(Claim::Busted);
     let met = Met::default();
-    for seed in 0..if busted { seeds * PATIENCE } else { seeds } {
+    for seed in first..first + if busted { seeds * PATIENCE } else { seeds } {
         let allocator = ["slub", "sheaves"][(seed / 4 % 2) as usize];
         let v = variant::parse(&format!("{}+{cache}@{allocator}", K::Lock::NAME))?;
         let config = v.configure(KernelConfig { seed, ..KernelConfig::default().hz(10_000) });
