@@ -56,7 +56,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Differences and bad lines that are spelt out.
+/// Differences that are spelt out.
 const SPELT: usize = 20;
 /// Memory a worker may use.
 const BYTES_PER_WORKER: usize = 768 << 20;
@@ -123,11 +123,14 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         if let (true, Some(p)) = (a.strict, log.problems.first()) {
             return Err(Failure::Input(format!("--strict: {p}")));
         }
-        for p in log.problems.iter().take(SPELT) {
-            eprintln!("faultline: {p}");
+        if let (true, Some((name, n))) = (a.strict, log.not_ported.first_key_value()) {
+            let file = &log.file;
+            return Err(Failure::Input(format!(
+                "--strict: {file}: {name}, {n} times: a memory call that is not ported"
+            )));
         }
-        if log.problems.len() > SPELT {
-            eprintln!("faultline: {}: {} more lines that cannot be read", log.file, log.problems.len() - SPELT);
+        for p in &log.problems {
+            eprintln!("faultline: {p}");
         }
         loaded.push((log, trace));
     }
@@ -266,6 +269,10 @@ fn text(r: &Report) -> String {
     if !log.unknown.is_empty() {
         let names: Vec<String> = log.unknown.iter().map(|(n, c)| format!("{n} {c}")).collect();
         out += &format!("  no memory calls, counted only: {}\n", names.join(", "));
+    }
+    if !log.not_ported.is_empty() {
+        let names: Vec<String> = log.not_ported.iter().map(|(n, c)| format!("{n} {c}")).collect();
+        out += &format!("  memory calls that are not ported; what they did is missing below: {}\n", names.join(", "));
     }
     if !log.problems.is_empty() {
         out += &format!("  lines that could not be read: {}; what they did is missing below\n", log.problems.len());
@@ -413,7 +420,7 @@ fn as_json(r: &Report) -> Value {
     json!({
         "file": t.file, "hash": format!("{:016x}", t.hash), "compression": r.compression, "lines": log.lines,
         "problems": log.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "not_memory_calls": log.unknown, "signals": log.signals, "threads": t.threads, "address_spaces": t.spaces.len(),
+        "not_memory_calls": log.unknown, "not_ported": log.not_ported, "signals": log.signals, "threads": t.threads, "address_spaces": t.spaces.len(),
         "files": t.files.len(), "calls": t.calls, "left_out": left, "foreign": t.foreign, "moved": t.moved,
         "open_at_end": t.open_at_end, "touch": r.touch.name(), "touch_policy": r.touch.policy(), "variants": runs,
         "kernel": kernel,

@@ -11,7 +11,8 @@
 //! around it: everything meets everything. A difference is shrunk ([`shrink`]) to a script and a token ([`token`]).
 //!
 //! INVARIANT: a call never reaches memory outside the window: the generator does not draw such calls, and the helper
-//! process refuses them once more on its own.
+//! process refuses them once more on its own. Only its beginning maps elsewhere: in rounds at the limit of VMAs it fills up a
+//! range of its own far from the window (`helper/begin.rs`, `crowd`), which no call reaches.
 //!
 //! Rounds about placement ([`place`]) are another kind: there the kernel chooses addresses, among those that the helper's
 //! process has free, and what was mapped before the round stays as it is.

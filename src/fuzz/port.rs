@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The port as a backend: a kernel with one CPU in this process, booted anew for every round with the rules that it is to
 //! follow, and shut down at its end. So every round also checks that nothing was left: objects, pages, address spaces,
-//! charged memory, and that no warning was counted.
+//! charged memory, and that no warning was counted. The tree is validated after every call.
 //!
 //! It drives [`syscall`](crate::mm::syscall::syscall), as user mode does, on the calling thread; memory of the modelled
 //! machine is real memory, so bytes are real bytes.
@@ -17,7 +17,7 @@ use crate::cpu::tick::exit_to_user_mode;
 use crate::cpu::{Cpu, Errno};
 use crate::host::affinity;
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
-use crate::maple_tree::MapleEvent;
+use crate::maple_tree::{MapleEvent, mt_validate};
 use crate::mm::mm_types::{CAP_IPC_LOCK, DEFAULT_MAX_MAP_COUNT, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK};
 use crate::mm::util::OVERCOMMIT_ALWAYS;
 use crate::mm::{
@@ -352,7 +352,14 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
         for (i, c) in calls.iter().enumerate() {
             let before = round.counts();
             // A BUG_ON() or a failed assertion is a difference like any other: it is shrunk and told.
-            let Ok(result) = catch_unwind(AssertUnwindSafe(|| round.result(c))) else {
+            let call = || {
+                let result = round.result(c);
+                if !matches!(c, Call::Read { .. } | Call::Write { .. }) {
+                    mt_validate(round.process.mm.mm_mt()).unwrap_or_else(|e| panic!("the tree: {e}"));
+                }
+                result
+            };
+            let Ok(result) = catch_unwind(AssertUnwindSafe(call)) else {
                 out.push(Step { result: PANICKED, ..Step::default() });
                 // What it holds is not to be touched any more.
                 std::mem::forget(self.round.take());

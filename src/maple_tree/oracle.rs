@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The tree against an ordered map of disjoint ranges: random stores, clears, walks, steps and searches for holes, the
-//! validator after every store on small trees and now and then on large ones, and every node given back at the end.
+//! validator after every operation, and every node given back at the end.
 
 use super::golden::fingerprint;
 use super::*;
@@ -420,9 +420,7 @@ fn fuzz(mix: Mix) -> Met {
                 _ => {}
             },
         }
-        if p.map.len() < 40 || op % 64 == 0 {
-            met.height = met.height.max(p.validate().height);
-        }
+        met.height = met.height.max(p.validate().height);
         if op % 4096 == 0 {
             p.check_all();
             if mix.flags & MT_FLAGS_USE_RCU != 0 {

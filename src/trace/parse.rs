@@ -132,6 +132,17 @@ impl std::fmt::Display for Problem {
     }
 }
 
+/// Calls that change mappings, or what they hold, and are not ported: what they did is missing in a replay.
+pub const MEMORY_CALLS: [&str; 7] = [
+    "map_shadow_stack",
+    "mbind",
+    "old_mmap",
+    "process_madvise",
+    "process_mrelease",
+    "remap_file_pages",
+    "set_mempolicy_home_node",
+];
+
 /// A log as read.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
@@ -145,6 +156,8 @@ pub struct Log {
     pub problems: Vec<Problem>,
     /// Calls that are no memory calls, by name.
     pub unknown: BTreeMap<String, u64>,
+    /// Memory calls that the port does not know, by name.
+    pub not_ported: BTreeMap<String, u64>,
     /// Signals.
     pub signals: u64,
 }
@@ -289,11 +302,19 @@ impl Parser {
         r
     }
 
+    fn not_ported(&mut self, name: String) {
+        let list = if MEMORY_CALLS.contains(&name.as_str()) { &mut self.log.not_ported } else { &mut self.log.unknown };
+        *list.entry(name).or_default() += 1;
+    }
+
     /// A call whose thread ended in it.
     fn lost(&mut self, line: u64, tid: u32, o: Open) -> Result<(), String> {
-        if let Some(sys) = call(&o.name, &o.text)? {
-            let what = What::Call(sys, Ret::Unknown);
-            self.log.events.push(Event { line, begun: o.line, time_us: o.time_us, tid, what });
+        match call(&o.name, &o.text)? {
+            Some(sys) => {
+                let what = What::Call(sys, Ret::Unknown);
+                self.log.events.push(Event { line, begun: o.line, time_us: o.time_us, tid, what });
+            }
+            None => self.not_ported(o.name),
         }
         Ok(())
     }
@@ -311,7 +332,7 @@ impl Parser {
         let (args, rest) = close(args).ok_or("the call has no closing parenthesis")?;
         let result = rest.trim_start().strip_prefix('=').ok_or("the call has no result")?.trim();
         let Some(sys) = call(name, args)? else {
-            *self.log.unknown.entry(name.to_string()).or_default() += 1;
+            self.not_ported(name.to_string());
             return Ok(());
         };
         let ret = ret(result)?;

@@ -225,6 +225,21 @@ fn calls_that_are_no_memory_calls_are_counted_by_name() {
 }
 
 #[test]
+fn a_memory_call_that_is_not_ported_is_counted_apart() {
+    let log = read(
+        "1 remap_file_pages(0x7f0000000000, 4096, 0, 1, 0) = 0\n1 mbind(0x7f0000000000, 4096, MPOL_BIND, [0x1], 2, 0) = 0\n\
+         2 process_madvise(3, [{iov_base=0x7f0000000000, iov_len=4096}], 1, MADV_COLD, 0) = 4096\n1 getpid() = 1\n\
+         1 process_madvise(3, <unfinished ...>\n2 futex(0x7f, FUTEX_WAIT, 2, NULL <unfinished ...>\n\
+         1 +++ exited with 0 +++\n2 +++ killed by SIGKILL +++\n",
+    );
+    assert_eq!(log.problems, []);
+    let seen = |m: &BTreeMap<String, u64>| m.iter().map(|(n, c)| format!("{n} {c}")).collect::<Vec<_>>().join(", ");
+    assert_eq!(seen(&log.not_ported), "mbind 1, process_madvise 2, remap_file_pages 1");
+    // A call that its thread never came back from counts, too.
+    assert_eq!(seen(&log.unknown), "futex 1, getpid 1");
+}
+
+#[test]
 fn a_bad_line_is_named_with_file_line_and_text_and_the_rest_is_read() {
     let bad = [
         ("hello world", "neither a call"),

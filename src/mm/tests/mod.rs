@@ -35,7 +35,7 @@ use crate::arch::native::{NativeMachine, OsCpu};
 use crate::arch::{Native, Relaxed};
 use crate::cpu::{Cpu, Errno};
 use crate::init::{Kernel, KernelConfig, shutdown, start_kernel};
-use crate::maple_tree::MaState;
+use crate::maple_tree::{MaState, mt_validate};
 use crate::slab::Allocator;
 
 /// A page.
@@ -139,7 +139,7 @@ pub fn layout<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPt
     out
 }
 
-/// Tree, VMAs and `map_count` agree; no VMA is locked.
+/// Tree, VMAs and `map_count` agree, the tree is sound, no VMA is locked.
 pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>) {
     let mut mas = MaState::new(mm.mm_mt(), k.maple, 0, 0);
     let mut v = vma_next::<K>(cpu, &mut mas);
@@ -167,6 +167,8 @@ pub fn check_tree<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: 
         v = vma_next::<K>(cpu, &mut mas);
     }
     assert_eq!(n, mm.map_count.get());
+    let shape = mt_validate(mm.mm_mt()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(shape.entries as i64, i64::from(n), "entries of the tree");
     assert_eq!((pages, data), (mm.total_vm.load(Relaxed), mm.data_vm.get()));
     assert_eq!((exec, stack, locked), (mm.exec_vm.get(), mm.stack_vm.get(), mm.locked_vm.get()));
     assert_eq!(mm.mm_lock_seq.word().load(Relaxed) % 2, 0);

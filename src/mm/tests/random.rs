@@ -149,8 +149,8 @@ fn against_a_table<K: Kconfig<A = Native>>(boot: Boot) {
                 .collect();
             assert_eq!(got, want, "round {round}: {len} pages at {at}");
             most = most.max(got.len());
+            check_tree(cpu, k, mm);
             if round % 100 == 0 {
-                check_tree(cpu, k, mm);
                 let charged = crate::mm::util::vm_memory_committed(cpu, k);
                 assert_eq!(charged, crate::mm::util::accounted_pages(cpu, k, mm) as i64, "round {round}");
             }
