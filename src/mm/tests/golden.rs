@@ -6,8 +6,9 @@ use super::*;
 use crate::maple_tree::MapleEvent;
 use crate::mm::file::{FileSpec, file_open, fput};
 use crate::mm::mm_types::{VM_DONTDUMP, VM_NORESERVE};
-use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED};
-use crate::mm::{vm_mmap, vm_munmap};
+use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use crate::mm::mremap::{MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE};
+use crate::mm::{do_user_addr_fault, dup_mm, mmput, sys_mremap, vm_mmap, vm_munmap};
 
 on_every_variant! {
     fn vmas_of_each_mapping_and_unmapping = mapping;
@@ -212,6 +213,22 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
         for i in order {
             map(i * 64 + 16, 12, RW);
         }
+        let mremap = |from: u64, old: u64, new: u64, flags: u32, to: u64| {
+            let to = if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) == 0 { 0 } else { BASE + to * P };
+            sys_mremap(cpu, k, mm, BASE + from * P, old * P, new * P, flags, to).unwrap();
+        };
+        // `n` VMAs of two pages each, one beside the other, every second with other flags.
+        let row_of = |at: u64, n: u64| {
+            for i in 0..n {
+                map(at + 2 * i, 2, if i % 2 == 0 { RW | VM_NORESERVE } else { RW });
+            }
+        };
+        let stack = |at: u64| {
+            let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN;
+            map_args(cpu, k, mm, (BASE + at * P, 4 * P), PROT_READ | PROT_WRITE, flags, None).unwrap();
+        };
+        // Far from all others.
+        const STACK: u64 = 2 * VMAS * 64;
         type Op<'a> = Box<dyn Fn(u64) + 'a>;
         let nothing = || -> Op<'_> { Box::new(|_| {}) };
         // Name; before, measured, after, on the VMA at pages at + 16 to at + 28; the table's exact, slot, node, split or
@@ -221,6 +238,8 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
         // The table is 7.3's (1.3 nodes dead where 1.4 stands here: which stores span depends on what was stored before).
         // 6.12 rebuilds up to the root where a store spans leaves, and more are dead (maple_tree/cost.rs has both).
         let by_rules = |v6_12: f64, v7_3: f64| if boot.slab == Allocator::Slub { v6_12 } else { v7_3 };
+        // What the table has no row for in this field of VMAs, which is not its: held to what came out.
+        let came = |v6_12: [f64; 7], v7_3: [f64; 7]| if boot.slab == Allocator::Slub { v6_12 } else { v7_3 };
         let rows: Vec<(&str, Op<'_>, Op<'_>, Op<'_>, [f64; 7])> = vec![
             (
                 "mmap, alone",
@@ -320,6 +339,139 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                 Box::new(|at| clear(at + 16, 12)),
                 [0., 0., 0., 0., 0., 0., 0.],
             ),
+            (
+                "munmap, between two adjacent ones",
+                Box::new(|at| row_of(at + 28, 2)),
+                Box::new(|at| unmap(at + 28, 2)),
+                Box::new(|at| unmap(at + 28, 4)),
+                came([1., 0., 0., 0., 0., 0., 0.], [N; 7]),
+            ),
+            (
+                "munmap, head",
+                nothing(),
+                Box::new(|at| unmap(at + 16, 4)),
+                Box::new(|at| map(at + 16, 4, RW)),
+                came([0., 0., 2., 0., 0., 2., 2.], [N; 7]),
+            ),
+            (
+                "munmap, tail",
+                nothing(),
+                Box::new(|at| unmap(at + 24, 4)),
+                Box::new(|at| map(at + 24, 4, RW)),
+                came([0., 0., 1.83, 0.01, 0.17, 4.05, 2.70], [N; 7]),
+            ),
+            (
+                "munmap, over 2 adjacent ones",
+                Box::new(|at| row_of(at + 32, 2)),
+                Box::new(|at| unmap(at + 32, 4)),
+                nothing(),
+                came([0., 0., 0.84, 0.06, 0.11, 3.62, 2.65], [N; 7]),
+            ),
+            (
+                "munmap, over 5 adjacent ones",
+                Box::new(|at| row_of(at + 32, 5)),
+                Box::new(|at| unmap(at + 32, 10)),
+                nothing(),
+                came([0., 0., 3.70, 0.13, 0.17, 4.86, 3.21], [N; 7]),
+            ),
+            (
+                "munmap, over 20 adjacent ones",
+                Box::new(|at| row_of(at + 32, 20)),
+                Box::new(|at| unmap(at + 32, 40)),
+                nothing(),
+                came([0., 0., 17., 1., 1., 17., 9.73], [N; 7]),
+            ),
+            (
+                "MAP_FIXED over 5 adjacent ones",
+                Box::new(|at| row_of(at + 32, 5)),
+                Box::new(|at| map(at + 32, 10, VM_READ)),
+                Box::new(|at| unmap(at + 32, 10)),
+                came([0., 0., 3.73, 0.09, 0.19, 4.76, 3.09], [N; 7]),
+            ),
+            (
+                "MAP_FIXED over 20 adjacent ones",
+                Box::new(|at| row_of(at + 32, 20)),
+                Box::new(|at| map(at + 32, 40, VM_READ)),
+                Box::new(|at| unmap(at + 32, 40)),
+                came([0., 0., 17., 1., 1., 17., 9.62], [N; 7]),
+            ),
+            (
+                "mremap, moved whole",
+                nothing(),
+                Box::new(|at| mremap(at + 16, 12, 12, MREMAP_MAYMOVE | MREMAP_FIXED, at + 40)),
+                Box::new(|at| mremap(at + 40, 12, 12, MREMAP_MAYMOVE | MREMAP_FIXED, at + 16)),
+                came([0., 0., 1.72, 0.09, 0.19, 5.04, 2.97], [N; 7]),
+            ),
+            (
+                "mremap, a middle part moved",
+                nothing(),
+                Box::new(|at| mremap(at + 20, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED, at + 40)),
+                Box::new(|at| {
+                    unmap(at + 40, 4);
+                    map(at + 20, 4, RW);
+                }),
+                came([1., 0., 2.59, 0.41, 0., 6.25, 3.72], [N; 7]),
+            ),
+            (
+                "mremap, DONTUNMAP",
+                nothing(),
+                Box::new(|at| {
+                    mremap(at + 16, 12, 12, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, at + 40);
+                }),
+                Box::new(|at| unmap(at + 40, 12)),
+                came([0., 0., 0.95, 0.05, 0., 1.43, 1.11], [N; 7]),
+            ),
+            (
+                "mremap, grown in place",
+                nothing(),
+                Box::new(|at| mremap(at + 16, 12, 16, 0, 0)),
+                Box::new(|at| unmap(at + 28, 4)),
+                came([0., 0.82, 0., 0., 0.18, 2.30, 0.92], [N; 7]),
+            ),
+            (
+                "mremap, shrunk",
+                nothing(),
+                Box::new(|at| mremap(at + 16, 12, 8, 0, 0)),
+                Box::new(|at| map(at + 24, 4, RW)),
+                came([0., 0., 1.85, 0., 0.15, 3.76, 2.61], [N; 7]),
+            ),
+            (
+                "a stack grows by a page",
+                Box::new(|_| stack(STACK)),
+                Box::new(|_| do_user_addr_fault(cpu, k, mm, BASE + (STACK - 1) * P, true).unwrap()),
+                Box::new(|_| unmap(STACK - 1, 5)),
+                [0., 1., 0., 0., 0., 0., 0.],
+            ),
+            (
+                "a thread's stack reserved, and opened but for its guard",
+                nothing(),
+                Box::new(|at| {
+                    map(at + 34, 12, VM_NORESERVE);
+                    modify(cpu, k, mm, (at + 35, 11), |f| f | RW).unwrap();
+                }),
+                Box::new(|at| unmap(at + 34, 12)),
+                came([0., 0., 1.75, 0.25, 0., 4.00, 2.46], [N; 7]),
+            ),
+            (
+                "a thread's stack unmapped",
+                Box::new(|at| {
+                    map(at + 34, 12, VM_NORESERVE);
+                    modify(cpu, k, mm, (at + 35, 11), |f| f | RW).unwrap();
+                }),
+                Box::new(|at| unmap(at + 34, 12)),
+                nothing(),
+                came([0., 0., 0.92, 0.03, 0.04, 2.72, 2.31], [N; 7]),
+            ),
+            (
+                "an arena grows into what it has reserved",
+                Box::new(|at| {
+                    map(at + 34, 12, VM_NORESERVE);
+                    modify(cpu, k, mm, (at + 34, 4), |f| f | RW).unwrap();
+                }),
+                Box::new(|at| modify(cpu, k, mm, (at + 38, 2), |f| f | RW).unwrap()),
+                Box::new(|at| unmap(at + 34, 12)),
+                came([0., 0.97, 0., 0., 0.03, 0.43, 0.17], [N; 7]),
+            ),
         ];
         let mut wrong = Vec::new();
         for (name, before, measured, after, want) in rows {
@@ -349,5 +501,13 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
             assert_eq!(mm.map_count.get(), VMAS as i32, "{name}");
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
+        // An exit frees the tree as it stands: no store, no node taken, none that waits for readers.
+        let child = dup_mm(cpu, k, mm).expect("memory");
+        let waiting = || cpu.counters.get(MapleEvent::CallRcu);
+        let before = waiting();
+        let at_exit = tree_work(cpu, || mmput(cpu, k, child));
+        assert_eq!(at_exit[..6], [0.; 6], "exit");
+        assert!(at_exit[6] > 0., "its nodes are dead all the same");
+        assert_eq!(waiting(), before, "and freed at once");
     });
 }
