@@ -579,8 +579,11 @@ fn balances(out: &Outcome) -> Vec<String> {
     hold("vma_alloc = vma_reclaim", c("vma_alloc"), c("vma_reclaim"));
     hold("anon_vma_alloc = anon_vma_free", c("anon_vma_alloc"), c("anon_vma_free"));
     hold("anon_vma_chain_alloc = anon_vma_chain_free", c("anon_vma_chain_alloc"), c("anon_vma_chain_free"));
-    let causes = out.counters.iter().filter(|(n, _)| n.starts_with("vma_lock_abort_")).map(|(_, v)| v).sum();
-    hold("vma_lock_abort = its causes", c("vma_lock_abort"), causes);
+    for sum in ["vma_lock_retry", "vma_lock_abort"] {
+        let of = |n: &str| n.strip_prefix(sum).is_some_and(|end| end.starts_with('_'));
+        let causes = out.counters.iter().filter(|(n, _)| of(n)).map(|(_, v)| v).sum();
+        hold(&format!("{sum} = its causes"), c(sum), causes);
+    }
     for side in ["read", "write"] {
         let (taken, bins) = (format!("mmap_lock_{side}"), format!("mmap_lock_{side}_wait_"));
         let waits = out.counters.iter().filter(|(n, _)| n.starts_with(&bins) && !n.ends_with("_ns")).map(|(_, v)| *v);

@@ -130,6 +130,9 @@ fn __do_fault<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, f: &FileFault<'_, K>) 
         folio_put(cpu, k, page);
     }
     fput(cpu, k, file);
+    if f.vmf.flags & FAULT_FLAG_VMA_LOCK != 0 {
+        cpu.count(VmEvent::RetryIo);
+    }
     Err(VM_FAULT_MAJOR | VM_FAULT_RETRY)
 }
 

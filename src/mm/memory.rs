@@ -138,6 +138,7 @@ fn vmf_anon_prepare_slow<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, vmf: &VmFau
     // The neighbours must stand still: the VMA's lock alone does not keep them.
     if under_vma_lock && !mmap_read_trylock(cpu, &*vmf.mm) {
         vma_end_read::<K>(cpu, vmf.vma);
+        cpu.count(VmEvent::RetryAnonVma);
         return VM_FAULT_RETRY;
     }
     let ret = match __anon_vma_prepare(cpu, k, vmf.mm, vmf.vma) {

@@ -2,7 +2,7 @@
 //! Events of the mm floor, with the kernel's names where it has them [include/linux/vm_event_item.h, 6.12].
 //!
 //! Balances: `pgfault` = `vma_lock_success` + `vma_lock_retry` + `vma_lock_abort` (every fault of the port is a user
-//! fault); `vma_lock_abort` = the sum of its causes; allocations = frees + live objects.
+//! fault); `vma_lock_retry` and `vma_lock_abort` = the sums of their causes; allocations = frees + live objects.
 
 use crate::arch::Arch;
 use crate::cpu::Cpu;
@@ -17,6 +17,10 @@ crate::counters! {
         VmaLockAbort = "vma_lock_abort",
         /// Faults begun under the VMA lock whose handler asked for `mmap_lock`.
         VmaLockRetry = "vma_lock_retry",
+        /// Retries: the first page wants an anon_vma, and `mmap_lock` was not to be had.
+        RetryAnonVma = "vma_lock_retry_anon_vma",
+        /// Retries: the page must be read in, which may sleep.
+        RetryIo = "vma_lock_retry_io",
         /// VMAs found detached; any number a fault.
         VmaLockMiss = "vma_lock_miss",
         /// Aborts: no VMA at the address.

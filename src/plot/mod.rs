@@ -16,6 +16,7 @@ mod reuse;
 mod stacked;
 mod throughput;
 mod waits;
+mod wakes;
 
 use crate::report::compare::{Block, Comparison, Options, compare};
 use crate::report::record::Sample;
@@ -62,6 +63,7 @@ pub(crate) const FIGURES: &[(&str, Draw)] = &[
     ("ratio", ratio::draw),
     ("retries", retries::draw),
     ("waits", waits::draw),
+    ("wakes", wakes::draw),
     ("lines", lines::draw),
     ("backlog", backlog::draw),
     ("reuse", reuse::draw),
@@ -151,7 +153,7 @@ mod tests {
         let samples = both_worlds();
         let [a, b] =
             ["a", "b"].map(|d| render_all(&samples, None, &dir.path().join(d), &[Format::Svg]).expect("draws"));
-        assert_eq!(a.files.len(), 7 + 8, "{:?}", a.skipped);
+        assert_eq!(a.files.len(), 8 + 9, "{:?}", a.skipped);
         assert_eq!(a.skipped.len(), 1);
         assert!(a.skipped[0].starts_with("lines-native-thread-testbox: "), "{:?}", a.skipped);
         for (a, b) in a.files.iter().zip(&b.files) {
@@ -185,7 +187,7 @@ mod tests {
         let mut s = sample("a", "brk1", 1, 0, 1000.0);
         s.counters.clear();
         let done = render_all(&[s.clone()], None, dir.path(), &[Format::Svg]).expect("draws");
-        assert_eq!((done.files.len(), done.skipped.len()), (1, 7), "{done:?}");
+        assert_eq!((done.files.len(), done.skipped.len()), (1, 8), "{done:?}");
         s.operations = 0;
         s.per_thread.clear();
         assert!(render_all(&[s], None, dir.path(), &[Format::Svg]).is_ok());

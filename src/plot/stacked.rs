@@ -15,6 +15,27 @@ pub struct Panel {
     pub groups: Vec<(u32, Vec<Option<Vec<f64>>>)>,
 }
 
+/// Panels of rows of (panel, threads, variant, height of each layer), which come sorted by panel and threads; rows of the
+/// same bar add up.
+pub fn panels<'a>(variants: &[String], rows: impl IntoIterator<Item = (String, u32, &'a str, Vec<f64>)>) -> Vec<Panel> {
+    let mut panels: Vec<Panel> = Vec::new();
+    for (title, threads, variant, heights) in rows {
+        let Some(v) = variants.iter().position(|x| x == variant) else { continue };
+        if panels.last().is_none_or(|p| p.title != title) {
+            panels.push(Panel { title, groups: Vec::new() });
+        }
+        let groups = &mut panels.last_mut().expect("was just pushed").groups;
+        if groups.last().is_none_or(|g| g.0 != threads) {
+            groups.push((threads, vec![None; variants.len()]));
+        }
+        let bar = groups.last_mut().expect("was just pushed").1[v].get_or_insert_with(|| vec![0.0; heights.len()]);
+        for (sum, h) in bar.iter_mut().zip(heights) {
+            *sum += h;
+        }
+    }
+    panels
+}
+
 /// Text of a figure.
 pub struct Words<'a> {
     /// Title of the page.
@@ -81,4 +102,26 @@ fn one(area: &super::common::Area, words: &Words, panel: &Panel, variants: usize
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_one_bar_add_up_and_what_was_not_measured_has_none() {
+        let row =
+            |title: &str, threads, variant, heights: [f64; 2]| (title.to_string(), threads, variant, heights.into());
+        let rows = [
+            row("one", 1, "b", [1.0, 0.0]),
+            row("one", 1, "b", [0.0, 2.0]),
+            row("one", 2, "a", [3.0, 0.0]),
+            row("two", 2, "a", [4.0, 0.0]),
+            row("two", 2, "unknown", [9.0, 9.0]),
+        ];
+        let p = panels(&["a".into(), "b".into()], rows);
+        assert_eq!(p.iter().map(|p| p.title.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(p[0].groups, [(1, vec![None, Some(vec![1.0, 2.0])]), (2, vec![Some(vec![3.0, 0.0]), None])]);
+        assert_eq!(p[1].groups, [(2, vec![Some(vec![4.0, 0.0]), None])]);
+    }
 }

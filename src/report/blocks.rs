@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What stands beside the figures: retries under mmap_lock, counters that moved, cache effects.
+//! What stands beside the figures: how faults ended, waits for locks, counters that moved, cache effects.
 //!
 //! Cache effects counted by a PMU and those of the simulator are different things in different units and never share a
 //! table. A figure that was not counted is absent with its reason, never zero.
@@ -18,8 +18,10 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ways in which a fault leaves the lock path: the counter, and the heading of its column.
-pub const CAUSES: [(&str, &str); 9] = [
+pub const CAUSES: [(&str, &str); 11] = [
     ("vma_lock_retry", "retry"),
+    ("vma_lock_retry_anon_vma", "anon-vma"),
+    ("vma_lock_retry_io", "io"),
     ("vma_lock_abort", "abort"),
     ("vma_lock_abort_none", "none"),
     ("vma_lock_abort_seq_early", "seq-early"),
@@ -30,7 +32,12 @@ pub const CAUSES: [(&str, &str); 9] = [
     ("vma_lock_miss", "miss"),
 ];
 
-/// Retries of one variant in one row.
+/// Whether the counter `name` is one of the parts of `sum`, both of [`CAUSES`].
+pub fn is_cause_of(name: &str, sum: &str) -> bool {
+    name.strip_prefix(sum).is_some_and(|end| end.starts_with('_'))
+}
+
+/// How the faults of one variant ended, in one row.
 #[derive(Clone, Debug, Serialize)]
 pub struct RetryRow {
     /// Workload.
@@ -41,6 +48,8 @@ pub struct RetryRow {
     pub variant: String,
     /// Samples.
     pub n: usize,
+    /// Faults that ended under the VMA's lock, per million; absent where not counted.
+    pub success: Option<f64>,
     /// Faults that ended under mmap_lock, per million; absent where not counted.
     pub under_mmap_lock: Option<f64>,
     /// Per million faults, in the order of [`CAUSES`]; absent where not counted.
@@ -195,6 +204,7 @@ pub fn retries(samples: &[&Sample], variants: &[String]) -> Vec<RetryRow> {
                 threads,
                 variant: variant.clone(),
                 n: mine.len(),
+                success: of("vma_lock_success"),
                 under_mmap_lock: mean_of(mine, |s| Metric::Retries.value(s).ok()),
                 causes: CAUSES.iter().map(|(name, _)| of(name)).collect(),
             });
@@ -461,6 +471,22 @@ mod tests {
         }
         let woken = wakes(&[&one, &two], &["a".into()]);
         assert_eq!((woken.len(), woken[0].threads), (1, 2));
-        assert!(woken[0].values[1].is_none(), "what was not counted is not zero");
+        assert!(woken[0].values[1].is_some() && woken[0].values[2].is_none(), "what was not counted is not zero");
+    }
+
+    #[test]
+    fn ends_of_faults_add_up_to_a_million() {
+        let s = sample("a", "brk1", 2, 0, 4_000_000.0);
+        let r = &retries(&[&s], &["a".into()])[0];
+        let (success, ended) = (r.success.expect("is counted"), r.under_mmap_lock.expect("is counted"));
+        assert!(success > 900_000.0 && ended > 0.0 && (success + ended - 1e6).abs() < 1e-6, "{r:?}");
+        for sum in ["vma_lock_retry", "vma_lock_abort"] {
+            let of = |is: &dyn Fn(&str) -> bool| -> f64 {
+                CAUSES.iter().zip(&r.causes).filter(|((n, _), _)| is(n)).filter_map(|(_, v)| *v).sum()
+            };
+            let (whole, parts) = (of(&|n| n == sum), of(&|n| is_cause_of(n, sum)));
+            assert!(whole > 0.0 && (whole - parts).abs() < 1e-6, "{sum}: {whole} {parts}");
+        }
+        assert!(!is_cause_of("vma_lock_retry", "vma_lock_retry") && !is_cause_of("vma_lock_miss", "vma_lock_retry"));
     }
 }

@@ -179,7 +179,7 @@ pub struct Block {
     pub busted: Vec<String>,
     /// The table.
     pub rows: Vec<Row>,
-    /// Retries under mmap_lock.
+    /// How faults ended.
     pub retries: Vec<RetryRow>,
     /// Waits for mmap_lock.
     pub waits: Vec<WaitRow>,

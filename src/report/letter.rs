@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The block of plain text for a cover letter: at most [`WIDTH`] columns, baseline first, nothing that mail would wrap.
 //!
-//! Order: what was compared; per workload and thread count the figures; retries under mmap_lock; waits for it;
+//! Order: what was compared; per workload and thread count the figures; how faults ended; waits for mmap_lock;
 //! counters of RCU and slab; cache effects; then host, runs, confidence, seed, commit and every warning. Worlds have a block each.
 //!
 //! Stars stand for this tool's verdict (significant after correction, and beyond the noise), not for mmtests' mark; the
 //! text says so. A protocol that does not hold has the word beside each of its figures.
 
 use crate::measure::stat::mmtests::Better;
-use crate::report::blocks::{CAUSES, RetryRow, SIDES, WaitRow, is_headline};
+use crate::report::blocks::{CAUSES, RetryRow, SIDES, WaitRow, is_cause_of, is_headline};
 use crate::report::compare::{Block, Comparison, Options, Row, Side, Verdict, compare};
 use crate::report::record::Sample;
 use crate::report::render::{no_pmu, number};
@@ -175,7 +175,7 @@ fn short(v: Option<f64>) -> String {
 
 fn retries(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
     out.blank();
-    out.item("Retries under mmap_lock, per million faults:");
+    out.item("How faults ended, per million:");
     let mut rows: Vec<&RetryRow> =
         block.retries.iter().filter(|r| r.variant == c.baseline || r.variant == patched).collect();
     if rows.is_empty() {
@@ -183,33 +183,47 @@ fn retries(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
         return;
     }
     rows.sort_by_key(|r| (&r.workload, r.threads, r.variant != c.baseline));
+    // Two tables: all in one would be too wide.
+    let is_abort = |name: &str| is_cause_of(name, "vma_lock_abort");
+    let causes = |r: &RetryRow, aborts: bool| -> Vec<(&'static str, Option<f64>)> {
+        let mine = |name: &str| name != "vma_lock_abort" && is_abort(name) == aborts;
+        CAUSES.iter().zip(&r.causes).filter(|((name, _), _)| mine(name)).map(|((_, head), v)| (*head, *v)).collect()
+    };
+    ends(out, c, &rows, |r| {
+        let mut all = vec![("success", r.success), ("mmap_lock", r.under_mmap_lock)];
+        all.extend(causes(r, false));
+        all
+    });
+    out.item("mmap_lock = retry (anon-vma + io) + aborts; a miss walks again and ends elsewhere.");
+    out.item("Aborts, per million faults:");
+    ends(out, c, &rows, |r| causes(r, true));
+}
+
+/// Rows of figures with their headings, by workload.
+fn ends(
+    out: &mut Letter,
+    c: &Comparison,
+    rows: &[&RetryRow],
+    of: impl Fn(&RetryRow) -> Vec<(&'static str, Option<f64>)>,
+) {
     let mut workload = "";
     for r in rows {
         if r.workload != workload {
             workload = &r.workload;
             out.item(workload);
-            let mut head = format!("{:>4} {:<4}{:>7}", "thr", "", "all");
-            for (_, name) in CAUSES.iter().filter(|(c, _)| *c != "vma_lock_abort") {
-                let name = match *name {
-                    "seq-early" => "seq-e",
-                    "seq-late" => "seq-l",
-                    "other-mm" => "oth-mm",
-                    name => name,
-                };
-                let _ = write!(head, "{name:>7}");
+            let mut head = format!("{:>4} {:<4}", "thr", "");
+            for (name, _) in of(r) {
+                let _ = write!(head, "{name:>10}");
             }
             out.line(&head);
         }
         let side = if r.variant == c.baseline { "base" } else { "new" };
-        let mut line = format!("{:>4} {side:<4}{:>7}", r.threads, short(r.under_mmap_lock));
-        for ((name, _), v) in CAUSES.iter().zip(&r.causes) {
-            if *name != "vma_lock_abort" {
-                let _ = write!(line, "{:>7}", short(*v));
-            }
+        let mut line = format!("{:>4} {side:<4}", r.threads);
+        for (_, v) in of(r) {
+            let _ = write!(line, "{:>10}", short(v));
         }
         out.line(&line);
     }
-    out.item("all = retry + aborts (none to range); a miss walks again and ends elsewhere.");
 }
 
 fn waits(out: &mut Letter, c: &Comparison, block: &Block, patched: &str) {
@@ -410,7 +424,9 @@ mod tests {
             "baseline: v6.12",
             "patched: v7.3",
             "Stars: significant",
-            "Retries under mmap_lock, per million faults:",
+            "How faults ended, per million:",
+            "success mmap_lock retry anon-vma io miss",
+            "Aborts, per million faults:",
             "RCU and slab, per 1000 operations",
             "Cache effects: PMU",
             "Cache effects: simulator",

@@ -98,7 +98,7 @@ impl Metric {
             Self::Counter(name) if name.starts_with("vma_abort") || name.starts_with("vma_lock_abort") => {
                 Some(Better::Lower)
             }
-            Self::Counter(name) if name == "vma_lock_retry" || name == "vma_lock_miss" => Some(Better::Lower),
+            Self::Counter(name) if name.starts_with("vma_lock_retry") || name == "vma_lock_miss" => Some(Better::Lower),
             Self::Reuse(_) | Self::Counter(_) => None,
         }
     }

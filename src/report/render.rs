@@ -250,26 +250,26 @@ fn again_table(out: &mut String, c: &Comparison, block: &Block, preset: &str, h3
 }
 
 fn retries_table(out: &mut String, block: &Block, preset: &str, h3: &str) {
-    let _ = writeln!(out, "\n{h3}Retries under mmap_lock, per million faults\n");
+    let _ = writeln!(out, "\n{h3}How faults ended, per million\n");
     if block.retries.is_empty() {
         let _ = writeln!(out, "not counted, or no fault was taken");
         return;
     }
-    let mut head = vec!["workload", "thr", "variant", "n", "mmap_lock"];
+    let mut head = vec!["workload", "thr", "variant", "n", "success", "mmap_lock"];
     head.extend(CAUSES.map(|(_, name)| name));
     let mut t = table(preset, &head, 1);
-    t.column_mut(2).expect("has 14 columns").set_cell_alignment(CellAlignment::Left);
+    t.column_mut(2).expect("has 17 columns").set_cell_alignment(CellAlignment::Left);
     for r in &block.retries {
         let mut cells = vec![r.workload.clone(), r.threads.to_string(), r.variant.clone(), r.n.to_string()];
-        cells.push(number_or_na(r.under_mmap_lock));
+        cells.extend([r.success, r.under_mmap_lock].map(number_or_na));
         cells.extend(r.causes.iter().map(|v| number_or_na(*v)));
         t.add_row(cells);
     }
     print(out, &t);
     let _ = writeln!(
         out,
-        "\nmmap_lock = retry + abort; abort splits into none to range. A miss walks again and ends elsewhere.\nOnly miss, \
-         other-mm and range can differ between ways of freeing."
+        "\nsuccess: under the VMA's lock; mmap_lock = retry + abort; retry splits into anon-vma and io, abort into none to \
+         range. A miss\nwalks again and ends elsewhere. Only miss, other-mm and range can differ between ways of freeing."
     );
 }
 

@@ -264,6 +264,7 @@ fn balances(counters: &BTreeMap<String, u64>) -> Vec<String> {
             c("pgfault"),
             c("vma_lock_success") + c("vma_lock_retry") + c("vma_lock_abort"),
         ),
+        ("vma_lock_retry = its causes", c("vma_lock_retry"), c("vma_lock_retry_anon_vma") + c("vma_lock_retry_io")),
         ("conditions that must not happen", c("mm_warn"), 0),
     ];
     pairs.iter().filter(|(_, a, b)| a != b).map(|(what, a, b)| format!("{what}: {a} != {b}")).collect()

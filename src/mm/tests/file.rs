@@ -187,6 +187,7 @@ fn locks<K: Kconfig<A = Native>>(boot: Boot) {
         assert_eq!(ends(100, false), (1, 0, 0), "shared memory is not read in");
         assert_eq!(ends(101, true), (1, 0, 0));
         assert_eq!(cpu.counters.get(VmEvent::Pgmajfault), 2);
+        assert_eq!(cpu.counters.get(VmEvent::RetryIo), 2);
         for file in [regular, memfd] {
             fput(cpu, k, file);
         }

@@ -105,6 +105,7 @@ pub fn with_config<K: Kconfig<A = Native>>(config: &KernelConfig, f: impl FnOnce
         n(VmEvent::VmaLockSuccess) + n(VmEvent::VmaLockRetry) + n(VmEvent::VmaLockAbort),
         "faults"
     );
+    assert_eq!(n(VmEvent::VmaLockRetry), n(VmEvent::RetryAnonVma) + n(VmEvent::RetryIo), "causes of retries");
 }
 
 /// Runs a generic test on the protocols of the named kernels with every cache and allocator: which VMAs there are does not

@@ -7,8 +7,11 @@ use crate::cpu::Errno;
 use crate::cpu::sched::{flush_signals, send_sigkill};
 use crate::cpu::tick::exit_to_user_mode;
 use crate::init::run_on_cpus;
+use crate::mm::memory::{
+    FAULT_FLAG_ALLOW_RETRY, FAULT_FLAG_VMA_LOCK, FAULT_FLAG_WRITE, VM_FAULT_RETRY, handle_mm_fault,
+};
 use crate::mm::mm_types::VmaOf;
-use crate::mm::mmap_lock::{lock_next_vma, mmap_write_lock, mmap_write_unlock};
+use crate::mm::mmap_lock::{lock_next_vma, lock_vma_under_rcu, mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_init::{vm_area_alloc, vm_area_dup, vm_area_free};
 use crate::mm::vma_lock::refcnt_exclude::RefcntExclude;
 use crate::mm::vma_lock::rwsem::{Member, Rwsem};
@@ -101,6 +104,23 @@ fn a_killed_writer_leaves_the_lock_as_it_was() {
         flush_signals(cpu);
         mmap_write_unlock(cpu, &mm);
         assert_eq!(cpu.counters.get(VmaLockEvent::WriterWait), 1);
+    });
+}
+
+/// The one way to ask for `mmap_lock` that needs no file.
+#[test]
+fn a_first_page_that_finds_mmap_lock_taken_is_retried_for_its_anon_vma() {
+    with_mm::<Newest>(NEWEST, |cpu, k, mm| {
+        vm_mmap(cpu, k, mm, Some(BASE), P, RW).unwrap();
+        mmap_write_lock(cpu, &mm);
+        let vma = lock_vma_under_rcu(cpu, k, mm, BASE).expect("no section has locked it");
+        let flags = FAULT_FLAG_WRITE | FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_VMA_LOCK;
+        assert_eq!(handle_mm_fault(cpu, k, mm, vma, BASE, flags), VM_FAULT_RETRY);
+        mmap_write_unlock(cpu, &mm);
+        assert_eq!((cpu.counters.get(VmEvent::RetryAnonVma), cpu.counters.get(VmEvent::RetryIo)), (1, 0));
+        // As do_user_addr_fault().
+        cpu.count(VmEvent::Pgfault);
+        cpu.count(VmEvent::VmaLockRetry);
     });
 }
 

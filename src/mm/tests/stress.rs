@@ -34,6 +34,7 @@ fn balances(all: &[[u64; SLOTS]]) {
     );
     assert_eq!(n(VmEvent::Warn), 0);
     assert_eq!(n(VmEvent::Pgfault), n(VmEvent::VmaLockSuccess) + n(VmEvent::VmaLockRetry) + n(VmEvent::VmaLockAbort));
+    assert_eq!(n(VmEvent::VmaLockRetry), n(VmEvent::RetryAnonVma) + n(VmEvent::RetryIo));
     assert_eq!(
         n(VmEvent::VmaLockAbort),
         n(VmEvent::AbortNone)

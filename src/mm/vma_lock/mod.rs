@@ -289,6 +289,7 @@ pub trait VmaLock: Sized + Copy + Send + Sync + Debug + 'static {
 /// Whether the VMA's range has `address` in it; of a VMA that is locked.
 #[inline(always)]
 fn covers<A: Arch, L: VmaLock>(vma: VmaRef<A, L>, address: u64) -> bool {
+    // ORDER: relaxed: the lock's own edges (E1, E2, or the count's acquire) brought the range.
     address >= vma.vm_start().load(Relaxed) && address < vma.vm_end().load(Relaxed)
 }
 
@@ -376,6 +377,63 @@ mod tests {
                 assert!(PROTOCOLS.iter().any(|p| p.name == slug), "{name}");
             }
         }
+    }
+
+    /// Lines of `text` that touch an atomic, or a lock or barrier made of one, without an `ORDER:` in the lines just above;
+    /// a comment speaks for its own function. And how many such lines there are.
+    fn accesses_without_order(text: &str) -> (Vec<usize>, usize) {
+        const ACCESS: [&str; 14] = [
+            ".load(",
+            ".store(",
+            ".raw_read()",
+            ".vm_refcnt.",
+            ".mm_count.",
+            "smp_rmb::",
+            "smp_wmb::",
+            "smp_mb::",
+            "rcuwait_",
+            "up_read(",
+            "up_write(",
+            "down_read",
+            "down_write",
+            "_counted(",
+        ];
+        const LINES: usize = 5;
+        let (mut bad, mut n, mut order) = (Vec::new(), 0, None);
+        for (i, line) in text.lines().enumerate().take_while(|(_, line)| *line != "#[cfg(test)]") {
+            let (code, comment) = line.split_once("//").unwrap_or((line, ""));
+            if comment.contains("ORDER:") {
+                order = Some(i);
+            }
+            let names = ["use ", "pub use "].iter().any(|u| code.starts_with(u));
+            if code.contains("fn ") {
+                order = None;
+            } else if !names && ACCESS.iter().any(|a| code.contains(a)) {
+                n += 1;
+                if order.is_none_or(|o| i - o > LINES) {
+                    bad.push(i + 1);
+                }
+            }
+        }
+        (bad, n)
+    }
+
+    #[test]
+    fn every_access_says_what_orders_it() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/mm/vma_lock");
+        let (mut bad, mut n) = (Vec::new(), 0);
+        for f in std::fs::read_dir(dir).unwrap() {
+            let f = f.unwrap();
+            let (lines, here) = accesses_without_order(&std::fs::read_to_string(f.path()).unwrap());
+            bad.extend(lines.iter().map(|l| format!("{}:{l}", f.file_name().display())));
+            n += here;
+        }
+        assert!(bad.is_empty(), "no ORDER: within five lines before: {bad:#?}");
+        assert!(n > 80, "only {n} accesses were recognised");
+        let far = "// ORDER: relaxed\n\n\n\n\n\na.load(Relaxed)\n";
+        assert_eq!(accesses_without_order(far), (vec![7], 1));
+        let other = "// ORDER: relaxed\na.load(Relaxed);\n}\nfn f() {\na.store(1, Relaxed); // a.load(Relaxed)\n";
+        assert_eq!(accesses_without_order(other), (vec![5], 2));
     }
 
     /// A claim says "impossible" where no memory is reused under a reader, and nowhere else.

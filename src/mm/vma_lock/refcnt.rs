@@ -13,6 +13,18 @@
 //! with the wrong counter; the result means nothing and harms nothing, because `vm_mm` is compared afterwards. For a
 //! reader of V's own mm, R4 is P0's: after the writer left (E1) only the end of the section (E2) lets it pass.
 //!
+//! Layout: 192 bytes that begin on a line, 42 in two pages. `vm_lock_seq` (40) is in the first line beside the range and
+//! `vm_mm`, so that R2 turns away from a locked VMA without the line that readers write. `vm_refcnt` (128) begins the third;
+//! behind it are the words of a file's mapping, which an anonymous fault does not touch. `vma_writer_wait` (224) is in the
+//! mm's line of `mm_lock_seq` (232), which every fault reads.
+//!
+//! Cost: a reader writes one line, twice (R3, a load and an exchange; R8, a decrement), and needs no RCU section to let go,
+//! because it does not touch V after its decrement. W1 is two more operations on the count, a removal one; both wait where a
+//! reader is in. Allocating and freeing touch one object, and no callback follows.
+//!
+//! Counters: `vma_lock_writer_wait` and `vma_lock_detach_wait`, writers that found readers at their first look, in W1 and
+//! at a removal; `vma_lock_reader_wake`, readers that let go under a writer's bit and went to wake it, asleep or not.
+//!
 //! PORT: the writer's wait test is an acquire. The kernel's is relaxed: its control dependency orders later stores
 //! only, so by the letter the writer could miss plain stores that readers made under the lock (`anon_vma`).
 //!
@@ -47,6 +59,7 @@ type Vma<A> = VmaRef<A, Refcnt>;
 fn mm_of<A: Arch>(vma: Vma<A>) -> KRef<MmStruct<A, Refcnt>> {
     // SAFETY: callers hold a count of V or its mm's mmap_lock, so V is not freed and vm_mm is that of its incarnation;
     // for the mm itself see the module.
+    // ORDER: relaxed: R3's acquire brought vm_mm of this incarnation; to a writer mmap_lock did.
     unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) }
 }
 
@@ -87,9 +100,10 @@ fn vma_enter_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>, detaching: bool) -> bool
         }
         return false;
     }
-    // ORDER: acquire, meets the release in vma_refcount_put(): what readers did under the lock is seen. See PORT above.
     A::pause_point(point::WAIT);
     let mut waited = false;
+    // ORDER: acquire, meets the release in vma_refcount_put(): what readers did under the lock is seen. See PORT above.
+    // The wait has a full barrier between its slot and this look, meets the one in rcuwait_wake_up().
     rcuwait_wait_event(cpu, &mm_of(vma).vma_writer_wait, || {
         let alone = vma.vm_refcnt.word().load(Acquire) == target;
         waited |= !alone;
@@ -143,7 +157,7 @@ impl VmaLock for Refcnt {
             Err(0) => return StartRead::Detached,
             Err(_) => return StartRead::Contended(AbortCause::Writer),
         }
-        // R4. ORDER: acquire on mm_lock_seq, meets vma_end_write_all() (E2). vm_lock_seq is stable now.
+        // R4. ORDER: acquire on mm_lock_seq, meets vma_end_write_all() (E2). vm_lock_seq is relaxed: stable now.
         if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
             vma_refcount_put(cpu, vma);
             return StartRead::Contended(AbortCause::SeqLate);
@@ -187,6 +201,7 @@ impl VmaLock for Refcnt {
 
     #[inline(always)]
     fn vma_mark_attached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+        // ORDER: relaxed: the sequences as in W1; no reader can raise a count of 0.
         warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
         warn_on_once(cpu, vma.vm_refcnt.read() != 0);
         // ORDER: release, meets R3 of vma_start_read(): whoever sees the count sees every field of this incarnation.
@@ -195,6 +210,7 @@ impl VmaLock for Refcnt {
 
     #[inline(always)]
     fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+        // ORDER: relaxed: the sequences as in W1; of the count only that it is not 0 matters, which is this writer's doing.
         warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
         warn_on_once(cpu, vma.vm_refcnt.read() == 0);
         // ORDER: release (acquire at 0): pairs with readers' puts, so that a free object has no reader.
@@ -208,6 +224,7 @@ impl VmaLock for Refcnt {
     }
 
     fn vma_lock_is_free<A: Arch>(vma: Vma<A>) -> bool {
+        // ORDER: relaxed: never attached, or detached by this writer, who saw the last reader leave; 0 is final.
         vma.vm_refcnt.read() == 0
     }
 }

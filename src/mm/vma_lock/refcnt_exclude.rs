@@ -14,6 +14,16 @@
 //! ([`VmaLock::lookup_again`]). The range is looked at outside RCU, which the count makes good.
 //! A writer that waits may be killed ([`VmaLock::vma_start_write_killable`]); fork uses it.
 //!
+//! Layout: that of `refcnt`: 192 bytes that begin on a line, 42 in two pages; `vm_lock_seq` (40) in the first, `vm_refcnt`
+//! (128) at the head of the third. New are two halves of a page offset, in what was room beside each of the two (44, 132). A
+//! mistaken reader writes one line more, that of the other mm's `mm_count`, which has it to itself.
+//!
+//! Cost: as `refcnt`. R6's first half reads `vm_mm` from the line that R2 brought. A retry costs more: RCU is entered again
+//! and the walk begins at the root.
+//!
+//! Counters: those of `refcnt`; `vma_lock_foreign_mm`, readers that pinned another mm; `lock_next_vma` and
+//! `lock_next_vma_fallback`, VMAs that a range walker locked without and with `mmap_lock`.
+//!
 //! PORT: the writer's wait test is an acquire, the kernel's relaxed; see `refcnt`.
 
 use super::{AbortCause, Claim::*, Claims, Reuse, StartRead, VmaLock, VmaLockEvent, covers, point};
@@ -42,6 +52,7 @@ type Vma<A> = VmaRef<A, RefcntExclude>;
 fn mm_of<A: Arch>(vma: Vma<A>) -> MmRef<A, RefcntExclude> {
     // SAFETY: callers hold a count of V or its mm's mmap_lock, so V is not freed, vm_mm is that of its life, and that mm
     // is alive: see the module.
+    // ORDER: relaxed: R3's acquire brought vm_mm of this life; to a writer mmap_lock did.
     unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) }
 }
 
@@ -99,6 +110,7 @@ fn vma_start_exclude_readers<A: Arch>(
         alone
     };
     let mm = mm_of(vma);
+    // ORDER: a full barrier between the slot and the look, meets the one in rcuwait_wake_up() of vma_refcount_put().
     let r = if killable {
         rcuwait_wait_event_killable(cpu, &mm.vma_writer_wait, alone)
     } else {
@@ -158,6 +170,7 @@ fn seq_to_lock<A: Arch>(vma: Vma<A>) -> Option<u32> {
 /// `vma_assert_write_locked()`
 #[inline(always)]
 fn vma_assert_write_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+    // ORDER: both relaxed: as W1 in seq_to_lock().
     warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
 }
 
@@ -219,7 +232,7 @@ impl VmaLock for RefcntExclude {
         if !Self::vma_is_of(mm, vma) {
             return put_of_another_mm(cpu, vma, mmdrop);
         }
-        // R4. ORDER: acquire on mm_lock_seq, meets vma_end_write_all() (E2). vm_lock_seq is stable now.
+        // R4. ORDER: acquire on mm_lock_seq, meets vma_end_write_all() (E2). vm_lock_seq is relaxed: stable now.
         if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
             vma_refcount_put(cpu, vma);
             rcu_read_unlock(cpu);
@@ -230,6 +243,7 @@ impl VmaLock for RefcntExclude {
 
     #[inline(always)]
     fn vma_is_of<A: Arch>(mm: MmRef<A, Self>, vma: Vma<A>) -> bool {
+        // ORDER: relaxed: R3's acquire brought the fields of this life.
         std::ptr::eq(vma.vm_mm().load(Relaxed), mm.as_ptr())
     }
 
@@ -263,6 +277,7 @@ impl VmaLock for RefcntExclude {
     #[inline(always)]
     fn vma_mark_attached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
         vma_assert_write_locked(cpu, vma);
+        // ORDER: relaxed: no reader can raise a count of 0.
         warn_on_once(cpu, vma.vm_refcnt.read() != 0);
         // ORDER: release, meets R3 of vma_start_read(): whoever sees the count sees every field of this life.
         vma.vm_refcnt.set_release(1);
@@ -271,6 +286,7 @@ impl VmaLock for RefcntExclude {
     #[inline(always)]
     fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
         vma_assert_write_locked(cpu, vma);
+        // ORDER: relaxed: only that it is not 0 matters, which is this writer's doing.
         warn_on_once(cpu, vma.vm_refcnt.read() == 0);
         // ORDER: release (acquire at 0): pairs with readers' puts, so that a free object has no reader.
         if !vma.vm_refcnt.dec_and_test(cpu) {
@@ -279,6 +295,7 @@ impl VmaLock for RefcntExclude {
     }
 
     fn vma_lock_is_free<A: Arch>(vma: Vma<A>) -> bool {
+        // ORDER: relaxed: never attached, or detached by this writer, who saw the last reader leave; 0 is final.
         vma.vm_refcnt.read() == 0
     }
 

@@ -70,12 +70,14 @@ const fn reused<M: Member>() -> bool {
 fn mm_of<A: Arch, M: Member>(vma: Vma<A, M>) -> MmRef<A, Rwsem<M>> {
     // SAFETY: called by the writer that has V (vm_mm is its own mm, which is alive), or by a reader where vm_mm never
     // changes while V can be found.
+    // ORDER: relaxed: for the writer by mmap_lock, for that reader by the walk that found V, an acquire.
     unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) }
 }
 
 /// `down_write()` that says when it had to wait.
 #[inline(always)]
 pub(super) fn down_write_counted<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+    // ORDER: acquire: for whom, callers say.
     if !down_write_trylock(cpu, sem) {
         down_write_contended(cpu, sem);
     }
@@ -85,12 +87,14 @@ pub(super) fn down_write_counted<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
 #[inline(never)]
 fn down_write_contended<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
     cpu.count(VmaLockEvent::WriterWait);
+    // ORDER: acquire, as the trylock's.
     down_write(cpu, sem);
 }
 
 /// Warns unless the section has the VMA write-locked.
 #[inline(always)]
 pub(super) fn assert_write_locked<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>) {
+    // ORDER: relaxed: as W1 of vma_start_write().
     warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
 }
 
@@ -104,6 +108,7 @@ pub(super) fn mark_detached_plain<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, 
 
 /// What the constructor sets, and where memory is not typesafe each allocation.
 fn construct<A: Arch, M: Member>(vma: &VmAreaStructV5<A, Rwsem<M>>) {
+    // ORDER: relaxed: nobody knows the object yet; the store into the tree publishes it.
     vma.detached.store(1, Relaxed);
     vma.vm_lock_seq().store(u32::MAX, Relaxed);
     vma.vm_lock.init_rwsem();
@@ -164,6 +169,7 @@ impl<M: Member> VmaLock for Rwsem<M> {
         // did. vm_lock_seq is relaxed: stable under the read lock against this mm's writers; what a free stores into it
         // is not, and a reader may see that without seeing anything else.
         if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
+            // ORDER: release, meets down_write() of a writer that waits, as vma_end_read().
             up_read(cpu, &vma.vm_lock);
             return StartRead::Contended(AbortCause::SeqLate);
         }
@@ -242,6 +248,7 @@ impl<M: Member> VmaLock for Rwsem<M> {
 
     fn vma_lock_is_free<A: Arch>(vma: Vma<A, M>) -> bool {
         // Not the semaphore: a stale reader may have it for a moment.
+        // ORDER: relaxed: the store was this writer's, or came before the object was its.
         vma.detached.load(Relaxed) != 0
     }
 }

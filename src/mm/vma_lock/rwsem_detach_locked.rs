@@ -55,6 +55,7 @@ fn mark_detached_locked<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, reset:
     assert_write_locked(cpu, vma);
     // ORDER: acquire, meets up_read() of vma_end_read(): no reader has V from here on.
     down_write_counted(cpu, &vma.vm_lock);
+    // ORDER: both relaxed: a reader sees them through the semaphore.
     vma.detached.store(1, Relaxed);
     if reset {
         vma.vm_lock_seq().store(u32::MAX, Relaxed);

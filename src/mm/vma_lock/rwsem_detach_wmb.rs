@@ -55,13 +55,16 @@ fn free<A: Arch, M: Member>(vma: Vma<A, M>, reset: Reset) {
         // ORDER: relaxed: nothing comes with it.
         vma.vm_lock_seq().store(u32::MAX, Relaxed);
     }
+    // ORDER: relaxed: before the barrier that follows.
     vma.vm_mm().store(std::ptr::null_mut(), Relaxed);
     // ORDER: write barrier, meets the read barrier behind R5 of vma_start_read(): whoever saw one of the stores below at
     // R4 or R5 sees the NULL at R6, or what came after it.
     smp_wmb::<A>();
     if reset == Reset::After {
+        // ORDER: relaxed: behind the barrier.
         vma.vm_lock_seq().store(u32::MAX, Relaxed);
     }
+    // ORDER: relaxed: behind the barrier; R5 need not see it all the same.
     vma.detached.store(1, Relaxed);
 }
 

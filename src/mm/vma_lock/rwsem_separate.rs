@@ -13,8 +13,15 @@
 //! finds V detached (R5), or stable and no longer write-locked.
 //! The unordered look (R2) decides nothing: wrong either way it costs a fallback or a trylock.
 //!
+//! Layout: 184 bytes and an object of 40 for the semaphore, each packed in its cache without regard for lines.
+//! `vm_lock_seq` and the pointer to the semaphore are side by side (44, 48), behind the range and `vm_mm`.
+//!
 //! Cost: two allocations and two frees per VMA and one RCU callback; memory waits for a grace period; R3 touches a
-//! second object, which shares its line with its neighbours' locks.
+//! second object, which shares its line with its neighbours' locks. A fault writes that line twice (R3, R8), and nothing
+//! of the VMA.
+//!
+//! Counters: `vma_lock_writer_wait`, a writer that found the semaphore taken in W1. Nothing of the lock is counted when
+//! it is free.
 //!
 //! PORT: 6.12 reads the mm's sequence through `vm_mm`; so do we. R5 belongs to `lock_vma_under_rcu()` there; it is here
 //! because the enum of three wants it; the order of accesses is the same.
@@ -49,6 +56,7 @@ fn vm_lock<A: Arch>(vma: Vma<A>) -> KRef<VmaLockObject<A>> {
 #[inline(always)]
 fn mm_of<A: Arch>(vma: Vma<A>) -> KRef<MmStruct<A, RwsemSeparate>> {
     // SAFETY: vm_mm is set at allocation and never changes while V can be found; a reader's or writer's mm is alive.
+    // ORDER: relaxed: stored before V was published in the tree; the walk that found V is an acquire.
     unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) }
 }
 
@@ -68,6 +76,7 @@ impl VmaLock for RwsemSeparate {
 
     #[inline(always)]
     fn vma_lock_init<A: Arch>(vma: Vma<A>, _constructed: bool) {
+        // ORDER: relaxed: nobody knows the object yet; the store into the tree publishes it.
         vma.vm_lock_seq().store(u32::MAX, Relaxed);
     }
 
@@ -92,6 +101,7 @@ impl VmaLock for RwsemSeparate {
         // R4. ORDER: acquire on mm_lock_seq, meets the release in vma_end_write_all() (E2): whoever sees the section
         // ended sees all it did. vm_lock_seq is stable under the read lock.
         if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
+            // ORDER: release, meets down_write() of a writer that waits, as vma_end_read().
             up_read(cpu, &sem.lock);
             return StartRead::Contended(AbortCause::SeqLate);
         }
@@ -151,6 +161,7 @@ impl VmaLock for RwsemSeparate {
 
     #[inline(always)]
     fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+        // ORDER: relaxed: as W1 of vma_start_write().
         warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
         // ORDER: relaxed: reaches a reader by E2.
         vma.detached.store(1, Relaxed);
