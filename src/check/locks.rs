@@ -49,7 +49,8 @@ pub const CASES: &[Alike] = &[
     // Its queue is not reached.
     case("spinlock", nothing, &[spin, spin]),
     case("a reader behind a writer", nothing, &[write, read]),
-    case("downgrade", nothing, &[downgrade, read]),
+    // Held from the start, which leaves a preemption for the reader who sleeps.
+    case("downgrade", take, &[downgrade, read]),
     // A writer that is no longer there when the second one, who comes to queue, opens the door for the reader.
     case("two waiters", take, &[write_and_leave, read, write]),
     case("spinning writers", nothing, &[spin_and_write, spin_and_write]),
@@ -138,7 +139,6 @@ fn read_by_name(cpu: &Cpu<Checked>, s: &Alone) {
 }
 
 fn downgrade(cpu: &Cpu<Checked>, s: &Alone) {
-    take(cpu, s);
     change(s);
     downgrade_write(cpu, &s.sem);
     assert_eq!(s.under[0].get(), 1, "a writer came between");

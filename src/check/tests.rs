@@ -153,7 +153,7 @@ fn a_missing_order_is_noticed() {
         // The locks by themselves.
         ("", "L", "a reader behind a writer", "sync/rwsem.rs", "rmw acquire"),
         ("", "L", "a reader behind a writer", "sync/rwsem.rs", "smp_rmb"),
-        ("", "L", "a reader behind a writer", "sync/rwsem.rs", "load acquire"),
+        ("", "L", "downgrade", "sync/rwsem.rs", "load acquire"),
         ("", "L", "downgrade", "sync/rwsem.rs", "store release"),
         ("", "L", "spinning writers", "sync/rwsem_spin.rs", "rmw acquire"),
         ("", "L", "spinlock", "sync/qspinlock.rs", "rmw release"),
