@@ -212,6 +212,7 @@ fn noticed<L: VmaLock>() -> Option<(String, String)> {
         let request = Request {
             protocol: L::NAME.into(),
             scenario: (*id).into(),
+            case: None,
             bound: Bound::QUICK,
             weaken: None,
             survey: false,

@@ -19,7 +19,10 @@
 pub mod audit;
 #[cfg(test)]
 mod broken;
+pub mod locks;
 pub mod log;
+#[cfg(test)]
+mod orderings;
 pub mod scenarios;
 pub mod slot;
 pub mod stepped;
@@ -46,6 +49,7 @@ use crate::mm::{Kconfig, Variant, variant};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -88,8 +92,11 @@ impl Bound {
 pub struct Request {
     /// Slug of the protocol.
     pub protocol: String,
-    /// `T0` to `T9`; `W`: the whole port ([`whole`]); `X`: the cases of the audit.
+    /// `T0` to `T9`; `W`: the whole port ([`whole`]); `X` and `L`: the cases of the audit.
     pub scenario: String,
+    /// One case of it; none: all.
+    #[serde(default)]
+    pub case: Option<String>,
     /// How far.
     pub bound: Bound,
     /// A line whose accesses lose their order.
@@ -199,24 +206,33 @@ fn told(s: &str) -> String {
     s.lines().next().unwrap_or("").into()
 }
 
+/// What one CPU does.
+type PartOn<S> = fn(&Cpu<Checked>, &S);
+/// What the CPUs share, made by CPU 0.
+type SetUp<S> = Arc<dyn Fn(&Cpu<Checked>) -> Box<S> + Send + Sync>;
+
 impl Run<'_> {
+    fn asks_for(&self, case: &str) -> bool {
+        self.request.case.as_deref().is_none_or(|c| c == case)
+    }
+
     fn begins(&self, case: &str, preemptions: Option<usize>) {
         let mut s = self.so_far.lock().unwrap_or_else(|e| e.into_inner());
         s.wrong = Some(Wrong { case: case.into(), message: String::new(), preemptions, steps: Vec::new() });
     }
 
-    /// Every interleaving within the bound, with fewer preemptions first.
-    fn exhaustive<L: VmaLock>(&self, case: &Case<Checked, L>) -> Result<(), String> {
+    /// Every interleaving within the bound, with fewer preemptions first. CPU 0 sets up and plays the first part.
+    fn exhaustive<S: 'static>(&self, what: &str, parts: &[PartOn<S>], set_up: SetUp<S>) -> Result<(), String> {
         let last = self.request.bound.preemptions;
         let bounds = (0..last.unwrap_or(3)).map(Some).chain([last]);
         world::weaken(self.request.weaken.clone());
         let before = self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions;
         let mut result = Ok(());
         for bound in bounds {
-            self.begins(case.what, bound);
+            self.begins(what, bound);
             // A bound includes those below it.
             self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions = before;
-            result = self.explore(case, bound);
+            result = self.explore(parts.to_vec(), set_up.clone(), bound);
             if result.is_err() {
                 break;
             }
@@ -225,9 +241,8 @@ impl Run<'_> {
         result
     }
 
-    fn explore<L: VmaLock>(&self, case: &Case<Checked, L>, bound: Option<usize>) -> Result<(), String> {
+    fn explore<S: 'static>(&self, parts: Vec<PartOn<S>>, set_up: SetUp<S>, bound: Option<usize>) -> Result<(), String> {
         let so_far = self.so_far.clone();
-        let (mms, reader, writer, third) = (case.mms, case.reader, case.writer, case.third);
         let sites = self.request.survey.then(|| self.sites.clone());
         let mut b = ::loom::model::Builder::new();
         b.preemption_bound = bound;
@@ -237,14 +252,13 @@ impl Run<'_> {
                 so_far.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
                 log::begin();
                 world::i_am(0);
-                let set = for_test_set::<Checked>(2 + u32::from(third.is_some()));
+                let set = for_test_set::<Checked>(parts.len() as u32);
                 let cpu = patient(set.cpu(0));
-                let s: Arc<Box<Slot<Checked, L>>> = Arc::new(Slot::new(&cpu, mms, |_, _, _| ()));
-                let others: Vec<_> = [(1, Some(reader)), (2, third)]
-                    .into_iter()
-                    .filter_map(|(id, part)| part.map(|part| (id, part)))
+                let s: Arc<Box<S>> = Arc::new(set_up(&cpu));
+                let others: Vec<_> = (1..)
+                    .zip(&parts[1..])
                     .map(|(id, part)| {
-                        let (set, s) = (set.clone(), s.clone());
+                        let (set, s, part) = (set.clone(), s.clone(), *part);
                         ::loom::thread::spawn(move || {
                             world::i_am(id);
                             let cpu = patient(set.cpu(id));
@@ -253,18 +267,30 @@ impl Run<'_> {
                         })
                     })
                     .collect();
-                writer(&cpu, &s);
+                parts[0](&cpu, &s);
                 others.into_iter().for_each(|t| t.join().expect("a panic ends the model"));
                 quiet(&cpu);
                 if let Some(sites) = &sites {
                     let mut sites = sites.lock().expect("one thread");
                     for (at, op) in log::sites().into_iter().filter(|(_, op)| audit::has_order(*op)) {
-                        sites.entry(Site::of(at)).or_insert_with(|| op.name().into());
+                        let name = sites.entry(Site::of(at)).or_insert_with(|| op.name().into());
+                        // It passes as its fences first.
+                        if op == log::Op::Rmw(Ordering::SeqCst) {
+                            *name = op.name().into();
+                        }
                     }
                 }
             });
         }))
         .map_err(|e| text(&*e))
+    }
+
+    /// A case of a protocol.
+    fn exhaustive_case<L: VmaLock>(&self, c: &Case<Checked, L>) -> Result<(), String> {
+        let mms = c.mms;
+        let mut parts = vec![c.writer, c.reader];
+        parts.extend(c.third);
+        self.exhaustive(c.what, &parts, Arc::new(move |cpu| Slot::new(cpu, mms, |_, _, _| ())))
     }
 
     /// The one script.
@@ -291,15 +317,18 @@ impl Run<'_> {
     fn all<L: VmaLock>(&self) -> Result<(), String> {
         let id = self.request.scenario.as_str();
         if id == "X" {
-            return audit_cases::<Checked, L>().iter().try_for_each(|c| self.exhaustive(c));
+            let of = audit_cases::<Checked, L>();
+            return of.iter().filter(|c| self.asks_for(c.what)).try_for_each(|c| self.exhaustive_case(c));
         }
         let scripts = self.request.bound.scripts && matches!(id, "T3" | "T4" | "T5");
         // What takes no time comes first.
-        for c in cases::<Stepped, L>().iter().filter(|c| c.id == id && c.engine == Engine::Stepped) {
+        let asked = |of: &str, what: &str| of == id && self.asks_for(what);
+        for c in cases::<Stepped, L>().iter().filter(|c| asked(c.id, c.what) && c.engine == Engine::Stepped) {
             self.stepped(c)?;
         }
-        for c in cases::<Checked, L>().iter().filter(|c| c.id == id && (scripts || c.engine == Engine::Exhaustive)) {
-            self.exhaustive(c)?;
+        let exhaustive = |e: Engine| scripts || e == Engine::Exhaustive;
+        for c in cases::<Checked, L>().iter().filter(|c| asked(c.id, c.what) && exhaustive(c.engine)) {
+            self.exhaustive_case(c)?;
         }
         Ok(())
     }
@@ -327,11 +356,16 @@ fn show_one<L: VmaLock>(request: &Request, so_far: &Arc<Mutex<Shown>>) {
         so_far.lock().expect("nobody else yet").shown = declared.name().into();
         return;
     }
+    timed(request, so_far, |run| run.all::<L>());
+}
+
+/// Runs and writes down what came of it.
+fn timed(request: &Request, so_far: &Arc<Mutex<Shown>>, f: impl FnOnce(&Run<'_>) -> Result<(), String>) {
     let before = log::current();
     log::set_current(Some(Arc::default()));
     let t = Instant::now();
     let run = Run { request, so_far, sites: Arc::default() };
-    let result = run.all::<L>();
+    let result = f(&run);
     let mut s = so_far.lock().unwrap_or_else(|e| e.into_inner());
     s.ms = t.elapsed().as_millis() as u64;
     s.sites = run.sites.lock().expect("one thread").clone().into_iter().collect();
@@ -343,6 +377,28 @@ fn show_one<L: VmaLock>(request: &Request, so_far: &Arc<Mutex<Shown>>) {
         Err(message) => failed(&mut s, message),
     }
     log::set_current(before);
+}
+
+/// The locks by themselves.
+fn show_locks(request: &Request, so_far: &Arc<Mutex<Shown>>) {
+    so_far.lock().expect("nobody else yet").declared = Claim::Holds.name().into();
+    timed(request, so_far, |run| {
+        let asked = locks::CASES.iter().filter(|c| run.asks_for(c.what));
+        asked.into_iter().try_for_each(|c| run.exhaustive(c.what, c.parts, Arc::new(|cpu| c.begin(cpu))))
+    });
+}
+
+/// The cases that the model checker looks at in `scenario` of `protocol`; empty strings for those without a name.
+pub fn case_names(protocol: &str, scenario: &str) -> Vec<&'static str> {
+    fn of<L: VmaLock>(scenario: &str) -> Vec<&'static str> {
+        let cases = if scenario == "X" { audit_cases::<Checked, L>() } else { cases() };
+        let asked = cases.iter().filter(|c| c.id == scenario && c.engine == Engine::Exhaustive);
+        asked.map(|c| c.what).collect()
+    }
+    if scenario == locks::ALONE {
+        return locks::CASES.iter().map(|c| c.what).collect();
+    }
+    crate::protocols!(__for_protocol(protocol, of(scenario)))
 }
 
 /// What a request shows of `L`, in this process.
@@ -417,6 +473,9 @@ pub fn show(request: &Request, so_far: &Arc<Mutex<Shown>>) {
         let of = |v: &Variant| v.protocol == request.protocol;
         let v = variant::all().into_iter().find(of).expect("a protocol of the list");
         return crate::with_variant!(&v, Sim, K => show_whole::<K>(request, so_far));
+    }
+    if request.scenario == locks::ALONE {
+        return show_locks(request, so_far);
     }
     crate::protocols!(__for_protocol(request.protocol.as_str(), show_one(request, so_far)));
 }

@@ -331,8 +331,7 @@ fn fault_each_turn<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 ///
 /// `hand-over`: T1 with B's writer on a CPU of its own, so that the place goes from CPU to CPU. `two writers`: two CPUs in
 /// sections of one mm. `two readers`: both under the lock while a writer wants it. `speculation`: words that only
-/// `mm_lock_seq` protects. `spinlock`: the lock inside the others, by itself (its queue has a model of its own,
-/// model/spinlock.rs).
+/// `mm_lock_seq` protects. What needs no VMA is in `locks.rs`.
 pub fn audit_cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
     let row = |what, mms, writer, reader, third| Case {
         id: "X",
@@ -349,7 +348,6 @@ pub fn audit_cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
         row("two writers", 1, count_one::<W, L>, count_one, None),
         row("two readers", 1, t7, fault_and_hold_on, Some(fault_and_hold_on)),
         row("speculation", 1, move_sibling, speculate, None),
-        row("spinlock", 1, spin, spin, None),
     ];
     if matches!(L::REUSE, Reuse::Tolerates) {
         rows.push(row("hand-over", 2, t0, fault, Some(take_over)));
@@ -371,10 +369,6 @@ fn move_sibling<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 
 fn speculate<W: Arch, L: VmaLock>(_cpu: &Cpu<W>, s: &Slot<W, L>) {
     s.speculate();
-}
-
-fn spin<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
-    s.spin(cpu);
 }
 
 fn take_over<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {

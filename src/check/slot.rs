@@ -21,7 +21,7 @@ use crate::mm::mm_types::{MmRef, MmStruct, VmaFields, VmaLockObject, VmaRef};
 use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_lock::{AbortCause, Reuse, StartRead, VmaLock};
 use crate::rcu::{rcu_read_lock, rcu_read_lock_held};
-use crate::sync::{RawSpinLock, RwSemaphore, raw_spin_lock, raw_spin_unlock};
+use crate::sync::RwSemaphore;
 
 /// Mm A: the reader's.
 pub const A: usize = 0;
@@ -61,9 +61,6 @@ pub struct Slot<W: Arch, L: VmaLock> {
     has: [Plain<W, u32>; 3],
     /// The allocator's word between a free on one CPU and an allocation on another.
     free: Atomic<W, u32>,
-    /// A spinlock, and what it protects.
-    spin: RawSpinLock<W>,
-    under: Plain<W, u32>,
     /// Told when an mm is freed.
     freed: fn(*const u8, usize, &'static str),
 }
@@ -95,8 +92,6 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             claim: Plain::new(0),
             has: std::array::from_fn(|_| Plain::new(0)),
             free: Atomic::new(0),
-            spin: RawSpinLock::new(),
-            under: Plain::new(0),
             freed,
         });
         // As from the constructor of a slab page.
@@ -301,13 +296,6 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         let Some(begun) = seq.try_begin() else { return };
         let (start, end) = (self.sibling.vm_start().load(Relaxed), self.sibling.vm_end().load(Relaxed));
         assert!(seq.read_retry(begun) || end == start + SIZE, "a section was seen half done, and not noticed");
-    }
-    /// Takes the spinlock, and changes what it protects.
-    #[inline(never)]
-    pub fn spin(&self, cpu: &Cpu<W>) {
-        raw_spin_lock(cpu, &self.spin);
-        self.under.set(self.under.get() + 1);
-        raw_spin_unlock(cpu, &self.spin);
     }
     /// `mmdrop()`
     #[inline(never)]

@@ -44,6 +44,7 @@ fn the_worked_example_is_what_it_claims() {
         let request = Request {
             protocol: RwsemDetachLockedMm::NAME.into(),
             scenario: id.into(),
+            case: None,
             bound: Bound::QUICK,
             weaken: None,
             survey: false,

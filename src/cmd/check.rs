@@ -182,7 +182,7 @@ pub fn main(args: &Args) -> Result<(), Failure> {
     for s in &scenarios {
         for p in &protocols {
             let (protocol, scenario) = (p.clone(), s.clone());
-            requests.push(Request { protocol, scenario, bound, weaken: None, survey: false });
+            requests.push(Request { protocol, scenario, case: None, bound, weaken: None, survey: false });
         }
     }
     pool.bar.set_length(requests.len() as u64);
@@ -340,7 +340,7 @@ fn audit_table(rows: &[Row]) -> String {
     let mut out = String::from("| line | order | without it |\n|---|---|---|\n");
     for r in rows {
         let what = match &r.caught {
-            Some(c) => format!("{} {}: {}", c.scenario, c.protocol, c.message),
+            Some(c) => format!("{}: {}", format!("{} {}", c.scenario, c.protocol).trim(), c.message),
             None => {
                 format!("not shown to be needed ({} runs): {}", r.tried.len(), r.reason(rows).unwrap_or("not known"))
             }
