@@ -69,6 +69,7 @@ fn the_whole_port_comes_out_as_declared() {
             bound: Bound { seeds: 48, ..Bound::QUICK },
             weaken: None,
             survey: false,
+            case: None,
         };
         let shown = Arc::new(Mutex::new(nothing_yet(&request)));
         show(&request, &shown);

@@ -239,7 +239,8 @@ fn steps_for_the_whole(shown: &mut [Shown], pool: &Pool, bound: Bound) -> Result
         let least = match known {
             Some(s) => Some(s),
             None => {
-                let request = Request { protocol: name, scenario: id.into(), bound, weaken: None, survey: false };
+                let request =
+                    Request { protocol: name, scenario: id.into(), bound, weaken: None, survey: false, case: None };
                 pool.run(&[request]).map_err(Failure::Check)?.pop()
             }
         };
@@ -361,6 +362,7 @@ mod tests {
             bound: Bound::QUICK,
             weaken: None,
             survey: false,
+            case: None,
         };
         Shown { declared: declared.into(), shown: shown.into(), ..nothing_yet(&request) }
     }
