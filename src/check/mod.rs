@@ -249,6 +249,7 @@ impl Run<'_> {
                 writer(&cpu, &s);
                 others.into_iter().for_each(|t| t.join().expect("a panic ends the model"));
                 quiet(&cpu);
+                s.quiescent().unwrap_or_else(|e| panic!("{e}"));
                 if let Some(sites) = &sites {
                     let mut sites = sites.lock().expect("one thread");
                     for (at, op) in log::sites().into_iter().filter(|(_, op)| audit::has_order(*op)) {
@@ -276,7 +277,7 @@ impl Run<'_> {
         };
         let parts: Vec<stepped::Part<'_>> =
             vec![(case.writer_stops, part(0, case.writer)), (case.reader_stops, part(1, case.reader))];
-        let result = stepped::run(parts);
+        let result = stepped::run(parts).and_then(|()| s.quiescent());
         self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
         result
     }
