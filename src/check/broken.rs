@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `refcnt` and one of the rwsem family with one line wrong, twelve times: each must be caught by a scenario, else the
-//! scenarios would not notice it in a protocol of somebody else's either.
+//! `refcnt` and one of the rwsem family with one line wrong: each must be caught by a scenario, else the scenarios would not
+//! notice it in a protocol of somebody else's either. Where one invariant alone can notice, it must be that one. The same two
+//! with nothing wrong must pass: else it is not the line that is caught.
 //!
 //! Orders that are taken away are `audit.rs`'s; these are lines that do something else, or nothing.
 
@@ -11,9 +12,10 @@ use crate::mm::mm_types::{MmRef, VmAreaStruct615, VmaFields, VmaRef};
 use crate::mm::vma_lock::refcnt::{Refcnt, VMA_LOCK_OFFSET, VMA_REF_LIMIT};
 use crate::mm::vma_lock::rwsem::{Member, Rwsem, Vma};
 use crate::mm::vma_lock::{AbortCause, Claim::*, Claims, Reuse, StartRead, point};
+use crate::sync::{down_write, down_write_trylock, up_write};
 
 /// What is wrong. The number is `Broken`'s.
-const LINES: [&str; 10] = [
+const LINES: [&str; 14] = [
     "R4 is left out",
     "R6 does not look at the mm",
     "R6 does not look at the range",
@@ -24,7 +26,13 @@ const LINES: [&str; 10] = [
     "readers get in while a writer keeps them out",
     "a VMA counts as attached from its allocation on",
     "readers take a detached VMA, too",
+    "W1 changes the rights before it has waited",
+    "readers do not count themselves",
+    "a reader that finds another range keeps the lock",
+    "a free initialises the count, and does not look at it",
 ];
+/// Nothing.
+const NOTHING: usize = LINES.len();
 
 /// `refcnt` with line `B` of [`LINES`] wrong.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +89,13 @@ impl<const B: usize> VmaLock for Broken<B> {
                 A::pause_point(point::VM_MM);
                 StartRead::Locked
             }
+            11 => match Refcnt::vma_start_read(cpu, mm_of(mm), vma_of(vma), |_| ()) {
+                StartRead::Locked => {
+                    Refcnt::vma_end_read(cpu, vma_of(vma));
+                    StartRead::Locked
+                }
+                other => other,
+            },
             9 => {
                 if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
                     return StartRead::Contended(AbortCause::SeqEarly);
@@ -113,6 +128,7 @@ impl<const B: usize> VmaLock for Broken<B> {
         let covers = B == 2 || (vma.vm_start().load(Relaxed)..vma.vm_end().load(Relaxed)).contains(&address);
         let cause = match Self::vma_is_of(mm, vma) {
             true if covers => return StartRead::Locked,
+            true if B == 12 => return StartRead::Contended(AbortCause::Range),
             true => AbortCause::Range,
             false => AbortCause::OtherMm,
         };
@@ -123,10 +139,10 @@ impl<const B: usize> VmaLock for Broken<B> {
         Refcnt::vma_start_read_locked(cpu, vma_of(vma))
     }
     fn vma_end_read<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
-        if B == 6 {
-            vma.vm_refcnt.sub_return_old(cpu, 1);
-        } else {
-            Refcnt::vma_end_read(cpu, vma_of(vma));
+        match B {
+            6 => _ = vma.vm_refcnt.sub_return_old(cpu, 1),
+            11 => {}
+            _ => Refcnt::vma_end_read(cpu, vma_of(vma)),
         }
     }
     fn vma_start_write<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
@@ -138,6 +154,10 @@ impl<const B: usize> VmaLock for Broken<B> {
                 let before = vma.vm_lock_seq().load(Relaxed);
                 Refcnt::vma_start_write(cpu, vma_of(vma));
                 vma.vm_lock_seq().store(before, Relaxed);
+            }
+            10 => {
+                vma.vm_page_prot().store(mm.mm_lock_seq.word().load(Relaxed).into(), Relaxed);
+                Refcnt::vma_start_write(cpu, vma_of(vma));
             }
             _ => Refcnt::vma_start_write(cpu, vma_of(vma)),
         }
@@ -151,7 +171,7 @@ impl<const B: usize> VmaLock for Broken<B> {
     }
     fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
         match B {
-            5 => _ = vma.vm_refcnt.sub_return_old(cpu, 1),
+            5 | 13 => _ = vma.vm_refcnt.sub_return_old(cpu, 1),
             4 => {
                 // With the mark, so that the assertion is content.
                 // SAFETY: the writer's own mm.
@@ -163,47 +183,73 @@ impl<const B: usize> VmaLock for Broken<B> {
             _ => Refcnt::vma_mark_detached(cpu, vma_of(vma)),
         }
     }
+    fn vma_freed<A: Arch>(_cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        if B == 13 {
+            vma.vm_refcnt.set(0);
+        }
+    }
     fn vma_lock_is_free<A: Arch>(vma: VmaRef<A, Self>) -> bool {
-        B == 5 || Refcnt::vma_lock_is_free(vma_of(vma))
+        matches!(B, 5 | 13) || Refcnt::vma_lock_is_free(vma_of(vma))
     }
 }
 
-/// `rwsem_detach_locked_reset` whose detach takes the semaphore and lets go of it before it stores.
-#[derive(Clone, Copy, Debug)]
-struct StoresTooLate;
-/// The same that only tries the semaphore.
-#[derive(Clone, Copy, Debug)]
-struct OnlyTries;
+/// How the detach of a copy of `rwsem_detach_locked_reset` goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Detach {
+    /// Not at all.
+    Right,
+    /// It lets go of the semaphore before it stores.
+    StoresTooLate,
+    /// It only tries the semaphore.
+    OnlyTries,
+    /// It does not let go of it.
+    Keeps,
+}
 
-fn detach<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, waits: bool) {
-    use crate::sync::{down_write, down_write_trylock, up_write};
-    if waits {
-        down_write(cpu, &vma.vm_lock);
+fn detach<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, how: Detach) {
+    let got = match how {
+        Detach::OnlyTries => down_write_trylock(cpu, &vma.vm_lock),
+        _ => {
+            down_write(cpu, &vma.vm_lock);
+            true
+        }
+    };
+    if how == Detach::StoresTooLate {
         up_write(cpu, &vma.vm_lock);
     }
-    let got = !waits && down_write_trylock(cpu, &vma.vm_lock);
     vma.detached.store(1, Relaxed);
     vma.vm_lock_seq().store(u32::MAX, Relaxed);
-    if got {
+    if got && matches!(how, Detach::Right | Detach::OnlyTries) {
         up_write(cpu, &vma.vm_lock);
     }
 }
 
 macro_rules! member {
-    ($t:ident, $waits:literal) => {
+    ($t:ident, $how:ident, $init:literal) => {
+        /// `rwsem_detach_locked_reset` with a line wrong.
+        #[derive(Clone, Copy, Debug)]
+        struct $t;
         impl Member for $t {
             const NAME: &'static str = "broken";
             const ORIGIN: &'static str = "a test";
             const ABOUT: &'static str = "rwsem_detach_locked_reset with a line wrong";
             const CLAIMS: Claims = [Busted; 10];
             fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
-                detach(cpu, vma, $waits);
+                detach(cpu, vma, Detach::$how);
+            }
+            fn freed<A: Arch>(_cpu: &Cpu<A>, vma: Vma<A, Self>) {
+                if $init && vma.vm_lock.is_locked() {
+                    vma.vm_lock.init_rwsem();
+                }
             }
         }
     };
 }
-member!(StoresTooLate, true);
-member!(OnlyTries, false);
+member!(NothingWrong, Right, false);
+member!(StoresTooLate, StoresTooLate, false);
+member!(OnlyTries, OnlyTries, false);
+member!(KeepsIt, Keeps, false);
+member!(InitAtFree, Right, true);
 
 /// The first scenario that fails, and how.
 fn noticed<L: VmaLock>() -> Option<(String, String)> {
@@ -228,12 +274,38 @@ macro_rules! all {
 
 #[test]
 fn a_line_that_is_wrong_is_noticed() {
-    let mut rows = all![0 1 2 3 4 5 6 7 8 9];
+    let mut rows = all![0 1 2 3 4 5 6 7 8 9 10 11 12 13];
     rows.push(("the detach lets go of the semaphore before it stores", noticed::<Rwsem<StoresTooLate>>()));
     rows.push(("the detach does not wait for the semaphore", noticed::<Rwsem<OnlyTries>>()));
+    rows.push((KEEPS, noticed::<Rwsem<KeepsIt>>()));
+    rows.push((INIT, noticed::<Rwsem<InitAtFree>>()));
     for (what, how) in &rows {
         println!("{what}: {how:?}");
     }
     let missed: Vec<_> = rows.iter().filter(|r| r.1.is_none()).map(|r| r.0).collect();
     assert!(missed.is_empty(), "not noticed: {missed:?}");
+    for (what, invariant) in BY {
+        let (_, how) = rows.iter().find(|r| r.0 == what).expect("a row");
+        let (_, message) = how.as_ref().expect("noticed");
+        assert!(message.starts_with(invariant), "{what}: by {message}, not by {invariant}");
+    }
+}
+
+const KEEPS: &str = "the detach keeps the semaphore";
+const INIT: &str = "a free initialises a semaphore that is held";
+/// Lines that one invariant is there for.
+const BY: [(&str, &str); 6] = [
+    (LINES[10], "I5: range, flags or page_prot"),
+    (LINES[11], "I7"),
+    (LINES[12], "I8"),
+    (LINES[13], "I12"),
+    (KEEPS, "I8"),
+    (INIT, "I12"),
+];
+
+/// The very copies that the lines are taken out of.
+#[test]
+fn where_nothing_is_wrong_nothing_is_noticed() {
+    assert_eq!(noticed::<Broken<NOTHING>>(), None);
+    assert_eq!(noticed::<Rwsem<NothingWrong>>(), None);
 }

@@ -179,6 +179,17 @@ pub fn fence(cpu: u32, at: &'static Location<'static>, f: Fence) {
     access(cpu, at, Op::Fence(f), 0, 0, 0);
 }
 
+/// Where the log stands, for [`stored`].
+pub fn mark() -> usize {
+    with(|l| l.accesses.len()).unwrap_or(0)
+}
+
+/// Whether anybody has stored into `word` since `mark`; exchanges do not count.
+pub fn stored(mark: usize, word: *const u8) -> bool {
+    let plain = |a: &Access| a.word == word as usize && matches!(a.op, Op::Store(_));
+    with(|l| l.accesses[mark..].iter().any(plain)).unwrap_or(false)
+}
+
 /// Number of accesses since the setting-up.
 pub fn len() -> usize {
     with(|l| l.accesses.len() - l.begun).unwrap_or(0)

@@ -208,6 +208,26 @@ fn told(s: &str) -> String {
 
 /// What one CPU does.
 type PartOn<S> = fn(&Cpu<Checked>, &S);
+/// What CPUs share: what must hold of it when they are done.
+trait AtRest: 'static {
+    /// # Errors
+    /// What does not.
+    fn at_rest(&self) -> Result<(), String>;
+}
+
+impl<W: Arch, L: VmaLock> AtRest for Slot<W, L> {
+    fn at_rest(&self) -> Result<(), String> {
+        self.quiescent()
+    }
+}
+
+/// Locks by themselves: each case says by its own last step.
+impl AtRest for locks::Alone {
+    fn at_rest(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 /// What the CPUs share, made by CPU 0.
 type SetUp<S> = Arc<dyn Fn(&Cpu<Checked>) -> Box<S> + Send + Sync>;
 
@@ -222,7 +242,7 @@ impl Run<'_> {
     }
 
     /// Every interleaving within the bound, with fewer preemptions first. CPU 0 sets up and plays the first part.
-    fn exhaustive<S: 'static>(&self, what: &str, parts: &[PartOn<S>], set_up: SetUp<S>) -> Result<(), String> {
+    fn exhaustive<S: AtRest>(&self, what: &str, parts: &[PartOn<S>], set_up: SetUp<S>) -> Result<(), String> {
         let last = self.request.bound.preemptions;
         let bounds = (0..last.unwrap_or(3)).map(Some).chain([last]);
         world::weaken(self.request.weaken.clone());
@@ -241,7 +261,7 @@ impl Run<'_> {
         result
     }
 
-    fn explore<S: 'static>(&self, parts: Vec<PartOn<S>>, set_up: SetUp<S>, bound: Option<usize>) -> Result<(), String> {
+    fn explore<S: AtRest>(&self, parts: Vec<PartOn<S>>, set_up: SetUp<S>, bound: Option<usize>) -> Result<(), String> {
         let so_far = self.so_far.clone();
         let sites = self.request.survey.then(|| self.sites.clone());
         let mut b = ::loom::model::Builder::new();
@@ -270,6 +290,7 @@ impl Run<'_> {
                 parts[0](&cpu, &s);
                 others.into_iter().for_each(|t| t.join().expect("a panic ends the model"));
                 quiet(&cpu);
+                s.at_rest().unwrap_or_else(|e| panic!("{e}"));
                 if let Some(sites) = &sites {
                     let mut sites = sites.lock().expect("one thread");
                     for (at, op) in log::sites().into_iter().filter(|(_, op)| audit::has_order(*op)) {
@@ -309,7 +330,7 @@ impl Run<'_> {
         };
         let parts: Vec<stepped::Part<'_>> =
             vec![(case.writer_stops, part(0, case.writer)), (case.reader_stops, part(1, case.reader))];
-        let result = stepped::run(parts);
+        let result = stepped::run(parts).and_then(|()| s.quiescent());
         self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
         result
     }

@@ -9,6 +9,12 @@
 //!
 //! Nothing here is inlined: with fourteen protocols, two worlds and a dozen cases that took the compiler longer than all the rest.
 //!
+//! Of the invariants of vma-locks.md 5, a reader that has the lock looks at I1 to I5 and I7, at once and before it lets go; the
+//! frees and inits of a life are looked at for I12, the end of an execution for I8 and I10, a poisoned mm is I9
+//! (`stepped.rs`), what a reader stored is I11 (T7). I6 needs no look of its own: the tree has one place, `owner` says in whose
+//! tree it is, and I1 with I4 say that this was so at both ends of the time between the two looks, in one life. I13 is a sum
+//! over faults, each of which is one value of [`Seen`]; the whole port counts them (`whole.rs`).
+//!
 //! INVARIANT: ghost words are race-checked words. They are written by whoever has the VMA to itself and read by whoever has
 //! it read-locked, so that under the model checker a reader and a writer who are not ordered fail even where they do not
 //! meet.
@@ -17,7 +23,7 @@ use super::log;
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Atomic, Plain, Relaxed, Release, smp_cond_load_acquire};
 use crate::cpu::Cpu;
-use crate::mm::mm_types::{MmRef, MmStruct, VmaFields, VmaLockObject, VmaRef};
+use crate::mm::mm_types::{MmRef, MmStruct, VM_READ, VmaFields, VmaLockObject, VmaRef};
 use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_lock::{AbortCause, Reuse, StartRead, VmaLock};
 use crate::rcu::{rcu_read_lock, rcu_read_lock_held};
@@ -61,8 +67,23 @@ pub struct Slot<W: Arch, L: VmaLock> {
     has: [Plain<W, u32>; 3],
     /// The allocator's word between a free on one CPU and an allocation on another.
     free: Atomic<W, u32>,
+    /// The word that counts holders.
+    holders: *const u8,
     /// Told when an mm is freed.
     freed: fn(*const u8, usize, &'static str),
+}
+
+// SAFETY: the pointer is an address to compare with, and the words are each other's.
+unsafe impl<W: Arch, L: VmaLock> Send for Slot<W, L> {}
+// SAFETY: as above.
+unsafe impl<W: Arch, L: VmaLock> Sync for Slot<W, L> {}
+
+/// What a reader saw of a VMA that it has: the life, and I5's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    life: u32,
+    range: (u64, u64),
+    rights: (u64, u64),
 }
 
 /// How a reader's call ended.
@@ -80,7 +101,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// With `mms` address spaces, the VMA attached in A's; `freed` is told of an mm that ends.
     #[inline(never)]
     pub fn new(cpu: &Cpu<W>, mms: usize, freed: fn(*const u8, usize, &'static str)) -> Box<Self> {
-        let s = Box::new(Slot::<W, L> {
+        let mut s = Box::new(Slot::<W, L> {
             mms: (0..mms).map(|_| MmStruct::new()).collect(),
             vma: L::Vma::<W>::new(),
             lock: VmaLockObject { lock: RwSemaphore::new() },
@@ -92,8 +113,14 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             claim: Plain::new(0),
             has: std::array::from_fn(|_| Plain::new(0)),
             free: Atomic::new(0),
+            holders: std::ptr::null(),
             freed,
         });
+        let count = |w: &(String, *const u8, usize)| matches!(&*w.0, "vm_refcnt" | "vm_lock.count").then_some(w.1);
+        s.holders = match s.vma.vm_lock() {
+            Some(_) => s.lock.lock.words()[0].1,
+            None => s.vma.lock_words().iter().find_map(count).expect("a word that counts"),
+        };
         // As from the constructor of a slab page.
         L::vma_lock_init(s.vma(), false);
         L::vma_lock_init(s.sibling(), false);
@@ -190,7 +217,35 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         if let Some(slot) = self.vma.vm_lock() {
             slot.store((&raw const self.lock).cast_mut(), Relaxed);
         }
-        L::vma_lock_init(self.vma(), Self::typesafe());
+        self.initialises(|| L::vma_lock_init(self.vma(), Self::typesafe()));
+    }
+    /// `f` may initialise the lock: nobody must have it then.
+    #[inline(never)]
+    fn initialises(&self, f: impl FnOnce()) {
+        let (before, mark) = (self.vma.lock_look(), log::mark());
+        f();
+        // Of the semaphore's holders an init knows nothing; what comes and goes by exchanges is theirs.
+        assert!(
+            before.is_free(false) || !log::stored(mark, self.holders),
+            "I12: initialised while it is held: {before:?}"
+        );
+    }
+    /// What must be true when everybody is done.
+    ///
+    /// # Errors
+    /// What is not.
+    #[inline(never)]
+    pub fn quiescent(&self) -> Result<(), String> {
+        let (look, attached) = (self.vma.lock_look(), self.owner.get() != 0);
+        if !look.is_free(attached) || look.is_attached() != attached {
+            let tree = if attached { "in a tree" } else { "in no tree" };
+            return Err(format!("I8: everybody is done, the VMA is {tree}, its lock {look:?}"));
+        }
+        let sections = self.mms.iter().any(|mm| mm.mm_lock_seq.raw_read() % 2 == 1 || mm.mmap_lock.is_locked());
+        if sections || self.claim.get() != 0 {
+            return Err("I10: everybody is done, and a section has not ended".into());
+        }
+        Ok(())
     }
     /// `vm_area_alloc()` and `vma_set_range()`.
     #[inline(never)]
@@ -225,6 +280,8 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// W2: changes what the lock protects; an even value is not meant to be seen.
     #[inline(never)]
     pub fn change(&self) {
+        self.vma.vm_flags().store(VM_READ, Relaxed);
+        self.vma.vm_page_prot().store(VM_READ, Relaxed);
         self.payload.set(self.payload.get() + 1);
     }
     /// The VMA goes into `m`'s tree.
@@ -244,7 +301,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     #[inline(never)]
     pub fn free(&self, cpu: &Cpu<W>) {
         assert!(!Self::typesafe() || L::vma_lock_is_free(self.vma()), "freed while attached");
-        L::vma_freed(cpu, self.vma());
+        self.initialises(|| L::vma_freed(cpu, self.vma()));
         if Self::typesafe() {
             self.vma.vm_start().store(FREE_POINTER, Relaxed);
         }
@@ -317,26 +374,31 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             StartRead::Detached => Seen::Missed,
             StartRead::Contended(cause) => Seen::Aborted(cause),
             StartRead::Locked => {
-                let life = self.check(None);
+                let first = self.check(None);
                 held();
-                self.check(Some(life));
+                self.check(Some(first));
                 L::vma_end_read(cpu, self.vma());
                 Seen::Locked
             }
         }
     }
 
-    /// What must be true of a VMA that a reader of A has locked; returns its life.
+    /// What must be true of a VMA that a reader of A has locked; returns what it saw.
     #[inline(never)]
-    fn check(&self, life: Option<u32>) -> u32 {
+    fn check(&self, first: Option<Look>) -> Look {
+        let lock = self.vma.lock_look();
+        assert!(lock.is_read_locked(), "I7: read-locked, and the lock says {lock:?}");
         assert!(std::ptr::eq(self.vma.vm_mm().load(Relaxed), self.mm(A).as_ptr()), "I1: another mm's VMA");
         assert_eq!(self.owner.get(), A as u32 + 1, "I1: not attached in A");
         let range = (self.vma.vm_start().load(Relaxed), self.vma.vm_end().load(Relaxed));
         assert_eq!(range, (ADDRESS, ADDRESS + SIZE), "I2: another range");
         assert_ne!(self.claim.get(), A as u32 + 1, "I3: write-locked by A");
-        let now = self.generation.get();
-        assert_eq!(life.unwrap_or(now), now, "I4: another life");
+        let rights = (self.vma.vm_flags().load(Relaxed), self.vma.vm_page_prot().load(Relaxed));
+        let now = Look { life: self.generation.get(), range, rights };
+        let first = first.unwrap_or(now);
+        assert_eq!(first.life, now.life, "I4: another life");
         assert_eq!(self.payload.get() % 2, 1, "I5: changing");
+        assert_eq!(first, now, "I5: range, flags or page_prot change");
         now
     }
 }

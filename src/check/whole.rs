@@ -3,8 +3,10 @@
 //! other VMAs, readers lock what they find, and each success of theirs is looked at with the machine stopped.
 //!
 //! What is looked at while a reader has the lock, twice with others running in between: the tree of its mm has this VMA at
-//! its address, and the VMA says that it is this mm's (I1); the section of a writer does not have it (I3); its range and
-//! flags stay (I4, I5). At the end: no warning, as many VMAs freed as allocated, and nothing left.
+//! its address (I6, and I2 with it), and the VMA says that it is this mm's (I1); the section of a writer does not have it (I3);
+//! its range, flags and page_prot stay (I4, I5); the lock says that a reader has it (I7). When all calls are done: the lock of every VMA in a tree is free and
+//! says that it is in one (I8; of the others a free warns), and every fault was a success, a retry or an abort (I13). At the
+//! end: no warning, as many VMAs freed as allocated, and nothing left.
 //!
 //! The allocator, RCU, the tree, the calls are the real ones, which the small kernel of [`super::slot`] replaces. For it,
 //! interleavings are drawn and not enumerated: three of four by random delays, one by priorities ([`Priorities`]). Every one
@@ -21,7 +23,7 @@ use crate::init::{Kernel, KernelConfig, run_on_cpus, shutdown, start_kernel};
 use crate::mm::mm_types::{VM_READ, VM_WRITE, VmaFields};
 use crate::mm::mmap_lock::lock_vma_under_rcu;
 use crate::mm::mremap::{MREMAP_FIXED, MREMAP_MAYMOVE};
-use crate::mm::vma::vma_lookup;
+use crate::mm::vma::{find_vma, vma_lookup};
 use crate::mm::vma_lock::{Claim, Reuse, SCENARIOS, Verdict, VmaLock};
 use crate::mm::{
     Kconfig, MmPtr, VmEvent, VmaPtr, do_user_addr_fault, dup_mm, mm_alloc, mmput, sys_mprotect, sys_mremap, variant,
@@ -74,14 +76,14 @@ struct World<'a, K: Kconfig> {
     met: &'a Met,
 }
 
-/// Range and flags of a locked VMA; or what is wrong with it.
+/// Range, flags and page_prot of a locked VMA; or what is wrong with it.
 fn look<K: Kconfig<A = Sim>>(
     cpu: &Cpu<Sim>,
     k: &Kernel<K>,
     mm: MmPtr<K>,
     vma: VmaPtr<K>,
     address: u64,
-) -> Result<[u64; 3], &'static str> {
+) -> Result<[u64; 4], &'static str> {
     Sim::frozen(|| {
         if vma_lookup(cpu, k, mm, address).map(|v| v.as_ptr()) != Some(vma.as_ptr()) {
             return Err("I1: locked, and the tree has another VMA there, or none");
@@ -89,11 +91,14 @@ fn look<K: Kconfig<A = Sim>>(
         if vma.vm_mm().load(Relaxed) != mm.as_ptr() {
             return Err("I1: locked, and another mm's");
         }
+        if !vma.lock_look().is_read_locked() {
+            return Err("I7: locked, and the lock does not say so");
+        }
         let section = mm.mm_lock_seq.raw_read();
         if section & 1 == 1 && vma.vm_lock_seq().load(Relaxed) == section {
             return Err("I3: locked, and write-locked by a section of its mm");
         }
-        Ok([vma.vm_start(), vma.vm_end(), vma.vm_flags()].map(|w| w.load(Relaxed)))
+        Ok([vma.vm_start(), vma.vm_end(), vma.vm_flags(), vma.vm_page_prot()].map(|w| w.load(Relaxed)))
     })
 }
 
@@ -107,10 +112,34 @@ fn lookup<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>, mm: MmPtr<K>, a
     (0..cpu.random() % 16 * 32).for_each(|_| Sim::cpu_relax());
     match (first, look(cpu, w.k, mm, vma, address)) {
         (Ok(a), Ok(b)) if a == b => {}
-        (Ok(_), Ok(_)) => panic!("I5: its range or flags change while it is locked"),
+        (Ok(_), Ok(_)) => panic!("I5: its range, flags or page_prot change while it is locked"),
         (Err(e), _) | (_, Err(e)) => panic!("{e}"),
     }
     K::Lock::vma_end_read(cpu, vma);
+}
+
+/// With every call done: what the trees hold; how many VMAs.
+///
+/// # Errors
+/// A VMA in a tree whose lock is not free, or says that it is in none.
+fn quiescent<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, k: &Kernel<K>, mm: MmPtr<K>) -> Result<u64, String> {
+    let (mut n, mut at) = (0, 0);
+    while let Some(vma) = find_vma(cpu, k, mm, at) {
+        let lock = vma.lock_look();
+        if !lock.is_free(true) || !lock.is_attached() {
+            return Err(format!("I8: every call is done, and the lock of a VMA in a tree is {lock:?}"));
+        }
+        (n, at) = (n + 1, vma.vm_end().load(Relaxed));
+    }
+    Ok(n)
+}
+
+/// I13: `faults` of the fault path, and `given_up` watched lookups without a lock, which count as aborts besides.
+fn balance(faults: u64, given_up: u64, [success, retry, abort]: [u64; 3]) -> Result<(), String> {
+    if faults + given_up == success + retry + abort {
+        return Ok(());
+    }
+    Err(format!("I13: {faults} faults and {given_up} lookups given up, but {success} + {retry} + {abort}"))
 }
 
 /// First page of a slot.
@@ -209,20 +238,29 @@ fn calls<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>) {
 }
 
 /// One run; what it found wrong.
-fn storm<K: Kconfig<A = Sim>>(m: &SimMachine, config: &KernelConfig, met: &Met) -> Result<(), String> {
+fn storm<K: Kconfig<A = Sim>>(m: &SimMachine, config: &KernelConfig, sum: &Met) -> Result<(), String> {
+    let met = &Met::default();
     let run = || {
         let k = start_kernel::<K>(m, config);
         let boot = k.cpu(0);
         let w = World { k: &k, mms: [mm_alloc(&boot, &k), mm_alloc(&boot, &k)], met };
         let all = run_on_cpus(m, &k, CPUS, |cpu| calls(cpu, &w));
+        let in_trees: u64 = w.mms.iter().map(|mm| quiescent(&boot, &k, *mm).unwrap_or_else(|e| panic!("{e}"))).sum();
+        let n = |e: VmEvent| all.iter().map(|c| c[e.slot()]).sum::<u64>() + boot.counters.get(e);
+        assert_eq!(n(VmEvent::VmaAlloc) - n(VmEvent::VmaFree), in_trees, "I8: VMAs that are in no tree and not freed");
+        let given_up = met.lookups.load(Ordering::Relaxed) - met.locked.load(Ordering::Relaxed);
+        let ends = [VmEvent::VmaLockSuccess, VmEvent::VmaLockRetry, VmEvent::VmaLockAbort].map(n);
+        balance(n(VmEvent::Pgfault), given_up, ends).unwrap_or_else(|e| panic!("{e}"));
         w.mms.into_iter().for_each(|mm| mmput(&boot, &k, mm));
         let left = shutdown(&boot, &k);
-        let n = |e: VmEvent| all.iter().map(|c| c[e.slot()]).sum::<u64>() + boot.counters.get(e);
         assert!(left.is_clean(), "something is left at the end: {left:?}");
         assert_eq!(n(VmEvent::Warn), 0, "a condition that must not be");
         assert_eq!(n(VmEvent::VmaAlloc), n(VmEvent::VmaFree), "VMAs allocated and freed");
     };
-    catch_unwind(AssertUnwindSafe(run)).map_err(|e| text(&*e))
+    let result = catch_unwind(AssertUnwindSafe(run)).map_err(|e| text(&*e));
+    sum.lookups.fetch_add(met.lookups.load(Ordering::Relaxed), Ordering::Relaxed);
+    sum.locked.fetch_add(met.locked.load(Ordering::Relaxed), Ordering::Relaxed);
+    result
 }
 
 /// How many seeds a busted protocol may take until it is caught, for each that another one is run with.
@@ -254,4 +292,35 @@ pub fn run<K: Kconfig<A = Sim>>(first: u64, seeds: u64, begins: &mut dyn FnMut(S
         return Err(format!("{locked} of {lookups} lookups had the lock: this shows nothing"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::kconfig::Config;
+    use crate::mm::vma_lock::refcnt::Refcnt;
+
+    /// What is looked at would be noticed: a lock that is not held, one that is never let go of, a fault that is not counted.
+    #[test]
+    fn the_looks_see_what_is_wrong() {
+        type K = Config<Sim, Refcnt>;
+        let m = SimMachine::new(SimConfig::nodes(2, CPUS / 2)).unwrap();
+        let v = variant::parse("refcnt+typesafe@slub").unwrap();
+        let k = start_kernel::<K>(&m, &v.configure(KernelConfig::default()));
+        let cpu = k.cpu(0);
+        let (mm, at) = (mm_alloc(&cpu, &k), slot(0));
+        vm_mmap(&cpu, &k, mm, Some(at), PAGES * PAGE, RW).unwrap();
+        let vma = vma_lookup(&cpu, &k, mm, at).unwrap();
+        assert_eq!(look(&cpu, &k, mm, vma, at).unwrap_err().split(':').next(), Some("I7"));
+        assert_eq!(quiescent(&cpu, &k, mm), Ok(1));
+        let locked = lock_vma_under_rcu::<K>(&cpu, &k, mm, at).unwrap();
+        assert!(look(&cpu, &k, mm, locked, at).is_ok());
+        assert!(quiescent(&cpu, &k, mm).unwrap_err().starts_with("I8"));
+        Refcnt::vma_end_read(&cpu, locked);
+        assert_eq!(quiescent(&cpu, &k, mm), Ok(1));
+        mmput(&cpu, &k, mm);
+        assert!(shutdown(&cpu, &k).is_clean());
+        assert_eq!(balance(5, 1, [3, 1, 2]), Ok(()));
+        assert!(balance(5, 1, [3, 1, 1]).unwrap_err().starts_with("I13"));
+    }
 }

@@ -17,11 +17,12 @@
 use super::rmap::AnonVma;
 use super::vma_cache::VmaState;
 use super::vma_lock::VmaLock;
+use super::vma_lock::refcnt::VMA_LOCK_OFFSET;
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Atomic, Hardware, Native, Plain, Relaxed};
 use crate::maple_tree::MapleTree;
 use crate::rcu::RcuHead;
-use crate::sync::{PercpuCounter, RawSpinLock, Rcuwait, Refcount, RwSemaphore, Seqcount};
+use crate::sync::{PercpuCounter, RawSpinLock, Rcuwait, Refcount, RwSemaphore, RwsemLook, Seqcount};
 use std::mem::{offset_of, size_of};
 use std::ptr::null_mut;
 
@@ -195,6 +196,45 @@ pub struct VmaLockObject<A: Arch> {
     pub lock: RwSemaphore<A>,
 }
 
+/// What a VMA's lock says at one look, for whoever looks from outside; no protocol asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockLook {
+    /// A semaphore, and a flag whether the VMA is in no tree.
+    Semaphore {
+        /// The semaphore.
+        sem: RwsemLook,
+        /// The flag.
+        detached: bool,
+    },
+    /// `vm_refcnt`
+    Count(u32),
+}
+
+impl LockLook {
+    /// Whether a reader has the VMA, and no writer.
+    pub fn is_read_locked(self) -> bool {
+        match self {
+            LockLook::Semaphore { sem, .. } => sem.readers >= 1 && !sem.writer,
+            // A writer that keeps further readers out may be waiting for this one.
+            LockLook::Count(n) => n & !VMA_LOCK_OFFSET >= 2,
+        }
+    }
+    /// Whether nobody has the lock or waits for it, of a VMA that is `attached` or not.
+    pub fn is_free(self, attached: bool) -> bool {
+        match self {
+            LockLook::Semaphore { sem, .. } => sem.readers == 0 && !sem.writer && !sem.queued,
+            LockLook::Count(n) => n == u32::from(attached),
+        }
+    }
+    /// Whether it says "in a tree".
+    pub fn is_attached(self) -> bool {
+        match self {
+            LockLook::Semaphore { detached, .. } => !detached,
+            LockLook::Count(n) => n != 0,
+        }
+    }
+}
+
 /// The fields of a VMA that every layout has.
 pub trait VmaFields<A: Arch, L: VmaLock>: Sized + Send + Sync + 'static {
     /// First address.
@@ -242,6 +282,8 @@ pub trait VmaFields<A: Arch, L: VmaLock>: Sized + Send + Sync + 'static {
 
     /// The words that say whether it is locked or detached, for what tells of an execution: name, place, bytes.
     fn lock_words(&self) -> Vec<(String, *const u8, usize)>;
+    /// What they say.
+    fn lock_look(&self) -> LockLook;
 
     /// A detached VMA outside any memory of the kernel, for model checks.
     fn new() -> Self;
@@ -422,6 +464,12 @@ vma_layout! {
         fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
             vec![word("detached", &self.detached), word("vm_lock", &self.vm_lock)]
         }
+        fn lock_look(&self) -> LockLook {
+            let lock = self.vm_lock.load(Relaxed);
+            // SAFETY: set before anybody could find the VMA, and freed with it.
+            let sem = unsafe { &(*lock).lock };
+            LockLook::Semaphore { sem: sem.look(), detached: self.detached.load(Relaxed) != 0 }
+        }
     }
     own {
         /// A VMA counts as attached from its allocation on.
@@ -467,6 +515,9 @@ vma_layout! {
     common {
         fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
             vec![word("vm_refcnt", &self.vm_refcnt)]
+        }
+        fn lock_look(&self) -> LockLook {
+            LockLook::Count(self.vm_refcnt.read())
         }
     }
     own {
@@ -516,6 +567,9 @@ vma_layout! {
             words.extend(self.vm_lock.words().map(|(name, at, len)| (format!("vm_lock.{name}"), at, len)));
             words
         }
+        fn lock_look(&self) -> LockLook {
+            LockLook::Semaphore { sem: self.vm_lock.look(), detached: self.detached.load(Relaxed) != 0 }
+        }
     }
     own {
         /// `detached`, the lock, its sequence and the chain's head are the constructor's, or `vma_lock_init()`'s.
@@ -562,6 +616,9 @@ vma_layout! {
     common {
         fn lock_words(&self) -> Vec<(String, *const u8, usize)> {
             vec![word("vm_refcnt", &self.vm_refcnt)]
+        }
+        fn lock_look(&self) -> LockLook {
+            LockLook::Count(self.vm_refcnt.read())
         }
     }
     own {

@@ -30,8 +30,8 @@ pub use qspinlock::{RawSpinLock, raw_spin_lock, raw_spin_lock_timed, raw_spin_tr
 pub use rcuwait::{Rcuwait, rcuwait_wait_event, rcuwait_wait_event_killable, rcuwait_wake_up};
 pub use refcount::{Refcount, Saturation};
 pub use rwsem::{
-    RwSemaphore, down_read, down_read_killable, down_read_killable_timed, down_read_timed, down_read_trylock,
-    down_write, down_write_killable, down_write_timed, down_write_trylock, downgrade_write, rwsem_clear_reader_owned,
-    up_read, up_write,
+    RwSemaphore, RwsemLook, down_read, down_read_killable, down_read_killable_timed, down_read_timed,
+    down_read_trylock, down_write, down_write_killable, down_write_timed, down_write_trylock, downgrade_write,
+    rwsem_clear_reader_owned, up_read, up_write,
 };
 pub use seqlock::Seqcount;

@@ -76,6 +76,17 @@ const _: () = {
     assert!(std::mem::align_of::<Task<Native>>() as u64 > RWSEM_OWNER_FLAGS_MASK);
 };
 
+/// What a semaphore's count says to whoever looks from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RwsemLook {
+    /// Readers that hold it or are just trying; below 0 if more have let go than had it.
+    pub readers: i64,
+    /// A writer holds it.
+    pub writer: bool,
+    /// Somebody is queued.
+    pub queued: bool,
+}
+
 impl<A: Arch> RwSemaphore<A> {
     /// Unlocked.
     pub fn new() -> Self {
@@ -109,6 +120,16 @@ impl<A: Arch> RwSemaphore<A> {
             word("wait_lock", &self.wait_lock),
             word("wait_list", &self.wait_list),
         ]
+    }
+
+    /// Who has it, at one look.
+    pub fn look(&self) -> RwsemLook {
+        let count = self.count.load(Relaxed);
+        RwsemLook {
+            readers: count >> RWSEM_READER_SHIFT,
+            writer: count & RWSEM_WRITER_MASK != 0,
+            queued: count & RWSEM_FLAG_WAITERS != 0,
+        }
     }
 
     /// `rwsem_is_locked()`: held by anybody, or waited for.
