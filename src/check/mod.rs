@@ -25,6 +25,7 @@ pub mod log;
 mod orderings;
 pub mod scenarios;
 pub mod slot;
+pub(crate) mod small_slab;
 pub mod stepped;
 #[cfg(test)]
 mod tests;

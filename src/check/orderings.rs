@@ -26,7 +26,7 @@ const NOT_PASSED: &[NotPassed] = &[NotPassed {
 }];
 
 /// Files that the reference's table of orderings is about, or directories of them. Below `src/`.
-const WHOLE: [&str; 7] = [
+const WHOLE: [&str; 8] = [
     "mm/vma_lock",
     "mm/mmap_lock.rs",
     "sync/rcuwait.rs",
@@ -34,6 +34,7 @@ const WHOLE: [&str; 7] = [
     "sync/rwsem.rs",
     "sync/rwsem_spin.rs",
     "sync/seqlock.rs",
+    "slab/record.rs",
 ];
 
 fn source(file: &str) -> String {
@@ -60,12 +61,14 @@ const CALLS: [&str; 9] =
     ["load", "store", "swap", "cmpxchg", "try_cmpxchg", "fetch_add", "fetch_sub", "fetch_or", "fetch_and"];
 
 /// Functions that order by their name.
-const NAMED: [(&str, &str); 5] = [
+const NAMED: [(&str, &str); 6] = [
     ("smp_mb::<", "smp_mb"),
     ("smp_rmb::<", "smp_rmb"),
     ("smp_wmb::<", "smp_wmb"),
     ("smp_cond_load_acquire(", "load acquire"),
     ("store_low_byte_release(", "rmw release"),
+    // Of a slab's record.
+    ("r.update(", "rmw full"),
 ];
 
 /// The lines of a file's text with an order, without its tests: what each does.

@@ -329,7 +329,7 @@ fn fault_each_turn<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 
 /// Cases for the audit of orderings, which need no verdict of their own: every sound protocol holds in them.
 ///
-/// `hand-over`: T1 with B's writer on a CPU of its own, so that the place goes from CPU to CPU. `two writers`: two CPUs in
+/// `hand-over`: T1 with B's writer on a CPU of its own, so that the place goes from CPU to CPU, by the record of a slab. `two writers`: two CPUs in
 /// sections of one mm. `two readers`: both under the lock while a writer wants it. `speculation`: words that only
 /// `mm_lock_seq` protects. What needs no VMA is in `locks.rs`.
 pub fn audit_cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
@@ -350,7 +350,7 @@ pub fn audit_cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
         row("speculation", 1, move_sibling, speculate, None),
     ];
     if matches!(L::REUSE, Reuse::Tolerates) {
-        rows.push(row("hand-over", 2, t0, fault, Some(take_over)));
+        rows.push(row("hand-over", 2, give_back, fault, Some(take_over)));
     }
     rows
 }
@@ -369,6 +369,17 @@ fn move_sibling<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 
 fn speculate<W: Arch, L: VmaLock>(_cpu: &Cpu<W>, s: &Slot<W, L>) {
     s.speculate();
+}
+
+/// T0, and the memory goes to another CPU's slab.
+fn give_back<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
+    s.begin(cpu, A);
+    s.start_write(cpu, A);
+    s.change();
+    s.detach(cpu);
+    s.free(cpu);
+    s.give_back();
+    s.end(cpu, A);
 }
 
 fn take_over<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {

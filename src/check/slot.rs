@@ -4,7 +4,8 @@
 //!
 //! Real: the protocol, its lock word, `mmap_lock`, the sequence, sleeping and waking. Stood in for: the tree walk (a reader
 //! has found the VMA before it begins), the allocator (one place, handed out again at once, the free pointer over
-//! `vm_start`; hand-over from thread to thread is what the scenario does), RCU's grace period (memory that waits for one is
+//! `vm_start`: the way of a CPU's own freelist, which orders nothing. From CPU to CPU memory goes by a slab's record, with the
+//! port's own exchange loops, [`small_slab`](super::small_slab)), RCU's grace period (memory that waits for one is
 //! not used again).
 //!
 //! Nothing here is inlined: with fourteen protocols, two worlds and a dozen cases that took the compiler longer than all the rest.
@@ -20,13 +21,15 @@
 //! meet.
 
 use super::log;
+use super::small_slab::SmallSlab;
 use crate::arch::arena::KRef;
-use crate::arch::{Arch, Atomic, Plain, Relaxed, Release, smp_cond_load_acquire};
+use crate::arch::{Arch, Plain, Relaxed, smp_cond_load_relaxed};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, MmStruct, VM_READ, VmaFields, VmaLockObject, VmaRef};
 use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use crate::mm::vma_lock::{AbortCause, Reuse, StartRead, VmaLock};
 use crate::rcu::{rcu_read_lock, rcu_read_lock_held};
+use crate::slab::record::{push_chain, take_freelist};
 use crate::sync::RwSemaphore;
 
 /// Mm A: the reader's.
@@ -42,6 +45,10 @@ pub const ADDRESS: u64 = 0x10_0000;
 pub const SIZE: u64 = 0x1000;
 /// What a free leaves in the first word.
 const FREE_POINTER: u64 = 0xffff_8880_dead_0000;
+
+/// The VMA among the objects of the slab, and another, which is free.
+const VMA: usize = 0;
+const NEIGHBOUR: usize = 1;
 
 /// A named place of the scripts: the other CPU's turn.
 pub const TURN: &str = "turn";
@@ -65,8 +72,8 @@ pub struct Slot<W: Arch, L: VmaLock> {
     claim: Plain<W, u32>,
     /// Whether the section of an mm has the VMA write-locked; under its mmap_lock.
     has: [Plain<W, u32>; 3],
-    /// The allocator's word between a free on one CPU and an allocation on another.
-    free: Atomic<W, u32>,
+    /// The slab, if the memory goes from one CPU to another.
+    slab: SmallSlab<W>,
     /// The word that counts holders.
     holders: *const u8,
     /// Told when an mm is freed.
@@ -112,7 +119,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             owner: Plain::new(0),
             claim: Plain::new(0),
             has: std::array::from_fn(|_| Plain::new(0)),
-            free: Atomic::new(0),
+            slab: SmallSlab::new(),
             holders: std::ptr::null(),
             freed,
         });
@@ -121,6 +128,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             Some(_) => s.lock.lock.words()[0].1,
             None => s.vma.lock_words().iter().find_map(count).expect("a word that counts"),
         };
+        s.push(NEIGHBOUR);
         // As from the constructor of a slab page.
         L::vma_lock_init(s.vma(), false);
         L::vma_lock_init(s.sibling(), false);
@@ -147,6 +155,8 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         }
         word(&self.owner, "owner");
         word(&self.claim, "claim");
+        word(&self.slab.pair, "freelist and counters");
+        word(&self.slab.link[VMA], "link");
         let v = &self.vma;
         word(v.vm_start(), "vm_start");
         word(v.vm_end(), "vm_end");
@@ -310,15 +320,34 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             self.has[claim as usize - 1].set(0);
             self.claim.set(0);
         }
-        // ORDER: release, meets taken_over(): an object goes from CPU to CPU with all that was done to it, as by the
-        // allocator's list lock or its exchange on the slab's record.
-        self.free.store(1, Release);
     }
-    /// The allocator gives the place that another CPU has freed to this one.
+    fn push(&self, object: usize) {
+        push_chain(&self.slab, object + 1, 1, || (), |f| self.slab.link[object].set(f.prior as u64));
+    }
+    fn take(&self) -> Vec<usize> {
+        let mut list = take_freelist(&self.slab, |list| list != 0).0;
+        let mut got = Vec::new();
+        while list != 0 {
+            got.push(list - 1);
+            list = self.slab.link[list - 1].get() as usize;
+        }
+        got
+    }
+    /// `__slab_free()`: what was freed here goes to the slab that another CPU allocates from.
+    #[inline(never)]
+    pub fn give_back(&self) {
+        self.push(VMA);
+    }
+    /// `get_freelist()`: this CPU, whose slab it is, wants objects until it has the place that another CPU has freed.
     #[inline(never)]
     pub fn taken_over(&self) {
-        // ORDER: acquire, meets free().
-        smp_cond_load_acquire(&self.free, |free| free == 1);
+        let mut got = self.take();
+        if !got.contains(&VMA) {
+            // ORDER: relaxed: the exchange that takes it orders.
+            smp_cond_load_relaxed(&self.slab.pair, |pair| pair >> 32 != 0);
+            got = self.take();
+        }
+        assert_eq!(got[0], VMA, "a slab hands out last come first");
     }
     /// A section of `m` that removes and frees the VMA.
     #[inline(never)]

@@ -147,9 +147,8 @@ fn a_missing_order_is_noticed() {
         // The full barriers of either side of a sleep.
         ("refcnt", "T7", "", "sync/rcuwait.rs", "smp_mb"),
         ("refcnt", "T7", "", "cpu/sched.rs", "rmw full"),
-        // The allocator's hand-over.
-        ("refcnt", "X", "hand-over", "check/slot.rs", "store release"),
-        ("refcnt", "X", "hand-over", "check/slot.rs", "load acquire"),
+        // The allocator's hand-over: the exchange of the free, a release, and that of the CPU that takes, an acquire.
+        ("refcnt_exclude", "X", "hand-over", "slab/record.rs", "rmw full"),
         // The locks by themselves.
         ("", "L", "a reader behind a writer", "sync/rwsem.rs", "rmw acquire"),
         ("", "L", "a reader behind a writer", "sync/rwsem.rs", "smp_rmb"),

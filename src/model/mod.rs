@@ -5,6 +5,9 @@
 //! would notice anything is not taken on trust: each case runs again in a [`faulty`] world, the same code with one kind
 //! of ordering taken away, and must then fail.
 //!
+//! Stand-ins, for what loom's cells do not fit: a slab's record and its objects' links (`check/small_slab.rs`), used by
+//! [`slab_record`] and by the hand-over case of `check`.
+//!
 //! Bounds: two preemptions unless a case says otherwise; a second or two a case. [`litmus`] says what the worlds can
 //! show at all.
 

@@ -2,9 +2,7 @@
 //! Remote frees against the allocating CPU: the port's exchange loops ([`take_freelist`], [`push_chain`]) on a slab of
 //! two objects, frozen by CPU 0, while others free into it.
 //!
-//! Stand-in: loom has no 16-byte words, so freelist and counters share one word of 8, of which each read takes its half
-//! by a load of its own: the halves may not belong together, as in the port. Links are race-checked words: reading one
-//! that another CPU wrote without order between is an error. What a CPU does with a slab that is its to place is a
+//! The record is the stand-in of `check/small_slab.rs`. What a CPU does with a slab that is its to place is a
 //! race-checked word too: two that think so at once are found.
 //!
 //! Twins that must fail: an exchange without order; an exchange that compares the freelist alone; a CPU that
@@ -12,7 +10,8 @@
 
 use super::{Failure, caught, explore};
 use crate::arch::loom::Loom;
-use crate::arch::{Arch, Atomic, Full, Plain, Relaxed};
+use crate::arch::{Arch, Full, Plain, Relaxed};
+use crate::check::small_slab::{OBJECTS, SmallSlab, word};
 use crate::slab::record::{Record, push_chain, take_freelist};
 use crate::slab::slub_def::SlabCounters;
 use std::sync::Arc;
@@ -28,14 +27,9 @@ enum How {
     Relaxed,
 }
 
-const OBJECTS: usize = 2;
-
 struct Slab<A: Arch> {
-    /// Freelist (object + 1, 0: none) in the upper half, counters in the lower.
-    pair: Atomic<A, u64>,
+    record: SmallSlab<A>,
     how: How,
-    /// Link word of each object.
-    link: [Plain<A, u64>; OBJECTS],
     /// Whose the object is: 0 nobody's, else the CPU + 1.
     owner: [Plain<A, u64>; OBJECTS],
     /// Written by whoever has the slab as its own.
@@ -44,46 +38,35 @@ struct Slab<A: Arch> {
 
 impl<A: Arch> Record for Slab<A> {
     fn freelist(&self) -> usize {
-        (self.pair.load(Relaxed) >> 32) as usize
+        self.record.freelist()
     }
     fn counters(&self) -> SlabCounters {
-        SlabCounters(self.pair.load(Relaxed) & 0xffff_ffff)
+        self.record.counters()
     }
     fn update(&self, old: (usize, SlabCounters), new: (usize, SlabCounters)) -> bool {
-        let word = |p: (usize, SlabCounters)| (p.0 as u64) << 32 | p.1.0;
-        let expected = match self.how {
-            How::Whole => word(old),
-            How::Relaxed => return self.pair.cmpxchg(word(old), word(new), Relaxed).is_ok(),
+        let pair = &self.record.pair;
+        match self.how {
+            How::Whole => self.record.update(old, new),
+            How::Relaxed => pair.cmpxchg(word(old), word(new), Relaxed).is_ok(),
             How::FreelistOnly => {
-                let now = self.pair.load(Relaxed);
-                if now >> 32 != old.0 as u64 {
-                    return false;
-                }
-                now
+                let now = pair.load(Relaxed);
+                now >> 32 == old.0 as u64 && pair.cmpxchg(now, word(new), Full).is_ok()
             }
-        };
-        self.pair.cmpxchg(expected, word(new), Full).is_ok()
+        }
     }
 }
 
 impl<A: Arch> Slab<A> {
     /// CPU 0's slab, all objects allocated by the CPUs `owners`.
     fn new(how: How, owners: [u64; OBJECTS]) -> Arc<Self> {
-        let counters = SlabCounters::new(OBJECTS as u32, OBJECTS as u32, true);
-        Arc::new(Slab {
-            pair: Atomic::new(counters.0),
-            how,
-            link: [Plain::new(0), Plain::new(0)],
-            owner: owners.map(|o| Plain::new(o + 1)),
-            place: Plain::new(1),
-        })
+        Arc::new(Slab { record: SmallSlab::new(), how, owner: owners.map(|o| Plain::new(o + 1)), place: Plain::new(1) })
     }
 
     /// `__slab_free()` without node lists. Whether the slab is this CPU's to place now.
     fn free(&self, cpu: u64, object: usize) -> bool {
         assert_eq!(self.owner[object].get(), cpu + 1);
         self.owner[object].set(0);
-        let freed = push_chain(self, object + 1, 1, || (), |f| self.link[object].set(f.prior as u64));
+        let freed = push_chain(self, object + 1, 1, || (), |f| self.record.link[object].set(f.prior as u64));
         let mine = !freed.was_frozen && freed.prior == 0;
         if mine {
             self.place.set(cpu + 1);
@@ -103,7 +86,7 @@ impl<A: Arch> Slab<A> {
             let object = list - 1;
             assert_eq!(self.owner[object].get(), 0, "handed out twice");
             self.owner[object].set(cpu + 1);
-            list = self.link[object].get() as usize;
+            list = self.record.link[object].get() as usize;
             got.push(object);
         }
         got
@@ -113,7 +96,7 @@ impl<A: Arch> Slab<A> {
         let (mut free, mut list) = (0, self.freelist());
         while list != 0 {
             assert_eq!(self.owner[list - 1].get(), 0, "free, and somebody's");
-            list = self.link[list - 1].get() as usize;
+            list = self.record.link[list - 1].get() as usize;
             free += 1;
         }
         let c = self.counters();
@@ -176,7 +159,7 @@ fn gives_up_by_a_store<A: Arch>() {
     frees_and_refills::<A>(How::Whole, |s| {
         s.place.set(1);
         if s.freelist() == 0 {
-            s.pair.store(SlabCounters::new(OBJECTS as u32, OBJECTS as u32, false).0, Relaxed);
+            s.record.pair.store(SlabCounters::new(OBJECTS as u32, OBJECTS as u32, false).0, Relaxed);
             return Vec::new();
         }
         s.refill(0)
