@@ -238,7 +238,9 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
         // The table is 7.3's (1.3 nodes dead where 1.4 stands here: which stores span depends on what was stored before).
         // 6.12 rebuilds up to the root where a store spans leaves, and more are dead (maple_tree/cost.rs has both).
         let by_rules = |v6_12: f64, v7_3: f64| if boot.slab == Allocator::Slub { v6_12 } else { v7_3 };
-        // What the table has no row for in this field of VMAs, which is not its: held to what came out.
+        // Held to what came out: the table's field of VMAs is another one. Its figures are near (7.3; nodes that were asked for
+        // and given back again included: tail 3.7 and 2.4 dead, a middle part moved 3.7 and 3.2, shrunk 2.4 and 2.1), but for
+        // rows of adjacent VMAs, whose leaves are fuller there (20 unmapped: 14 and 4.7).
         let came = |v6_12: [f64; 7], v7_3: [f64; 7]| if boot.slab == Allocator::Slub { v6_12 } else { v7_3 };
         let rows: Vec<(&str, Op<'_>, Op<'_>, Op<'_>, [f64; 7])> = vec![
             (
@@ -344,63 +346,63 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                 Box::new(|at| row_of(at + 28, 2)),
                 Box::new(|at| unmap(at + 28, 2)),
                 Box::new(|at| unmap(at + 28, 4)),
-                came([1., 0., 0., 0., 0., 0., 0.], [N; 7]),
+                [1., 0., 0., 0., 0., N, N],
             ),
             (
                 "munmap, head",
                 nothing(),
                 Box::new(|at| unmap(at + 16, 4)),
                 Box::new(|at| map(at + 16, 4, RW)),
-                came([0., 0., 2., 0., 0., 2., 2.], [N; 7]),
+                came([0., 0., 2., 0., 0., 2., 2.], [0., 0., 1.96, 0.03, 0.01, 2.07, 2.07]),
             ),
             (
                 "munmap, tail",
                 nothing(),
                 Box::new(|at| unmap(at + 24, 4)),
                 Box::new(|at| map(at + 24, 4, RW)),
-                came([0., 0., 1.83, 0.01, 0.17, 4.05, 2.70], [N; 7]),
+                came([0., 0., 1.83, 0.01, 0.17, 4.05, 2.70], [0., 0., 1.84, 0.03, 0.13, 2.36, 2.36]),
             ),
             (
                 "munmap, over 2 adjacent ones",
                 Box::new(|at| row_of(at + 32, 2)),
                 Box::new(|at| unmap(at + 32, 4)),
                 nothing(),
-                came([0., 0., 0.84, 0.06, 0.11, 3.62, 2.65], [N; 7]),
+                came([0., 0., 0.84, 0.06, 0.11, 3.62, 2.65], [0., 0., 0.93, 0.00, 0.07, 2.14, 2.14]),
             ),
             (
                 "munmap, over 5 adjacent ones",
                 Box::new(|at| row_of(at + 32, 5)),
                 Box::new(|at| unmap(at + 32, 10)),
                 nothing(),
-                came([0., 0., 3.70, 0.13, 0.17, 4.86, 3.21], [N; 7]),
+                came([0., 0., 3.70, 0.13, 0.17, 4.86, 3.21], [0., 0., 3.79, 0.02, 0.19, 2.41, 2.43]),
             ),
             (
                 "munmap, over 20 adjacent ones",
                 Box::new(|at| row_of(at + 32, 20)),
                 Box::new(|at| unmap(at + 32, 40)),
                 nothing(),
-                came([0., 0., 17., 1., 1., 17., 9.73], [N; 7]),
+                came([0., 0., 17., 1., 1., 17., 9.73], [0., 0., 17., 1., 1., 6.36, 7.62]),
             ),
             (
                 "MAP_FIXED over 5 adjacent ones",
                 Box::new(|at| row_of(at + 32, 5)),
                 Box::new(|at| map(at + 32, 10, VM_READ)),
                 Box::new(|at| unmap(at + 32, 10)),
-                came([0., 0., 3.73, 0.09, 0.19, 4.76, 3.09], [N; 7]),
+                came([0., 0., 3.73, 0.09, 0.19, 4.76, 3.09], [0., 0., 3.80, 0.03, 0.17, 2.36, 2.39]),
             ),
             (
                 "MAP_FIXED over 20 adjacent ones",
                 Box::new(|at| row_of(at + 32, 20)),
                 Box::new(|at| map(at + 32, 40, VM_READ)),
                 Box::new(|at| unmap(at + 32, 40)),
-                came([0., 0., 17., 1., 1., 17., 9.62], [N; 7]),
+                came([0., 0., 17., 1., 1., 17., 9.62], [0., 0., 17., 1., 1., 6.43, 7.51]),
             ),
             (
                 "mremap, moved whole",
                 nothing(),
                 Box::new(|at| mremap(at + 16, 12, 12, MREMAP_MAYMOVE | MREMAP_FIXED, at + 40)),
                 Box::new(|at| mremap(at + 40, 12, 12, MREMAP_MAYMOVE | MREMAP_FIXED, at + 16)),
-                came([0., 0., 1.72, 0.09, 0.19, 5.04, 2.97], [N; 7]),
+                came([0., 0., 1.72, 0.09, 0.19, 5.04, 2.97], [0., 0., 1.59, 0.22, 0.18, 2.84, 2.85]),
             ),
             (
                 "mremap, a middle part moved",
@@ -410,7 +412,7 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                     unmap(at + 40, 4);
                     map(at + 20, 4, RW);
                 }),
-                came([1., 0., 2.59, 0.41, 0., 6.25, 3.72], [N; 7]),
+                came([1., 0., 2.59, 0.41, 0., 6.25, 3.72], [1., 0., 2.64, 0.36, 0., 3.73, 3.72]),
             ),
             (
                 "mremap, DONTUNMAP",
@@ -419,21 +421,21 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                     mremap(at + 16, 12, 12, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, at + 40);
                 }),
                 Box::new(|at| unmap(at + 40, 12)),
-                came([0., 0., 0.95, 0.05, 0., 1.43, 1.11], [N; 7]),
+                came([0., 0., 0.95, 0.05, 0., 1.43, 1.11], [0., 0., 0.94, 0.06, 0., 1.13, 1.12]),
             ),
             (
                 "mremap, grown in place",
                 nothing(),
                 Box::new(|at| mremap(at + 16, 12, 16, 0, 0)),
                 Box::new(|at| unmap(at + 28, 4)),
-                came([0., 0.82, 0., 0., 0.18, 2.30, 0.92], [N; 7]),
+                came([0., 0.82, 0., 0., 0.18, 2.30, 0.92], [0., 0.79, 0., 0., 0.21, 0.70, 0.71]),
             ),
             (
                 "mremap, shrunk",
                 nothing(),
                 Box::new(|at| mremap(at + 16, 12, 8, 0, 0)),
                 Box::new(|at| map(at + 24, 4, RW)),
-                came([0., 0., 1.85, 0., 0.15, 3.76, 2.61], [N; 7]),
+                came([0., 0., 1.85, 0., 0.15, 3.76, 2.61], [0., 0., 1.82, 0.01, 0.17, 2.42, 2.42]),
             ),
             (
                 "a stack grows by a page",
@@ -450,7 +452,7 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                     modify(cpu, k, mm, (at + 35, 11), |f| f | RW).unwrap();
                 }),
                 Box::new(|at| unmap(at + 34, 12)),
-                came([0., 0., 1.75, 0.25, 0., 4.00, 2.46], [N; 7]),
+                came([0., 0., 1.75, 0.25, 0., 4.00, 2.46], [0., 0., 1.72, 0.28, 0., 2.55, 2.55]),
             ),
             (
                 "a thread's stack unmapped",
@@ -460,7 +462,7 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                 }),
                 Box::new(|at| unmap(at + 34, 12)),
                 nothing(),
-                came([0., 0., 0.92, 0.03, 0.04, 2.72, 2.31], [N; 7]),
+                came([0., 0., 0.92, 0.03, 0.04, 2.72, 2.31], [0., 0., 0.96, 0.01, 0.03, 2.07, 2.08]),
             ),
             (
                 "an arena grows into what it has reserved",
@@ -470,7 +472,7 @@ fn nodes<K: Kconfig<A = Native>>(boot: Boot) {
                 }),
                 Box::new(|at| modify(cpu, k, mm, (at + 38, 2), |f| f | RW).unwrap()),
                 Box::new(|at| unmap(at + 34, 12)),
-                came([0., 0.97, 0., 0., 0.03, 0.43, 0.17], [N; 7]),
+                came([0., 0.97, 0., 0., 0.03, 0.43, 0.17], [0., 0.99, 0., 0., 0.01, 0.04, 0.04]),
             ),
         ];
         let mut wrong = Vec::new();
