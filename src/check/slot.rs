@@ -5,7 +5,7 @@
 //! Real: the protocol, its lock word, `mmap_lock`, the sequence, sleeping and waking. Stood in for: the tree walk (a reader
 //! has found the VMA before it begins), the allocator (one place, handed out again at once, the free pointer over
 //! `vm_start`: the way of a CPU's own freelist, which orders nothing. From CPU to CPU memory goes by a slab's record, with the
-//! port's own exchange loops, [`small_slab`](super::small_slab)), RCU's grace period (memory that waits for one is
+//! port's own exchange loops, `small_slab.rs`), RCU's grace period (memory that waits for one is
 //! not used again).
 //!
 //! Nothing here is inlined: with fourteen protocols, two worlds and a dozen cases that took the compiler longer than all the rest.
