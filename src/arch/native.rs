@@ -144,6 +144,39 @@ unsafe fn clear_page_erms(p: *mut u8, len: usize) {
     }
 }
 
+/// `system_uses_lse_atomics()`. The kernel patches its code at boot; here it is a load and a branch that is always the same.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn has_lse() -> bool {
+    std::arch::is_aarch64_feature_detected!("lse")
+}
+
+/// A pair exchanged by one instruction, which wants even/odd register pairs.
+#[cfg(target_arch = "aarch64")]
+macro_rules! casp {
+    ($insn:literal, $pair:expr, $old:expr, $new:expr) => {{
+        let (lo, hi): (u64, u64);
+        std::arch::asm!(".arch_extension lse", concat!($insn, " x4, x5, x6, x7, [{p}]"), p = in(reg) $pair,
+            inout("x4") $old[0] => lo, inout("x5") $old[1] => hi, in("x6") $new[0], in("x7") $new[1],
+            options(nostack, preserves_flags));
+        lo == $old[0] && hi == $old[1]
+    }};
+}
+
+/// The same before ARMv8.1: only a store that succeeds says that both words were read at once, and a mismatch means
+/// another attempt of the caller's in any case.
+#[cfg(target_arch = "aarch64")]
+macro_rules! ldxp_stxp {
+    ($store:literal, $fence:literal, $pair:expr, $old:expr, $new:expr) => {{
+        let differs: u64;
+        std::arch::asm!("2:", "ldxp {d}, {t}, [{p}]", "eor {d}, {d}, {o0}", "eor {t}, {t}, {o1}", "orr {d}, {d}, {t}",
+            "cbnz {d}, 3f", concat!($store, " {t:w}, {n0}, {n1}, [{p}]"), "cbnz {t:w}, 2b", $fence, "3:",
+            p = in(reg) $pair, o0 = in(reg) $old[0], o1 = in(reg) $old[1], n0 = in(reg) $new[0], n1 = in(reg) $new[1],
+            d = out(reg) differs, t = out(reg) _, options(nostack, preserves_flags));
+        differs == 0
+    }};
+}
+
 impl Arch for Native {
     const NAME: &'static str = "native";
     // What holds for the instruction does not for the operation in the memory model that Miri goes by: there a SeqCst
@@ -312,27 +345,19 @@ impl Hardware for Native {
     #[cfg(target_arch = "aarch64")]
     #[inline(always)]
     unsafe fn cmpxchg_double(pair: *mut u64, old: [u64; 2], new: [u64; 2]) -> bool {
-        let (lo, hi): (u64, u64);
-        // SAFETY: the caller gives a 16-aligned pair; casp wants even/odd register pairs, named here.
+        // SAFETY: the caller's.
         unsafe {
-            std::arch::asm!(".arch_extension lse", "caspal x4, x5, x6, x7, [{p}]", p = in(reg) pair,
-                inout("x4") old[0] => lo, inout("x5") old[1] => hi, in("x6") new[0], in("x7") new[1],
-                options(nostack));
+            if has_lse() { casp!("caspal", pair, old, new) } else { ldxp_stxp!("stlxp", "dmb ish", pair, old, new) }
         }
-        lo == old[0] && hi == old[1]
     }
 
+    // PORT: the kernel forbids preemption around it, since its thread may be moved between the address and the exchange;
+    // ours are pinned.
     #[cfg(target_arch = "aarch64")]
     #[inline(always)]
     unsafe fn this_cpu_cmpxchg_double(pair: *mut u64, old: [u64; 2], new: [u64; 2]) -> bool {
-        let (lo, hi): (u64, u64);
-        // SAFETY: as above, relaxed.
-        unsafe {
-            std::arch::asm!(".arch_extension lse", "casp x4, x5, x6, x7, [{p}]", p = in(reg) pair,
-                inout("x4") old[0] => lo, inout("x5") old[1] => hi, in("x6") new[0], in("x7") new[1],
-                options(nostack));
-        }
-        lo == old[0] && hi == old[1]
+        // SAFETY: the caller's.
+        unsafe { if has_lse() { casp!("casp", pair, old, new) } else { ldxp_stxp!("stxp", "", pair, old, new) } }
     }
 
     #[inline(always)]
@@ -379,7 +404,7 @@ impl Hardware for Native {
     fn label(_: *const u8, _: usize, _: &'static str) {}
 }
 
-/// Nanoseconds from the time-stamp counter where it is invariant, else from `CLOCK_MONOTONIC`.
+/// Nanoseconds from the processor's counter where it is invariant, else from `CLOCK_MONOTONIC`.
 #[inline(always)]
 fn clock_ns() -> u64 {
     static CLOCK: OnceLock<Clock> = OnceLock::new();
@@ -389,8 +414,7 @@ fn clock_ns() -> u64 {
 
 /// The processor's clock, calibrated once against the operating system's over 100 ms (toolbox.md 11).
 struct Clock {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read on x86-64 only"))]
-    tsc_base: u64,
+    base: u64,
     /// ns per tick, 32.32 fixed point; 0 = no usable counter.
     mult: u64,
     start: Instant,
@@ -399,41 +423,51 @@ struct Clock {
 impl Clock {
     fn calibrate() -> Clock {
         let start = Instant::now();
-        #[cfg(target_arch = "x86_64")]
-        {
-            // CPUID 0x80000007 EDX bit 8: the counter runs at a constant rate in all states.
-            // An interpreter has its own clock.
-            let invariant = cfg!(not(miri))
-                && std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
-                && std::arch::x86_64::__cpuid(0x8000_0007).edx & (1 << 8) != 0;
-            if invariant {
-                let (i0, t0) = (Instant::now(), rdtsc());
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                let (i1, t1) = (Instant::now(), rdtsc());
-                let ns = (i1 - i0).as_nanos() as u64;
-                let mult = ((u128::from(ns) << 32) / u128::from(t1 - t0)) as u64;
-                return Clock { tsc_base: t0, mult, start };
-            }
+        if counter_is_invariant() {
+            let (i0, t0) = (Instant::now(), counter());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let (i1, t1) = (Instant::now(), counter());
+            let ns = (i1 - i0).as_nanos() as u64;
+            let mult = ((u128::from(ns) << 32) / u128::from(t1 - t0)) as u64;
+            return Clock { base: t0, mult, start };
         }
-        Clock { tsc_base: 0, mult: 0, start }
+        Clock { base: 0, mult: 0, start }
     }
 
     #[inline(always)]
     fn read(&self) -> u64 {
-        #[cfg(target_arch = "x86_64")]
         if self.mult != 0 {
-            let d = rdtsc().wrapping_sub(self.tsc_base);
+            let d = counter().wrapping_sub(self.base);
             return ((u128::from(d) * u128::from(self.mult)) >> 32) as u64;
         }
         self.start.elapsed().as_nanos() as u64
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+/// The processor's counter of time.
 #[inline(always)]
-fn rdtsc() -> u64 {
+fn counter() -> u64 {
+    #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 processor has it.
-    unsafe { std::arch::x86_64::_rdtsc() }
+    return unsafe { std::arch::x86_64::_rdtsc() };
+    #[cfg(target_arch = "aarch64")]
+    {
+        let ticks: u64;
+        // SAFETY: Linux lets programs read the virtual counter.
+        unsafe { std::arch::asm!("mrs {t}, cntvct_el0", t = out(reg) ticks, options(nomem, nostack, preserves_flags)) };
+        ticks
+    }
+}
+
+/// Whether it runs at a constant rate in all states: on x86-64 CPUID 0x80000007, EDX bit 8; on aarch64 always. An
+/// interpreter has its own clock.
+fn counter_is_invariant() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return cfg!(not(miri))
+        && std::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0007
+        && std::arch::x86_64::__cpuid(0x8000_0007).edx & (1 << 8) != 0;
+    #[cfg(target_arch = "aarch64")]
+    cfg!(not(miri))
 }
 
 /// A CPU a worker may be pinned to, as the operating system numbers it.

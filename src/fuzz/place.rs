@@ -15,6 +15,7 @@
 use super::backend::{FILES, PAGE, Promise, Setup, Space};
 use super::r#gen::Rng;
 use crate::mm::mm_types::{TASK_SIZE, VM_GROWSDOWN};
+use crate::mm::mmap::MAP_32BIT;
 use crate::mm::{Call, VmaInfo};
 
 const HUGE: u64 = 2 << 20;
@@ -180,9 +181,9 @@ impl Place {
             prot = 0;
             flags |= libc::MAP_NORESERVE as u32;
         }
-        // A process that is randomised has another arena for each call.
-        if !self.space.randomised && rng.percent(15) {
-            flags |= libc::MAP_32BIT as u32;
+        // A process that is randomised has another arena for each call. Other processors' kernels have no such flag.
+        if cfg!(target_arch = "x86_64") && !self.space.randomised && rng.percent(15) {
+            flags |= MAP_32BIT;
         }
         if rng.percent(4) {
             flags |= MAP_ABOVE4G;
