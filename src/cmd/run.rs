@@ -11,6 +11,7 @@ use crate::host::file::EXAMPLES;
 use crate::host::plan::{auto_ladder, plan};
 use crate::host::{Host, PinKind};
 use crate::init::KernelConfig;
+use crate::maple_tree::MapleRules;
 use crate::measure::run::Stop;
 use crate::mm::variant::{self, Variant};
 use crate::rcu::QsPolicy;
@@ -104,6 +105,9 @@ pub struct Args {
     /// 7.3's hung task detector: one more locked exchange at each read unlock of an rwsem
     #[arg(long)]
     hung_task_blocker: bool,
+    /// Whose rules the maple tree follows: 6.12, 6.18 or 7.3 [default: 6.12 with @slub, 7.3 with @sheaves]
+    #[arg(long, value_name = "VERSION")]
+    maple_rules: Option<String>,
     /// Refuse allocations of objects on purpose (failslab), by chance: 0.001 or 1/1000, at most 0.5
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_slab: Option<u32>,
@@ -295,7 +299,14 @@ fn request(a: &Args) -> Result<Request, Failure> {
         .map(|(_, w)| *w)
         .ok_or_else(|| Failure::Input(format!("--wait {}: accepted: futex, spin", a.wait)))?;
     let kernel = KernelConfig::default().hz(a.hz).qs_policy(qs_policy).wait(wait);
-    let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, ..kernel };
+    let maple_rules = match &a.maple_rules {
+        None => None,
+        Some(v) => {
+            let known = MapleRules::ALL.iter().find(|(name, _)| name == v).map(|(_, rules)| *rules);
+            Some(known.ok_or_else(|| Failure::Input(format!("--maple-rules {v}: accepted: 6.12, 6.18, 7.3")))?)
+        }
+    };
+    let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, maple_rules, ..kernel };
     kernel.slab.memcg = a.memcg;
     kernel.slab.init_on_alloc = a.init_on_alloc;
     for option in once(&a.rcu) {

@@ -68,6 +68,17 @@ pub enum MapleRules {
     V7_3,
 }
 
+impl MapleRules {
+    /// All, by the version that they are named after.
+    pub const ALL: [(&str, MapleRules); 3] =
+        [("6.12", MapleRules::V6_12), ("6.18", MapleRules::V6_18), ("7.3", MapleRules::V7_3)];
+
+    /// Its version.
+    pub fn name(self) -> &'static str {
+        MapleRules::ALL[self as usize].0
+    }
+}
+
 /// What all trees of a kernel share: the node cache and the RCU that delays node frees (the kernel's statics).
 pub struct MapleState<A: Hardware> {
     /// Cache "maple_node".

@@ -274,6 +274,10 @@ pub const TRACED: [&str; 2] = ["vm_area_struct", "maple_node"];
 /// How long the host's kernel leaves freed objects alone, from its tracepoints: a run of `W` of its own on `cpu`, warmed
 /// up for `span_ns` and watched for as long. No timed sample runs while the tracepoints are on.
 pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64, program: Option<&Program>) -> ReuseSeen {
+    traced_until::<W>(cpu, span_ns, Stop::After(span_ns), seed, program)
+}
+
+fn traced_until<W: Workload>(cpu: u32, warm_up_ns: u64, stop: Stop, seed: u64, program: Option<&Program>) -> ReuseSeen {
     let absent = |e: String| ReuseSeen { absent: Some(e), ..ReuseSeen::default() };
     let mut tracer = match Tracer::open(cpu, &TRACED) {
         Ok(t) => t,
@@ -281,7 +285,7 @@ pub fn traced<W: Workload>(cpu: u32, span_ns: u64, seed: u64, program: Option<&P
     };
     let mut walk = Walk::default();
     let switch = tracer.switch();
-    let load = Load { warm_up_ns: span_ns, stop: Stop::After(span_ns), seed, trace: Some(switch), program };
+    let load = Load { warm_up_ns, stop, seed, trace: Some(switch), program };
     let r = run::<W>(&[cpu], Mode::Thread, load, |child| {
         walk.own_pid = child as u32;
         tracer.drain(|e| walk.push(e));
@@ -578,6 +582,7 @@ mod tests {
     use crate::arch::Sim;
     use crate::arch::sim::{SimConfig, SimMachine};
     use crate::init::KernelConfig;
+    use crate::maple_tree::MapleRules;
     use crate::measure::port;
     use crate::mm::variant;
     use crate::{with_variant, with_workload};
@@ -613,15 +618,15 @@ mod tests {
     }
 
     /// What the port does in one simulated CPU's warm-up and span.
-    fn port_reuse(workload: &str) -> ReuseSeen {
+    fn port_reuse(workload: &str, variant: &str, stop: Stop, maple_rules: Option<MapleRules>) -> ReuseSeen {
         let machine = SimMachine::new(SimConfig { bytes_per_node: 128 << 20, ..SimConfig::nodes(1, 1) }).unwrap();
-        let variant = variant::parse("v6.15").unwrap();
+        let variant = variant::parse(variant).unwrap();
         let plan = port::Plan {
             threads: 1,
             mode: Mode::Thread,
             warm_up_ns: 1_000_000,
-            stop: Stop::After(2_000_000),
-            kernel: variant.configure(KernelConfig::default()),
+            stop,
+            kernel: variant.configure(KernelConfig { maple_rules, ..KernelConfig::default() }),
             program: None,
         };
         let out =
@@ -644,7 +649,7 @@ mod tests {
                 eprintln!("{name}: {} records lost, nothing can be said", t.lost);
                 continue;
             }
-            let port = port_reuse(name);
+            let port = port_reuse(name, "v6.15", Stop::After(2_000_000), None);
             let (host, c) = (t.own["vm_area_struct"], &port.caches["vm_area_struct"]);
             eprintln!(
                 "{name}: host {} operations, {:?}, {:?}; port {} operations, {:?}",
@@ -663,6 +668,46 @@ mod tests {
                 let again: u64 = h.bins.iter().sum();
                 assert!(again > 0 && h.bins[0] * 2 >= again, "{name}: {h:?}");
             }
+        }
+    }
+
+    /// Hand-outs of tree nodes an operation: on the host, and in the port by each kernel's rules; none where the host tells
+    /// nothing. Whole passes on both sides.
+    fn nodes_an_operation(workload: &str, steps: u64) -> Option<(f64, Vec<(&'static str, f64)>)> {
+        let (cpu, stop) = (affinity::allowed()[0], Stop::Operations(steps));
+        let seen = with_workload!(workload, W => traced_until::<W>(cpu, 5_000_000, stop, 3, None));
+        let ratio = |n: u64, operations: u64| n as f64 / operations as f64;
+        match &seen {
+            ReuseSeen { absent: Some(why), .. } => {
+                eprintln!("not traced: {why}");
+                return None;
+            }
+            ReuseSeen { traced: Some(t), .. } if t.lost > 0 => {
+                eprintln!("{workload}: {} records lost, nothing can be said", t.lost);
+                return None;
+            }
+            _ => (),
+        }
+        let host = ratio(seen.traced.as_ref().unwrap().own["maple_node"].0, seen.operations);
+        let port = |(name, rules)| {
+            // Nodes come from prefilled sheaves in 6.18 as in 7.3: only those used are handed out.
+            let variant = if rules == MapleRules::V6_12 { "v6.15" } else { "refcnt+typesafe@sheaves" };
+            let seen = port_reuse(workload, variant, stop, Some(rules));
+            (name, ratio(seen.caches["maple_node"].allocs, seen.operations))
+        };
+        Some((host, MapleRules::ALL.map(port).to_vec()))
+    }
+
+    #[test]
+    fn the_host_takes_as_many_tree_nodes_an_operation_as_the_port_by_one_of_the_rules() {
+        // Workload, steps. The edges of the port's watch may hold a node or two more.
+        let cases = [("brk1", 2000), ("mmap_churn", 2000), ("munmap_storm", 65 * 8)];
+        let mut fits: Vec<&str> = MapleRules::ALL.map(|(name, _)| name).to_vec();
+        for (workload, steps) in cases {
+            let Some((host, port)) = nodes_an_operation(workload, steps) else { return };
+            eprintln!("{workload}: host {host}, port {port:?}");
+            fits.retain(|f| port.iter().any(|(name, nodes)| name == f && (nodes / host - 1.0).abs() < 0.005));
+            assert!(!fits.is_empty(), "{workload}: host {host}, port {port:?}");
         }
     }
 

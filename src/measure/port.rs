@@ -518,6 +518,7 @@ fn describe<A: Hardware>(c: &KernelConfig, k: &KernelState<A>) -> BTreeMap<Strin
         ("tick_every", c.tick_every.to_string()),
         ("wait", c.wait.name().to_string()),
         ("hung_task_blocker", c.hung_task_blocker.to_string()),
+        ("maple_rules", k.maple.rules.name().to_string()),
     ];
     pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
 }
