@@ -16,7 +16,7 @@ use crate::cpu::stat::SLOTS;
 use crate::cpu::tick::{TickDevice, idle_loop, start_tick_signal};
 use crate::cpu::workqueue::kworker;
 use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
-use crate::maple_tree::{MapleState, maple_tree_init};
+use crate::maple_tree::{MapleRules, MapleState, maple_tree_init_with};
 use crate::mm::file::{FileState, files_init};
 use crate::mm::kconfig::{Kconfig, Mm};
 use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
@@ -59,6 +59,8 @@ pub struct KernelConfig {
     pub rules: MmRules,
     /// How VMAs are allocated and freed.
     pub vma_cache: VmaCache,
+    /// Whose rules trees follow; `None`: those of the version that the allocator is of.
+    pub maple_rules: Option<MapleRules>,
     /// `CONFIG_DETECT_HUNG_TASK_BLOCKER` of 7.3: each read unlock of an rwsem takes its task out of `owner` by one more
     /// locked exchange. 6.12 has it with lock debugging only.
     pub hung_task_blocker: bool,
@@ -76,6 +78,7 @@ impl Default for KernelConfig {
             wait: Wait::Futex,
             rules: MmRules::V6_12,
             vma_cache: VmaCache::CallRcu,
+            maple_rules: None,
             hung_task_blocker: false,
         }
     }
@@ -198,7 +201,7 @@ fn boot<A: Hardware>(
     let geometry = if config.geometry_cpus == 0 { nr_cpus } else { config.geometry_cpus };
     let slab = kmem_cache_init(arena, pages, rcu, geometry, config.slab);
     // maple_tree_init(), then the caches of proc_caches_init() and anon_vma_init()
-    let maple = maple_tree_init(arena, slab);
+    let maple = maple_tree_init_with(arena, slab, config.maple_rules);
     let anon_vma_cachep = kmem_cache_create(arena, slab, anon_vma_args::<A>());
     let anon_vma_chain_cachep = kmem_cache_create(arena, slab, anon_vma_chain_args::<A>());
     let mm_cachep = kmem_cache_create(

@@ -6,6 +6,7 @@
 //! backend is another process.
 
 use crate::cpu::Errno;
+use crate::maple_tree::MapleRules;
 use crate::mm::mm_types::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE};
 use crate::mm::task_mmu::smaps_flags;
 use crate::mm::{Call, MmRules, VmaInfo};
@@ -49,6 +50,9 @@ pub struct Setup {
     pub touch: bool,
     /// The window is the whole address space, the rest of the process included: a round about placement.
     pub everywhere: bool,
+    /// The process has nothing but the window and a page of code, so that what the tree takes can be compared; and whose
+    /// rules its tree follows.
+    pub bare: Option<MapleRules>,
 }
 
 /// A resource that a process may be short of.
@@ -113,7 +117,22 @@ impl Space {
 impl Setup {
     /// A plain round: no limits, bytes by system calls.
     pub fn plain(rules: MmRules, pages: u32) -> Self {
-        Setup { rules, pages, room: None, heap: false, counted: 0, limit: None, touch: false, everywhere: false }
+        Setup {
+            rules,
+            pages,
+            room: None,
+            heap: false,
+            counted: 0,
+            limit: None,
+            touch: false,
+            everywhere: false,
+            bare: None,
+        }
+    }
+    /// Which of [`COUNTED`] must be equal, a bit each.
+    pub fn judged(&self) -> u16 {
+        let always = COUNTED.iter().enumerate().fold(0, |m, (i, c)| m | u16::from(c.1) << i);
+        self.counted & if self.bare.is_some() { u16::MAX } else { always }
     }
     /// First address behind the window.
     pub fn end(&self) -> u64 {
@@ -150,12 +169,12 @@ impl Look {
     }
 }
 
-/// What both a kernel's tracepoints and the port's counters count, and whether the two must be equal.
+/// What both a kernel's tracepoints and the port's counters count, and whether the two must be equal in any process.
 ///
-/// What need not be is reported, call by call where it differs, and does not end a run. Nodes of the tree cannot be equal:
-/// how many a store takes depends on the shape of the leaves around the window, which hold
-/// the program's own mappings in an order that exec and the dynamic linker made, and no process can see. Nor can writes:
-/// a store that crosses from one leaf to the next is another kind of write, and where leaves end is the same secret.
+/// What need not be is reported, call by call where it differs, and does not end a run. What the tree takes must be equal
+/// only in a process that has nothing but the window ([`Setup::bare`]): how many nodes a store takes depends on the shape
+/// of the leaves around the window, which hold the program's own mappings in an order that exec and the dynamic linker
+/// made, and no process can see; a store that crosses from one leaf to the next is another kind of write.
 pub const COUNTED: [(&str, bool); 9] = [
     ("VMAs allocated", true),
     ("VMAs freed", true),
@@ -181,14 +200,13 @@ pub struct Step {
     pub counts: Counts,
 }
 
-/// Equal in all that must be equal.
-impl PartialEq for Step {
-    fn eq(&self, other: &Step) -> bool {
-        let strict = |c: &Counts| -> Counts { std::array::from_fn(|i| if COUNTED[i].1 { c[i] } else { 0 }) };
-        self.result == other.result && self.hash == other.hash && strict(&self.counts) == strict(&other.counts)
+impl Step {
+    /// Equal in all that must be equal, of the counts in those of `judged` ([`Setup::judged`]).
+    pub fn agrees(&self, other: &Step, judged: u16) -> bool {
+        let counts = (0..COUNTED.len()).all(|i| judged >> i & 1 == 0 || self.counts[i] == other.counts[i]);
+        self.result == other.result && self.hash == other.hash && counts
     }
 }
-impl Eq for Step {}
 
 /// Why a backend cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 //! them out, and compares after every call: return value or errno, each VMA's range, rights, file and offset; every few
 //! calls `VmFlags` and the bytes of every page as well.
 //!
-//! Backends: the port ([`port`]), the running kernel through a process of its own ([`kernel`]), and a reference model
+//! Backends: the port ([`port`]), the running kernel through a process of its own ([`kernel`]; where objects are counted
+//! through one that has nothing but the window, `bare.rs`), and a reference model
 //! written from the rules alone ([`model`]), which needs no system calls. What differs between kernels is *seen* on the
 //! host ([`probe`]), never taken from a version number.
 //!
@@ -22,6 +23,8 @@
 //! anon_vmas) it sees only where a later merge depends on it.
 
 pub mod backend;
+#[cfg(target_arch = "x86_64")]
+pub mod bare;
 pub mod driver;
 pub mod r#gen;
 pub mod helper;

@@ -6,6 +6,7 @@
 
 use super::backend::{Limit, MAX_PAGES, Resource, Setup, WINDOW};
 use super::wire::{ARGS, Record, WORDS, decode, encode};
+use crate::maple_tree::MapleRules;
 use crate::mm::{Call, MmRules};
 
 /// What every token begins with.
@@ -47,6 +48,8 @@ impl Side {
 }
 
 const RULES: usize = 13;
+/// Rules of a tree, by number.
+const MAPLE: [MapleRules; 3] = [MapleRules::V6_12, MapleRules::V6_18, MapleRules::V7_3];
 
 fn rule_bits(r: &MmRules) -> [bool; RULES] {
     let MmRules {
@@ -184,8 +187,9 @@ impl Case {
         put(&mut b, rules);
         put(&mut b, self.setup.pages.into());
         put(&mut b, self.setup.room.map_or(0, |r| u64::from(r) + 1));
-        let Setup { heap, touch, everywhere, limit, .. } = self.setup;
-        let bits = [heap, touch, everywhere, limit.is_some()];
+        let Setup { heap, touch, everywhere, limit, bare, .. } = self.setup;
+        let bare = bare.map_or(0, |r| MAPLE.iter().position(|m| *m == r).unwrap_or(0) + 1);
+        let bits = [heap, touch, everywhere, limit.is_some(), bare & 1 == 1, bare & 2 == 2];
         put(&mut b, bits.iter().enumerate().fold(0, |v, (i, on)| v | u64::from(*on) << i));
         if let Some(l) = limit {
             put(&mut b, Resource::ALL.iter().position(|r| *r == l.of).unwrap_or(0) as u64);
@@ -240,10 +244,11 @@ impl Case {
         let pages = u32::try_from(get(from)?).ok().filter(|p| (1..=MAX_PAGES).contains(p))?;
         let room = u32::try_from(get(from)?).ok()?.checked_sub(1);
         let bits = get(from)?;
-        if bits >> 4 != 0 {
+        if bits >> 6 != 0 {
             return None;
         }
         let [heap, touch, everywhere, limited] = std::array::from_fn(|i| bits >> i & 1 == 1);
+        let bare = (bits as usize >> 4).checked_sub(1).map(|i| MAPLE[i]);
         let limit = if limited {
             let of = *Resource::ALL.get(get(from)? as usize)?;
             Some(Limit { of, pages: u32::try_from(get(from)?).ok()? })
@@ -266,7 +271,7 @@ impl Case {
             }
             calls.push(decode(&r)?);
         }
-        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere };
+        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere, bare };
         Some(Case { subject, against, variant, setup, calls })
     }
 }
@@ -301,6 +306,10 @@ mod tests {
         for r in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
             let c = Case { setup: Setup { rules: r, room: None, ..case().setup }, ..case() };
             assert_eq!(Case::parse(&c.token()).unwrap().setup, c.setup);
+        }
+        for m in MAPLE {
+            let setup = Setup { bare: Some(m), ..case().setup };
+            assert_eq!(Case::parse(&Case { setup, ..case() }.token()).unwrap().setup, setup);
         }
         for of in Resource::ALL {
             let limit = Some(Limit { of, pages: 300 });

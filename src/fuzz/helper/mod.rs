@@ -125,7 +125,7 @@ struct Fds {
 }
 
 /// What each tracepoint of [`COUNTED`] is filtered by.
-const FILTERS: [Option<&CStr>; COUNTED.len()] = [
+pub const FILTERS: [Option<&CStr>; COUNTED.len()] = [
     Some(c"name == \"vm_area_struct\""),
     Some(c"name == \"vm_area_struct\""),
     Some(c"name == \"anon_vma\""),
