@@ -47,7 +47,7 @@ impl Side {
     }
 }
 
-const RULES: usize = 13;
+const RULES: usize = 14;
 /// Rules of a tree, by number.
 const MAPLE: [MapleRules; 3] = [MapleRules::V6_12, MapleRules::V6_18, MapleRules::V7_3];
 
@@ -65,6 +65,7 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         dontunmap_splits_locked,
         dontunmap_counts_locked_twice,
         guard_vma_lock,
+        retry_merge,
     } = *r;
     [
         merge_faulted_with_unfaulted,
@@ -81,6 +82,7 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         dontunmap_splits_locked,
         dontunmap_counts_locked_twice,
         guard_vma_lock,
+        retry_merge,
     ]
 }
 
@@ -98,6 +100,7 @@ fn rules_of(b: [bool; RULES]) -> MmRules {
         dontunmap_splits_locked: b[10],
         dontunmap_counts_locked_twice: b[11],
         guard_vma_lock: b[12],
+        retry_merge: b[13],
     }
 }
 

@@ -4,8 +4,7 @@
 //!
 //! dup: the order of checks (it decides which errno wins), limits, what is charged, the order of events, what is left
 //! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, the refusal of memory that is both
-//! writable and executable, `READ_IMPLIES_EXEC`, randomisation, drivers that change a mapping's flags (6.12 tries to
-//! merge a second time after that), sealed and append-only files, swap files.
+//! writable and executable, `READ_IMPLIES_EXEC`, randomisation, sealed and append-only files, swap files.
 
 use super::file::{
     FMODE_READ, FMODE_WRITE, File, FileKind, call_mmap, file_word, get_file, is_shared_maywrite, shmem_zero_setup,
@@ -403,7 +402,12 @@ fn __mmap_region<K: Kconfig>(
     let vma = match vma_merge_new_range(cpu, k, mm, &mut mas, &merge) {
         Ok(Some(vma)) => vma,
         _ => match mmap_new_vma(cpu, k, mm, &mut mas, &merge, file) {
-            Ok(vma) => vma,
+            Ok(vma) => {
+                if file.is_some() {
+                    vm_flags = vma.vm_flags().load(Relaxed);
+                }
+                vma
+            }
             Err(e) => {
                 if charged != 0 {
                     vm_unacct_memory(cpu, k, charged);
@@ -425,7 +429,7 @@ fn __mmap_region<K: Kconfig>(
     Ok(addr)
 }
 
-/// A VMA of its own for a new mapping, in the tree.
+/// A VMA of its own for a new mapping, in the tree; or the neighbour that it went into after all.
 fn mmap_new_vma<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
@@ -449,6 +453,17 @@ fn mmap_new_vma<K: Kconfig>(
         mas_destroy(cpu, mas);
         vm_area_free::<K>(cpu, vma);
         return Err(e);
+    }
+    let flags = vma.vm_flags().load(Relaxed);
+    if k.rules.retry_merge && file.is_some() && flags != m.flags && m.prev.is_some() {
+        vma_iter_config::<K>(mas, m.start, m.end);
+        if let Ok(Some(merged)) = vma_merge_new_range(cpu, k, mm, mas, &VmaMerge { flags, ..*m }) {
+            vma_fput(cpu, k, vma);
+            vm_area_free::<K>(cpu, vma);
+            mas_destroy(cpu, mas);
+            return Ok(merged);
+        }
+        vma_iter_config::<K>(mas, m.start, m.end);
     }
     // The VMA changes after it went into the tree (vm_page_prot, statistics): readers stay out until the end.
     K::Lock::vma_start_write(cpu, vma);

@@ -122,5 +122,7 @@ pub fn rules<E>(
     // An advice's lock is seen by tracepoints only (`fuzz --objects`); nothing else that is compared depends on it.
     rules.dontneed_vma_lock = rules.mremap_multi_vma;
     rules.guard_vma_lock = false;
+    // Only a driver's file shows it, and none is drawn.
+    rules.retry_merge = !rules.mremap_multi_vma;
     Ok(rules)
 }
