@@ -58,7 +58,7 @@ pub struct Args {
     /// Pages of the window [default: 24 to 64, drawn for each round]
     #[arg(long, allow_negative_numbers = true, value_parser = |s: &str| super::run::whole::<u32>(s, 8, MAX_PAGES))]
     pages: Option<u32>,
-    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit, rlimit, touch
+    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit, rlimit, touch, mdwe
     #[arg(long, value_delimiter = ',', value_name = "WHAT")]
     without: Vec<String>,
     /// Look at VmFlags and at the bytes of all pages after every so many calls; at the rest after each
@@ -211,6 +211,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         // It has no limits of memory and no signals.
         features.remove(Feature::Rlimit);
         features.remove(Feature::Touch);
+        features.remove(Feature::Mdwe);
     }
     if subject == Side::Port {
         port::limit(&mut *lead, &host.rules, &mut features).map_err(|e| Failure::Check(e.to_string()))?;

@@ -112,6 +112,8 @@ pub struct Gen {
     files: u64,
     stacks: bool,
     droppable: bool,
+    /// Whether the process says what may be executed.
+    mdwe: bool,
     depth: usize,
     /// Moves made: from, bytes, to. Some are made back, because what comes home may merge again.
     moves: Vec<(u64, u64, u64)>,
@@ -184,7 +186,11 @@ impl Gen {
         }
         // Few combinations, so that ranges meet their like.
         let all_prots = [3, 3, 3, 1, 1, 0, 0, 5, 7, 2];
-        let prots = (0..2 + rng.below(3)).map(|_| rng.pick(&all_prots)).collect();
+        let mut prots: Vec<u32> = (0..2 + rng.below(3)).map(|_| rng.pick(&all_prots)).collect();
+        let mdwe = has(Feature::Mdwe) && rng.percent(15);
+        if mdwe {
+            prots.extend([5, 7]);
+        }
         let all_extras =
             [0, 0, 0, 0, libc::MAP_NORESERVE, libc::MAP_STACK, libc::MAP_LOCKED, libc::MAP_POPULATE].map(|f| f as u32);
         let mut extras: Vec<u32> = (0..2 + rng.below(4)).map(|_| rng.pick(&all_extras)).collect();
@@ -214,7 +220,21 @@ impl Gen {
             advice.retain(|a| *a != libc::MADV_PAGEOUT);
             advice.push(libc::MADV_DONTNEED);
         }
-        Gen { rng, setup, weights, prots, extras, advice, files, stacks, droppable, depth: 1, moves: Vec::new(), place }
+        Gen {
+            rng,
+            setup,
+            weights,
+            prots,
+            extras,
+            advice,
+            files,
+            stacks,
+            droppable,
+            mdwe,
+            depth: 1,
+            moves: Vec::new(),
+            place,
+        }
     }
 
     /// How the round begins.
@@ -268,6 +288,12 @@ impl Gen {
 
     fn draw(&mut self, view: &[VmaInfo]) -> Call {
         let odd = self.rng.percent(3);
+        if self.mdwe && self.rng.percent(3) {
+            return match self.rng.below(4) {
+                0 => Call::Mdwe { bits: self.rng.pick(&[1, 1, 3, 3, 0, 2, 4]) },
+                n => Call::Personality { read_implies_exec: n == 1 },
+            };
+        }
         match self.kind() {
             Kind::Mmap => self.mmap(view, odd),
             Kind::Munmap => {

@@ -48,6 +48,8 @@ pub enum Feature {
     Rlimit,
     /// Rounds whose bytes are touched by the processor. Against a kernel only.
     Touch,
+    /// `READ_IMPLIES_EXEC` and `PR_SET_MDWE`. Against a kernel only.
+    Mdwe,
 }
 
 impl Feature {
@@ -69,6 +71,7 @@ impl Feature {
         (Feature::Room, "limit"),
         (Feature::Rlimit, "rlimit"),
         (Feature::Touch, "touch"),
+        (Feature::Mdwe, "mdwe"),
     ];
 }
 
@@ -92,7 +95,7 @@ impl Features {
     pub fn all() -> Self {
         let all = Feature::ALL.iter().map(|(f, _)| *f);
         Features {
-            has: all.filter(|f| !matches!(f, Feature::Rlimit | Feature::Touch)).collect(),
+            has: all.filter(|f| !matches!(f, Feature::Rlimit | Feature::Touch | Feature::Mdwe)).collect(),
             advice: ADVICE.to_vec(),
             at_limit: 8,
             counted: 0,
@@ -266,6 +269,11 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     say("DONTUNMAP counts locked pages twice", yes(rules.dontunmap_counts_locked_twice));
     if cfg!(target_arch = "x86_64") {
         features.add(Feature::Touch);
+    }
+    let (r, _) = experiment(b, &setup, &[Call::Mdwe { bits: 1 }])?;
+    say("PR_SET_MDWE", yes(r[0] == 0));
+    if r[0] == 0 {
+        features.add(Feature::Mdwe);
     }
     say("every mremap looks at the limit of VMAs", yes(rules.mremap_limit_at_entry));
     Ok(Host { rules, features, seen })

@@ -107,7 +107,7 @@ fn rules_of(b: [bool; RULES]) -> MmRules {
 /// Words of a call that are addresses.
 fn is_address(kind: u64, word: usize) -> bool {
     match (kind, word) {
-        (9 | 13 | 14 | 8, _) => false,
+        (8 | 9 | 13..=16, _) => false,
         (4, 5) => true,
         (_, w) => w == 1,
     }
@@ -297,6 +297,8 @@ mod tests {
                 Call::Fork,
                 Call::Write { addr: 5, value: 9 },
                 Call::Munlockall,
+                Call::Personality { read_implies_exec: true },
+                Call::Mdwe { bits: 1 },
             ],
         }
     }

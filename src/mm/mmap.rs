@@ -3,8 +3,8 @@
 //! 6.12].
 //!
 //! dup: the order of checks (it decides which errno wins), limits, what is charged, the order of events, what is left
-//! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, the refusal of memory that is both
-//! writable and executable, `READ_IMPLIES_EXEC`, randomisation, sealed and append-only files, swap files.
+//! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, randomisation, sealed and append-only
+//! files, swap files.
 
 use super::file::{
     FMODE_READ, FMODE_WRITE, File, FileKind, call_mmap, file_word, get_file, is_shared_maywrite, shmem_zero_setup,
@@ -22,6 +22,7 @@ use super::mm_types::{
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_write_unlock};
 use super::mmu_gather::MmuGather;
 use super::pgtable::free_pgd_range;
+use super::prctl::{map_deny_write_exec, read_implies_exec};
 use super::rmap::unlink_anon_vmas;
 use super::unmapped_area::{AreaMethod, STACK_GUARD_GAP, get_unmapped_area, vm_start_gap};
 use super::util::{OVERCOMMIT_NEVER, vm_enough_memory, vm_unacct_memory};
@@ -194,11 +195,14 @@ fn __do_mmap<K: Kconfig>(
     mm: MmPtr<K>,
     args: &MmapArgs<K::A>,
 ) -> Result<(u64, u64), Errno> {
-    let MmapArgs { addr, len, prot, mut flags, .. } = *args;
+    let MmapArgs { addr, len, mut prot, mut flags, .. } = *args;
     let file = args.file.filter(|_| flags & MAP_ANONYMOUS == 0);
     let mut pgoff = args.offset >> PAGE_SHIFT;
     if len == 0 {
         return Err(Errno::EINVAL);
+    }
+    if prot & PROT_READ != 0 && read_implies_exec::<K>(mm) && file.is_none_or(|f| f.f_noexec.get() == 0) {
+        prot |= PROT_EXEC;
     }
     if flags & MAP_FIXED_NOREPLACE != 0 {
         flags |= MAP_FIXED;
@@ -337,6 +341,9 @@ fn mmap_region<K: Kconfig>(
     vm_flags: u64,
     pgoff: u64,
 ) -> Result<u64, Errno> {
+    if map_deny_write_exec::<K>(mm, vm_flags, vm_flags) {
+        return Err(Errno::EACCES);
+    }
     // A mapping through which a file may be written counts as one before it is there, so that the file is not sealed
     // against writing meanwhile.
     let mapping = file.filter(|_| is_shared_maywrite(vm_flags)).map(|f| f.f_mapping());
@@ -635,7 +642,9 @@ fn do_brk_flags<K: Kconfig>(
     addr: u64,
     len: u64,
 ) -> Result<(), Errno> {
-    let flags = VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags.get();
+    // VM_DATA_FLAGS_TSK_EXEC
+    let exec = if read_implies_exec::<K>(mm) { VM_EXEC } else { 0 };
+    let flags = VM_DATA_DEFAULT_FLAGS | exec | VM_ACCOUNT | mm.def_flags.get();
     let pages = len >> PAGE_SHIFT;
     if !may_expand_vm::<K>(mm, flags, pages) || mm.map_count.get() > k.max_map_count {
         return Err(Errno::ENOMEM);

@@ -12,6 +12,7 @@
 
 use super::normalise::PAGE;
 use crate::mm::mm_types::TASK_SIZE;
+use crate::mm::prctl::READ_IMPLIES_EXEC;
 use crate::mm::task_mmu::parse_vm_flags;
 use crate::mm::{Call, VmaInfo};
 use std::ptr::null_mut;
@@ -307,6 +308,8 @@ pub fn set_start_brk(pid: libc::pid_t, page: u64, at: u64) -> Result<bool, Strin
     Ok(call(libc::SYS_brk, [0; 6])? == at)
 }
 
+/// `PR_SET_MDWE`
+const PR_SET_MDWE: u64 = 65;
 /// mseal(2), which the C library's binding may not have yet.
 const SYS_MSEAL: libc::c_long = 462;
 
@@ -330,6 +333,11 @@ pub fn system_call(c: &Call, fd: impl Fn(u32) -> i32) -> Option<(libc::c_long, [
         Call::Mlockall { flags } => (libc::SYS_mlockall, [u64::from(flags), 0, 0, 0, 0, 0]),
         Call::Munlockall => (libc::SYS_munlockall, [0; 6]),
         Call::Mseal { addr, len } => (SYS_MSEAL, [addr, len, 0, 0, 0, 0]),
+        // The one bit that is known is all that such a process has of a personality.
+        Call::Personality { read_implies_exec } => {
+            (libc::SYS_personality, [if read_implies_exec { u64::from(READ_IMPLIES_EXEC) } else { 0 }, 0, 0, 0, 0, 0])
+        }
+        Call::Mdwe { bits } => (libc::SYS_prctl, [PR_SET_MDWE, u64::from(bits), 0, 0, 0, 0]),
         Call::Read { .. } | Call::Write { .. } | Call::Fork | Call::Exit => return None,
     })
 }
