@@ -66,7 +66,7 @@ fn objects_and_locks_are_the_kernels_or_the_host_refuses() {
             Some(0) => {
                 assert!(out.contains("5000 calls in"), "{out}");
                 let known = variant.ends_with("sheaves") && out.contains(": 0 calls of an experiment differ");
-                assert_eq!(out.contains("objects: tree nodes allocated: compared"), known, "{out}");
+                assert!(!known || out.contains("objects: tree nodes allocated: compared"), "{out}");
                 // The experiment tells at least two sets of rules apart.
                 let agree = out.matches(": 0 calls of an experiment differ").count();
                 assert!(!known || agree < 3, "{out}");

@@ -352,11 +352,14 @@ pub fn probe_objects(b: &mut dyn Backend, rules: &mut MmRules) -> Result<u16, St
     Ok(mask)
 }
 
+/// Calls of [`probe_tree`]'s experiment.
+pub const TREE_CALLS: usize = 520;
+
 /// Calls that tell the rules of trees apart: ranges one above the other until leaves overflow, then holes of all sizes.
 fn tree_calls() -> Vec<Call> {
     let mut rng = Rng::new(18);
     let mut calls: Vec<Call> = (0..120).map(|i| AT.map(2 * i, 1, RW)).collect();
-    for _ in 0..400 {
+    while calls.len() < TREE_CALLS {
         let (page, pages) = (rng.below(240), 1 + rng.below(12));
         calls.push(match rng.below(3) {
             0 => Call::Munmap { addr: AT.page(page), len: pages * PAGE },
