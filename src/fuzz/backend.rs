@@ -5,7 +5,7 @@
 //! are agreement; only where two differ are the VMAs themselves fetched. That keeps the usual call cheap even where the
 //! backend is another process.
 
-use crate::cpu::Errno;
+use crate::cpu::{Errno, splitmix64};
 use crate::maple_tree::MapleRules;
 use crate::mm::mm_types::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE};
 use crate::mm::task_mmu::smaps_flags;
@@ -16,6 +16,8 @@ pub const PAGE: u64 = 4096;
 /// First address of the window: between the program and the libraries of any process, with room of terabytes on both
 /// sides.
 pub const WINDOW: u64 = 0x6000_0000_0000;
+/// Where a crowd stands on both sides of the window.
+const CROWDS: [u64; 2] = [0x5000_0000_0000, 0x6800_0000_0000];
 /// Most pages of a window.
 pub const MAX_PAGES: u32 = 256;
 /// Files that a round may map: memory files of so many pages each. What lies behind the end of the second is reached
@@ -53,6 +55,8 @@ pub struct Setup {
     /// The process has nothing but the window and a page of code, so that what the tree takes can be compared; and whose
     /// rules its tree follows.
     pub bare: Option<MapleRules>,
+    /// Of a bare process: so many pages are mapped on both sides of the window, far from it, that its tree has levels.
+    pub crowd: u32,
 }
 
 /// A resource that a process may be short of.
@@ -127,12 +131,23 @@ impl Setup {
             touch: false,
             everywhere: false,
             bare: None,
+            crowd: 0,
         }
     }
     /// Which of [`COUNTED`] must be equal, a bit each.
     pub fn judged(&self) -> u16 {
         let always = COUNTED.iter().enumerate().fold(0, |m, (i, c)| m | u16::from(c.1) << i);
         self.counted & if self.bare.is_some() { u16::MAX } else { always }
+    }
+    /// The calls that map [`Setup::crowd`]: single pages that may only be read, half of them below the window and half above
+    /// it, in an order that leaves the leaves of a tree half full.
+    pub fn crowd(&self) -> impl Iterator<Item = Call> {
+        let mut order: Vec<u64> = (0..self.crowd.into()).collect();
+        order.sort_by_key(|&i| splitmix64(i));
+        order.into_iter().map(|i| {
+            let addr = CROWDS[i as usize % 2] + i * PAGE;
+            Call::Mmap { addr, len: PAGE, prot: 1, flags: 0x32, fd: None, offset: 0 }
+        })
     }
     /// First address behind the window.
     pub fn end(&self) -> u64 {

@@ -392,6 +392,13 @@ impl Backend for Bare {
         if setup.heap && !set_start_brk(pid, CODE, setup.start_brk()).map_err(stop)? {
             return Err(stop("the heap cannot be put into the window".into()));
         }
+        for c in setup.crowd() {
+            let (nr, args) = system_call(&c, |_| -1).expect("mmap is one");
+            let r = answer(pid, nr, args)?.0;
+            if r < 0 {
+                return Err(stop(format!("the crowd: errno {}", -r)));
+            }
+        }
         setup.limit.map_or(Ok(()), |l| self.lower_limit(l))
     }
 

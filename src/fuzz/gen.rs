@@ -149,6 +149,9 @@ impl Gen {
             bare: features.bare,
             ..Setup::plain(rules, pages)
         };
+        if setup.bare.is_some() {
+            setup.crowd = rng.pick(&[0, 30, 120, 400]);
+        }
         let place = features.place.as_ref().map(|(space, with)| Place::new(&mut rng, space, *with));
         if place.is_some() {
             setup = place::setup(rules);

@@ -268,7 +268,8 @@ impl<K: Kconfig<A = Native>> Round<K> {
         let has = match l.of {
             Resource::AddressSpace | Resource::Data | Resource::DataHard => {
                 self.call(&Call::Mmap { addr: OWN, len: PAGE, prot: 3, flags: 0x32, fd: None, offset: 0 })?;
-                1 + u64::from(self.setup.bare.is_some() && l.of == Resource::AddressSpace)
+                let beside = 1 + u64::from(self.setup.crowd);
+                1 + if self.setup.bare.is_some() && l.of == Resource::AddressSpace { beside } else { 0 }
             }
             Resource::Memlock => 0,
         };
@@ -354,6 +355,9 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
         }
         if setup.bare.is_some() {
             round.map_code().map_err(|e| Stop(format!("the port's page of code: {e}")))?;
+            for c in setup.crowd() {
+                round.call(&c).map_err(|e| Stop(format!("the port's crowd: {e}")))?;
+            }
         }
         if let Some(l) = setup.limit {
             round.lower_limit(l).map_err(|e| Stop(format!("the port's own page: {e}")))?;

@@ -379,7 +379,7 @@ pub fn probe_tree(port: &mut dyn Backend, b: &mut dyn Backend, counted: u16) -> 
     let calls = tree_calls();
     let run = |b: &mut dyn Backend, rules: MapleRules| -> Result<Vec<Step>, Stop> {
         let mut steps = Vec::new();
-        b.begin(&Setup { counted, bare: Some(rules), ..Setup::plain(MmRules::V6_12, MAX_PAGES) })?;
+        b.begin(&Setup { counted, bare: Some(rules), crowd: 300, ..Setup::plain(MmRules::V6_12, MAX_PAGES) })?;
         b.run(0, &calls, &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
         b.end()?;
         Ok(steps)

@@ -124,6 +124,9 @@ pub fn setup(s: &Setup) -> Option<String> {
     if s.touch {
         out.push("bytes are touched by the processor".into());
     }
+    if s.crowd != 0 {
+        out.push(format!("{} pages mapped on both sides of the window", s.crowd));
+    }
     if s.everywhere {
         out.push("placement, in the helper's whole address space".into());
     }

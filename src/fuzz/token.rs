@@ -198,6 +198,9 @@ impl Case {
             put(&mut b, Resource::ALL.iter().position(|r| *r == l.of).unwrap_or(0) as u64);
             put(&mut b, l.pages.into());
         }
+        if bare != 0 {
+            put(&mut b, self.setup.crowd.into());
+        }
         put(&mut b, self.setup.counted.into());
         put(&mut b, self.variant.len() as u64);
         b.extend(self.variant.bytes());
@@ -258,6 +261,7 @@ impl Case {
         } else {
             None
         };
+        let crowd = if bare.is_some() { u32::try_from(get(from)?).ok().filter(|c| *c <= 10_000)? } else { 0 };
         let counted = u16::try_from(get(from)?).ok()?;
         let len = get(from)?;
         let variant = (0..len.min(200)).map(|_| from.next()).collect::<Option<Vec<u8>>>()?;
@@ -274,7 +278,7 @@ impl Case {
             }
             calls.push(decode(&r)?);
         }
-        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere, bare };
+        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere, bare, crowd };
         Some(Case { subject, against, variant, setup, calls })
     }
 }
@@ -313,7 +317,7 @@ mod tests {
             assert_eq!(Case::parse(&c.token()).unwrap().setup, c.setup);
         }
         for m in MAPLE {
-            let setup = Setup { bare: Some(m), ..case().setup };
+            let setup = Setup { bare: Some(m), crowd: 300, ..case().setup };
             assert_eq!(Case::parse(&Case { setup, ..case() }.token()).unwrap().setup, setup);
         }
         for of in Resource::ALL {
