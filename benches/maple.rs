@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What does the range tree cost? Lookups under RCU, steps, stores, searches for a hole, with 10 to 65,000 ranges of 4
 //! pages that lie 4 pages apart, at random places; bytes per range; and the mm's use of it: a mapping made and removed,
-//! fork and exit. Both of the port's trees (6.12's over slub, 7.3's over sheaves) beside std's BTreeMap, which has no
+//! the other calls in pairs that leave it as it was, fork and exit. Both of the port's trees (6.12's over slub, 7.3's over sheaves) beside std's BTreeMap, which has no
 //! readers beside the writer, no holes and no ranges to split: it keeps `first -> (last, entry)` and does the least that
 //! the operation needs.
 //!
@@ -24,8 +24,15 @@ use faultline::maple_tree::{
     mtree_load,
 };
 use faultline::mm::kconfig::Config;
+use faultline::mm::madvise::{MADV_DODUMP, MADV_DONTDUMP};
+use faultline::mm::mlock::MLOCK_ONFAULT;
+use faultline::mm::mm_types::CAP_IPC_LOCK;
+use faultline::mm::mremap::{MREMAP_FIXED, MREMAP_MAYMOVE};
 use faultline::mm::vma_lock::refcnt::Refcnt;
-use faultline::mm::{MmPtr, dup_mm, mm_alloc, mmput, vm_mmap, vm_munmap};
+use faultline::mm::{
+    MmPtr, dup_mm, mm_alloc, mmput, sys_brk, sys_madvise, sys_mlock, sys_mprotect, sys_mremap, sys_munlock, vm_mmap,
+    vm_munmap,
+};
 use faultline::rcu::{rcu_barrier, rcu_read_lock, rcu_read_unlock};
 use faultline::slab::{Allocator, SlabOptions, kvfree_rcu_barrier};
 use peers::{Bench, Contender, ROW, Row};
@@ -396,6 +403,54 @@ fn space(b: &Booted, cpu: &Cpu<Native>, n: u64) -> (MmPtr<K>, u64) {
     (mm, base)
 }
 
+/// One turn at the address of a mapping of 4 pages.
+type Turn = fn(&Cpu<Native>, &Kernel<K>, MmPtr<K>, u64);
+
+/// A place that no mapping of [`space`] reaches.
+const ASIDE: u64 = 1 << 44;
+
+/// Pairs of calls that leave the address space as it was; nothing in it is touched.
+const CALLS: [(&str, Turn); 9] = [
+    ("brk up and down", |cpu, k, mm, _| {
+        let heap = mm.brk.get();
+        sys_brk(cpu, k, mm, heap + PAGE);
+        sys_brk(cpu, k, mm, heap);
+    }),
+    ("mprotect, splits and merges", |cpu, k, mm, at| {
+        sys_mprotect(cpu, k, mm, at + PAGE, PAGE, 1).expect("memory");
+        sys_mprotect(cpu, k, mm, at + PAGE, PAGE, 3).expect("memory");
+    }),
+    ("mprotect, whole", |cpu, k, mm, at| {
+        sys_mprotect(cpu, k, mm, at, 4 * PAGE, 1).expect("memory");
+        sys_mprotect(cpu, k, mm, at, 4 * PAGE, 3).expect("memory");
+    }),
+    ("madvise, splits and merges", |cpu, k, mm, at| {
+        sys_madvise(cpu, k, mm, at + PAGE, PAGE, MADV_DONTDUMP).expect("memory");
+        sys_madvise(cpu, k, mm, at + PAGE, PAGE, MADV_DODUMP).expect("memory");
+    }),
+    ("mlock2 and munlock, split and merge", |cpu, k, mm, at| {
+        sys_mlock(cpu, k, mm, at + PAGE, PAGE, MLOCK_ONFAULT).expect("memory");
+        sys_munlock(cpu, k, mm, at + PAGE, PAGE).expect("memory");
+    }),
+    ("mremap, grows and shrinks", |cpu, k, mm, at| {
+        sys_mremap(cpu, k, mm, at, 4 * PAGE, 5 * PAGE, 0, 0).expect("memory");
+        sys_mremap(cpu, k, mm, at, 5 * PAGE, 4 * PAGE, 0, 0).expect("memory");
+    }),
+    ("mremap, moves away and back", |cpu, k, mm, at| {
+        let how = MREMAP_MAYMOVE | MREMAP_FIXED;
+        sys_mremap(cpu, k, mm, at, 4 * PAGE, 4 * PAGE, how, ASIDE).expect("memory");
+        sys_mremap(cpu, k, mm, ASIDE, 4 * PAGE, 4 * PAGE, how, at).expect("memory");
+    }),
+    ("MAP_FIXED over a whole one, twice", |cpu, k, mm, at| {
+        vm_mmap(cpu, k, mm, Some(at), 4 * PAGE, 1).expect("memory");
+        vm_mmap(cpu, k, mm, Some(at), 4 * PAGE, 3).expect("memory");
+    }),
+    ("MAP_FIXED over the middle, twice", |cpu, k, mm, at| {
+        vm_mmap(cpu, k, mm, Some(at + PAGE), PAGE, 1).expect("memory");
+        vm_mmap(cpu, k, mm, Some(at + PAGE), PAGE, 3).expect("memory");
+    }),
+];
+
 fn mm(bench: &mut Bench, kernels: &[Booted; 2], tokens: &[Cpu<Native>]) {
     for (n, listed_pair) in [(10, 2.0 * 2213.0), (100, 2.0 * 2353.0), (1_000, 2.0 * 2430.0), (10_000, 2.0 * 2195.0)] {
         let group = format!("maple/mmap and munmap, {n} mappings");
@@ -415,6 +470,36 @@ fn mm(bench: &mut Bench, kernels: &[Booted; 2], tokens: &[Cpu<Native>]) {
             });
             one.after = Some(Box::new(move || b.settle(cpu)));
             c.push(listed(one, Some(listed_pair)));
+        }
+        let rows = ["6.12 over slub", "7.3 over sheaves"].map(|ours| Row { ours, against: &["6.12 over slub"], ..ROW });
+        let batch = bench.pick(10, 300, 1000);
+        bench.solo(&group, batch, &mut c, &rows);
+        drop(c);
+        for (b, cpu, (mm, _)) in spaces {
+            mmput(cpu, &b.k, mm);
+            b.settle(cpu);
+        }
+    }
+    for (name, call) in CALLS {
+        let n = 1_000;
+        let group = format!("maple/{name}, {n} mappings");
+        if !bench.wants(&group) {
+            continue;
+        }
+        let spaces: Vec<_> = kernels.iter().zip(tokens).map(|(b, cpu)| (b, cpu, space(b, cpu, n))).collect();
+        let mut c = Vec::new();
+        for &(b, cpu, (mm, base)) in &spaces {
+            mm.caps.set(CAP_IPC_LOCK);
+            let heap = mm.brk.get() + PAGE;
+            assert_eq!(sys_brk(cpu, &b.k, mm, heap), heap, "a heap to grow");
+            let order = Order::new(n, 7);
+            let mut one = Contender::new(b.name, move |turns| {
+                for _ in 0..turns {
+                    call(cpu, &b.k, mm, base + order.next() * STRIDE);
+                }
+            });
+            one.after = Some(Box::new(move || b.settle(cpu)));
+            c.push(one);
         }
         let rows = ["6.12 over slub", "7.3 over sheaves"].map(|ours| Row { ours, against: &["6.12 over slub"], ..ROW });
         let batch = bench.pick(10, 300, 1000);

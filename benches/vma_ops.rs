@@ -4,8 +4,7 @@
 //!
 //! Both go through `mm::Call`: the port by `mm::syscall`, the kernel by the system call itself. The kernel also pays
 //! for entering and leaving it, for TLB flushes and, in a guest, for nested page tables; the port for neither. So a
-//! ratio of the two is context and no claim. Instructions are counted for the tree's share alone (`benches/maple.rs`,
-//! docs/instructions.md). A pair of calls that undo each other is one operation here.
+//! ratio of the two is context and no claim. Instructions are counted in `benches/maple.rs` (docs/instructions.md). A pair of calls that undo each other is one operation here.
 //!
 //! The field: VMAs of four pages with holes of four between them, readable and writable, never touched except where a
 //! row says so. Places are drawn at random, as a repeated walk would train the predictors.
@@ -94,6 +93,10 @@ impl Calls for Host {
                 Call::Mremap { addr, old_len, new_len, flags, new_addr } => {
                     libc::syscall(libc::SYS_mremap, addr, old_len, new_len, flags, new_addr)
                 }
+                // Nobody allocates between the two.
+                Call::Brk { to } => libc::syscall(libc::SYS_brk, to),
+                Call::Mlock { addr, len, flags } => libc::syscall(libc::SYS_mlock2, addr, len, flags),
+                Call::Munlock { addr, len } => libc::syscall(libc::SYS_munlock, addr, len),
                 Call::Write { addr, value } => {
                     (addr as *mut u8).write_volatile(value);
                     0
@@ -178,6 +181,24 @@ fn operations<S: Calls>() -> Vec<Operation<S>> {
         ("advise the middle and restore", |s, a| {
             s.call(Call::Madvise { addr: a + PAGE, len: PAGE, advice: libc::MADV_DONTDUMP });
             s.call(Call::Madvise { addr: a + PAGE, len: PAGE, advice: libc::MADV_DODUMP });
+        }),
+        ("lock the middle and unlock it", |s, a| {
+            s.call(Call::Mlock { addr: a + PAGE, len: PAGE, flags: 1 });
+            s.call(Call::Munlock { addr: a + PAGE, len: PAGE });
+        }),
+        ("map over a whole VMA, twice", |s, a| {
+            s.call(Call::Mmap { addr: a, len: PAGES * PAGE, prot: 1, flags: FIXED, fd: None, offset: 0 });
+            s.call(mmap(a, PAGES));
+        }),
+        ("grow and shrink by mremap", |s, a| {
+            let (short, long) = (PAGES * PAGE, (PAGES + 1) * PAGE);
+            s.call(Call::Mremap { addr: a, old_len: short, new_len: long, flags: 0, new_addr: 0 });
+            s.call(Call::Mremap { addr: a, old_len: long, new_len: short, flags: 0, new_addr: 0 });
+        }),
+        ("ask for the break, move it up and down", |s, _| {
+            let heap = s.call(Call::Brk { to: 0 });
+            s.call(Call::Brk { to: heap + PAGE });
+            s.call(Call::Brk { to: heap });
         }),
         ("move away and back", |s, a| {
             let len = PAGES * PAGE;

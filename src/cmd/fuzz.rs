@@ -16,6 +16,7 @@ use crate::fuzz::probe::{self, Feature, Features, Host};
 use crate::fuzz::shrink::{shrink, shrink_by};
 use crate::fuzz::token::{Case, Side};
 use crate::fuzz::{Options, port, text};
+use crate::maple_tree::MapleRules;
 use crate::mm::{Call, MmRules, variant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -24,6 +25,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+
+/// The variant that is most like a kernel of 6.18.
+const LIKE_6_18: &str = "refcnt+typesafe@sheaves";
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -44,26 +48,31 @@ pub struct Args {
     /// What is held against it: port, or model
     #[arg(long, default_value = "port")]
     subject: String,
-    /// Variant of the port: a named kernel or PROTOCOL+CACHE@ALLOCATOR
-    #[arg(long, default_value = "v6.12")]
-    variant: String,
+    /// Variant of the port: a named kernel or PROTOCOL+CACHE@ALLOCATOR [default: v6.12; with --objects
+    /// refcnt+typesafe@sheaves, whose tree takes single nodes as a kernel's of 6.18 does]
+    #[arg(long)]
+    variant: Option<String>,
     /// Rules that differ between kernels: auto (seen on the host; against the model 6.12), 6.12, 6.18, 7.3
     #[arg(long, default_value = "auto")]
     rules: String,
     /// Pages of the window [default: 24 to 64, drawn for each round]
     #[arg(long, allow_negative_numbers = true, value_parser = |s: &str| super::run::whole::<u32>(s, 8, MAX_PAGES))]
     pages: Option<u32>,
-    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit, rlimit, touch
+    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit, rlimit, touch, mdwe
     #[arg(long, value_delimiter = ',', value_name = "WHAT")]
     without: Vec<String>,
-    /// Look at VmFlags after every so many calls
-    #[arg(long, default_value_t = Look::USUAL.flags_every, value_name = "N", allow_negative_numbers = true)]
+    /// Look at VmFlags and at the bytes of all pages after every so many calls; at the rest after each
+    #[arg(long, default_value_t = 1, value_name = "N", allow_negative_numbers = true)]
     #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
-    flags_every: u32,
-    /// Look at the bytes of all pages after every so many calls
-    #[arg(long, default_value_t = Look::USUAL.bytes_every, value_name = "N", allow_negative_numbers = true)]
+    every: u32,
+    /// At VmFlags [default: as --every]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
-    bytes_every: u32,
+    flags_every: Option<u32>,
+    /// At bytes [default: as --every]; to look at a page is to read it, so that it is there when it is written
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| super::run::whole::<u32>(s, 1, 1_000_000))]
+    bytes_every: Option<u32>,
     /// Only placement: which address the kernel gives, in the helper's whole address space (against the kernel)
     #[arg(long)]
     placement: bool,
@@ -104,6 +113,43 @@ pub(super) fn backend(side: Side, variant: &str, broken: Option<Mutation>) -> Re
     })
 }
 
+/// The running kernel in a process that has nothing but the window.
+pub(super) fn bare() -> Result<Box<dyn Backend>, crate::fuzz::Stop> {
+    #[cfg(target_arch = "x86_64")]
+    return Ok(Box::new(crate::fuzz::bare::Bare::start()?));
+    #[cfg(not(target_arch = "x86_64"))]
+    Err(crate::fuzz::Stop("the code of the bare process is written for x86-64".into()))
+}
+
+/// Whose rules the host's tree follows is seen in an experiment: those by which the fewest calls differ, and what differs
+/// then is a difference like any other. Where even they differ in one call of twenty the host has rules of its own, and nodes
+/// and writes are left out; so are nodes where the port's allocator takes more than are used.
+fn bare_tree(
+    lead: &mut dyn Backend,
+    other: &mut dyn Backend,
+    variant: &str,
+    features: &mut Features,
+    quiet: bool,
+) -> Result<(), Failure> {
+    const NODES: u16 = 1 << 6;
+    let sheaves = variant::parse(variant).is_ok_and(|v| v.allocator == "sheaves");
+    if !sheaves {
+        features.counted &= !NODES;
+    }
+    let seen = probe::probe_tree(lead, other, features.counted)
+        .map_err(|e| Failure::Input(format!("--objects: the tree of a bare process: {e}")))?;
+    if !quiet {
+        for (rules, n) in &seen {
+            println!("host: tree as by the rules of {rules:?}: {n} calls of an experiment differ");
+        }
+    }
+    match seen.iter().min_by_key(|(_, n)| *n) {
+        Some((rules, n)) if n * 20 <= probe::TREE_CALLS => features.bare = Some(*rules),
+        _ => features.counted &= !(NODES | NODES << 1),
+    }
+    Ok(())
+}
+
 /// Sets on Ctrl-C.
 pub(super) fn interrupt() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -135,6 +181,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         let names: Vec<_> = Feature::ALL.iter().map(|(_, n)| *n).collect();
         without.push(f.ok_or_else(|| Failure::Input(format!("--without {w}: accepted: {}", names.join(", "))))?);
     }
+    let variant = a.variant.clone().unwrap_or_else(|| (if a.objects { LIKE_6_18 } else { "v6.12" }).to_string());
     let stop = interrupt();
     let mutation = broken(a.broken.as_deref())?;
     if mutation.is_some() && subject != Side::Model && against != Side::Model {
@@ -146,8 +193,8 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         ));
     }
     // Where both sides are the model, the subject is the broken one.
-    let mut lead = backend(subject, &a.variant, mutation)?;
-    let mut other = backend(against, &a.variant, mutation.filter(|_| subject != Side::Model))?;
+    let mut lead = backend(subject, &variant, mutation)?;
+    let mut other = backend(against, &variant, mutation.filter(|_| subject != Side::Model))?;
     let mut host = if against == Side::Kernel {
         probe::probe(&mut *other).map_err(|e| Failure::Input(format!("--against kernel: {e}")))?
     } else {
@@ -165,6 +212,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         // It has no limits of memory and no signals.
         features.remove(Feature::Rlimit);
         features.remove(Feature::Touch);
+        features.remove(Feature::Mdwe);
     }
     if subject == Side::Port {
         port::limit(&mut *lead, &host.rules, &mut features).map_err(|e| Failure::Check(e.to_string()))?;
@@ -181,15 +229,30 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         if against != Side::Kernel || subject != Side::Port {
             return Err(Failure::Input("--objects: only the port against the kernel has objects on both sides".into()));
         }
+        match bare() {
+            Ok(b) => {
+                other = b;
+                features.bare = Some(MapleRules::V6_18);
+            }
+            Err(e) => host.seen.push(("a bare process".into(), format!("{e}: nodes of the tree are only counted"))),
+        }
         let seen = probe::probe_objects(&mut *other, &mut host.rules)
             .map_err(|e| Failure::Input(format!("--objects: {e}")))?;
         features.counted = seen;
-        // Both would reach what the helper has outside the window.
-        features.remove(Feature::Mlockall);
         features.remove(Feature::Room);
+        if features.bare.is_none() {
+            // It would reach what the helper has outside the window.
+            features.remove(Feature::Mlockall);
+        }
+        if features.bare.is_some() {
+            bare_tree(&mut *lead, &mut *other, &variant, &mut features, a.json)?;
+        }
         if !a.json {
-            for (i, (what, strict)) in COUNTED.iter().enumerate() {
-                let how = match (seen >> i & 1 == 1, strict) {
+            let judged =
+                Setup { counted: features.counted, bare: features.bare, ..Setup::plain(host.rules, 8) }.judged();
+            for (i, (what, _)) in COUNTED.iter().enumerate() {
+                let how = match (features.counted >> i & 1 == 1, judged >> i & 1 == 1) {
+                    (false, _) if seen >> i & 1 == 1 => "not compared with this variant",
                     (false, _) => "cannot be seen here",
                     (true, true) => "compared",
                     (true, false) => "counted",
@@ -198,7 +261,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
             }
         }
     }
-    let look = Look { flags_every: a.flags_every, bytes_every: a.bytes_every };
+    let look = Look { flags_every: a.flags_every.unwrap_or(a.every), bytes_every: a.bytes_every.unwrap_or(a.every) };
     let trail = Arc::new(Mutex::new(Trail::default()));
     let o = Options {
         ops: a.ops,
@@ -211,7 +274,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
     };
     // The port's panics are caught where that is possible.
     if subject == Side::Model || cfg!(panic = "abort") {
-        tell_of_panics(trail, Case { subject, against, variant: a.variant.clone(), ..Case::empty() }, a.broken.clone());
+        tell_of_panics(trail, Case { subject, against, variant: variant.clone(), ..Case::empty() }, a.broken.clone());
     }
     let bar = progress(a.ops);
     let mut pulse = |done: u64| {
@@ -226,7 +289,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         let (small, look) =
             shrink(d, &o.look, &mut *lead, &mut *other, &mut || stop.load(Ordering::Relaxed)).map_err(cannot)?;
         let account = driver::account(&small.setup, &small.calls, &look, &mut *lead, &mut *other).map_err(cannot)?;
-        let variant = if subject == Side::Port { a.variant.clone() } else { String::new() };
+        let variant = if subject == Side::Port { variant.clone() } else { String::new() };
         begins = Some(small.setup);
         let case = Case { subject, against, variant, setup: small.setup, calls: small.calls };
         found = Some((case.token(), account));
@@ -239,7 +302,7 @@ pub fn main(a: &Args) -> Result<(), Failure> {
         });
         let seen: serde_json::Map<String, Value> = host.seen.iter().map(|(n, v)| (n.clone(), json!(v))).collect();
         let line = json!({
-            "kind": "fuzz", "against": a.against, "subject": a.subject, "variant": a.variant, "seed": a.seed,
+            "kind": "fuzz", "against": a.against, "subject": a.subject, "variant": variant, "seed": a.seed,
             "operations": tally.ops, "rounds": tally.rounds, "per_second": tally.rate().round(),
             "calls": calls_json(&tally), "objects": objects_json(&tally), "host": seen, "difference": difference,
         });

@@ -2,10 +2,10 @@
 //! `faultline replay`: repeats a case of the fuzzer from its token, and says whether the two sides still differ.
 
 use super::Failure;
-use super::fuzz::{backend, broken, print_account};
+use super::fuzz::{backend, bare, broken, print_account};
 use crate::fuzz::backend::Look;
 use crate::fuzz::driver;
-use crate::fuzz::token::Case;
+use crate::fuzz::token::{Case, Side};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -35,7 +35,11 @@ pub fn main(a: &Args) -> Result<(), Failure> {
     }
     let broken = broken(a.broken.as_deref())?;
     let mut lead = backend(case.subject, &case.variant, broken)?;
-    let mut other = backend(case.against, &case.variant, None)?;
+    let mut other = if case.against == Side::Kernel && case.setup.bare.is_some() {
+        bare().map_err(|e| Failure::Input(format!("TOKEN: {e}")))?
+    } else {
+        backend(case.against, &case.variant, None)?
+    };
     let cannot = |e: crate::fuzz::Stop| Failure::Check(format!("the replay ended early: {e}"));
     if case.setup.everywhere {
         let space = other.space().map_err(cannot)?;

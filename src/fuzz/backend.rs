@@ -5,7 +5,8 @@
 //! are agreement; only where two differ are the VMAs themselves fetched. That keeps the usual call cheap even where the
 //! backend is another process.
 
-use crate::cpu::Errno;
+use crate::cpu::{Errno, splitmix64};
+use crate::maple_tree::MapleRules;
 use crate::mm::mm_types::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE};
 use crate::mm::task_mmu::smaps_flags;
 use crate::mm::{Call, MmRules, VmaInfo};
@@ -15,6 +16,8 @@ pub const PAGE: u64 = 4096;
 /// First address of the window: between the program and the libraries of any process, with room of terabytes on both
 /// sides.
 pub const WINDOW: u64 = 0x6000_0000_0000;
+/// Where a crowd stands on both sides of the window.
+const CROWDS: [u64; 2] = [0x5000_0000_0000, 0x6800_0000_0000];
 /// Most pages of a window.
 pub const MAX_PAGES: u32 = 256;
 /// Files that a round may map: memory files of so many pages each. What lies behind the end of the second is reached
@@ -49,6 +52,11 @@ pub struct Setup {
     pub touch: bool,
     /// The window is the whole address space, the rest of the process included: a round about placement.
     pub everywhere: bool,
+    /// The process has nothing but the window and a page of code, so that what the tree takes can be compared; and whose
+    /// rules its tree follows.
+    pub bare: Option<MapleRules>,
+    /// Of a bare process: so many pages are mapped on both sides of the window, far from it, that its tree has levels.
+    pub crowd: u32,
 }
 
 /// A resource that a process may be short of.
@@ -113,7 +121,33 @@ impl Space {
 impl Setup {
     /// A plain round: no limits, bytes by system calls.
     pub fn plain(rules: MmRules, pages: u32) -> Self {
-        Setup { rules, pages, room: None, heap: false, counted: 0, limit: None, touch: false, everywhere: false }
+        Setup {
+            rules,
+            pages,
+            room: None,
+            heap: false,
+            counted: 0,
+            limit: None,
+            touch: false,
+            everywhere: false,
+            bare: None,
+            crowd: 0,
+        }
+    }
+    /// Which of [`COUNTED`] must be equal, a bit each.
+    pub fn judged(&self) -> u16 {
+        let always = COUNTED.iter().enumerate().fold(0, |m, (i, c)| m | u16::from(c.1) << i);
+        self.counted & if self.bare.is_some() { u16::MAX } else { always }
+    }
+    /// The calls that map [`Setup::crowd`]: single pages that may only be read, half of them below the window and half above
+    /// it, in an order that leaves the leaves of a tree half full.
+    pub fn crowd(&self) -> impl Iterator<Item = Call> {
+        let mut order: Vec<u64> = (0..self.crowd.into()).collect();
+        order.sort_by_key(|&i| splitmix64(i));
+        order.into_iter().map(|i| {
+            let addr = CROWDS[i as usize % 2] + i * PAGE;
+            Call::Mmap { addr, len: PAGE, prot: 1, flags: 0x32, fd: None, offset: 0 }
+        })
     }
     /// First address behind the window.
     pub fn end(&self) -> u64 {
@@ -150,12 +184,12 @@ impl Look {
     }
 }
 
-/// What both a kernel's tracepoints and the port's counters count, and whether the two must be equal.
+/// What both a kernel's tracepoints and the port's counters count, and whether the two must be equal in any process.
 ///
-/// What need not be is reported, call by call where it differs, and does not end a run. Nodes of the tree cannot be equal:
-/// how many a store takes depends on the shape of the leaves around the window, which hold
-/// the program's own mappings in an order that exec and the dynamic linker made, and no process can see. Nor can writes:
-/// a store that crosses from one leaf to the next is another kind of write, and where leaves end is the same secret.
+/// What need not be is reported, call by call where it differs, and does not end a run. What the tree takes must be equal
+/// only in a process that has nothing but the window ([`Setup::bare`]): how many nodes a store takes depends on the shape
+/// of the leaves around the window, which hold the program's own mappings in an order that exec and the dynamic linker
+/// made, and no process can see; a store that crosses from one leaf to the next is another kind of write.
 pub const COUNTED: [(&str, bool); 9] = [
     ("VMAs allocated", true),
     ("VMAs freed", true),
@@ -181,14 +215,13 @@ pub struct Step {
     pub counts: Counts,
 }
 
-/// Equal in all that must be equal.
-impl PartialEq for Step {
-    fn eq(&self, other: &Step) -> bool {
-        let strict = |c: &Counts| -> Counts { std::array::from_fn(|i| if COUNTED[i].1 { c[i] } else { 0 }) };
-        self.result == other.result && self.hash == other.hash && strict(&self.counts) == strict(&other.counts)
+impl Step {
+    /// Equal in all that must be equal, of the counts in those of `judged` ([`Setup::judged`]).
+    pub fn agrees(&self, other: &Step, judged: u16) -> bool {
+        let counts = (0..COUNTED.len()).all(|i| judged >> i & 1 == 0 || self.counts[i] == other.counts[i]);
+        self.result == other.result && self.hash == other.hash && counts
     }
 }
-impl Eq for Step {}
 
 /// Why a backend cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

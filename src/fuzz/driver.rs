@@ -179,7 +179,7 @@ fn round(
         t.add(&c, mine[i as usize].result);
         if i + 1 == length || (i + 1).is_multiple_of(BATCH) || mine[i as usize].result == PANICKED {
             other.run(sent, &calls[sent as usize..], &o.look, &mut theirs)?;
-            if let Some(at) = first_difference(&mine, &theirs) {
+            if let Some(at) = first_difference(&mine, &theirs, setup.judged()) {
                 calls.truncate(at + 1);
                 // The sides are left as they are: whoever looks closer begins anew.
                 return Ok(Some(Difference { setup, calls, at_end: None }));
@@ -197,8 +197,9 @@ fn round(
     Ok(None)
 }
 
-fn first_difference(a: &[Step], b: &[Step]) -> Option<usize> {
-    (0..a.len().max(b.len())).find(|&i| a.get(i) != b.get(i))
+fn first_difference(a: &[Step], b: &[Step], judged: u16) -> Option<usize> {
+    let agree = |i: usize| matches!((a.get(i), b.get(i)), (Some(a), Some(b)) if a.agrees(b, judged));
+    (0..a.len().max(b.len())).find(|&i| !agree(i))
 }
 
 /// Runs `calls` on both sides and gives the number of the call whose answers differ; `None` also where the calls could
@@ -238,7 +239,7 @@ pub fn differs(
     other.run(0, &calls[..usable], look, &mut theirs)?;
     other.end()?;
     let at_end = if sound { None } else { usable.checked_sub(1) };
-    Ok(first_difference(&mine, &theirs).or(at_end))
+    Ok(first_difference(&mine, &theirs, setup.judged()).or(at_end))
 }
 
 /// What both sides answered and show, in words.
@@ -282,7 +283,7 @@ pub fn account(
     };
     run(lead, calls, &mut mine)?;
     run(other, calls, &mut theirs)?;
-    let n = match first_difference(&mine, &theirs) {
+    let n = match first_difference(&mine, &theirs, setup.judged()) {
         Some(i) => {
             out.differs = true;
             (i + 1).min(calls.len())
@@ -300,7 +301,8 @@ pub fn account(
         } else {
             format!("{} says {}, {} says {}", lead.name(), text::result(c, x), other.name(), text::result(c, y))
         };
-        let costs = (0..COUNTED.len()).filter(|&j| COUNTED[j].1 && mine[i].counts[j] != theirs[i].counts[j]);
+        let judged = setup.judged();
+        let costs = (0..COUNTED.len()).filter(|&j| judged >> j & 1 == 1 && mine[i].counts[j] != theirs[i].counts[j]);
         let costs: String =
             costs.map(|j| format!("; {}: {} and {}", COUNTED[j].0, mine[i].counts[j], theirs[i].counts[j])).collect();
         out.script.push(format!("{}. {} -> {answer}{costs}", i + 1, text::call(c)));

@@ -8,7 +8,7 @@
 //! INVARIANT: nothing is asked that the kernel may answer with a place of its own choice ([`allowed`]), and nothing that
 //! reaches outside the window.
 
-use super::backend::{FILES, Limit, MAX_DEPTH, OFFSETS, PAGE, Resource, Setup, WINDOW};
+use super::backend::{FILES, Limit, MAX_DEPTH, MAX_PAGES, OFFSETS, PAGE, Resource, Setup, WINDOW};
 use super::place::{self, Place};
 use super::probe::{Feature, Features};
 use crate::cpu::splitmix64;
@@ -112,6 +112,8 @@ pub struct Gen {
     files: u64,
     stacks: bool,
     droppable: bool,
+    /// Whether the process says what may be executed.
+    mdwe: bool,
     depth: usize,
     /// Moves made: from, bytes, to. Some are made back, because what comes home may merge again.
     moves: Vec<(u64, u64, u64)>,
@@ -126,7 +128,11 @@ impl Gen {
         let has = |f: Feature| features.has(f);
         let room = (has(Feature::Room) && rng.percent(features.at_limit)).then(|| 8 + rng.below(16) as u32);
         let mut heap = has(Feature::Heap) && rng.percent(60);
-        let pages = 24 + rng.below(41) as u32;
+        let mut pages = 24 + rng.below(41) as u32;
+        if features.bare.is_some() && rng.percent(50) {
+            // So many ranges that a tree has several levels.
+            pages = 65 + rng.below(u64::from(MAX_PAGES) - 64) as u32;
+        }
         let limited = has(Feature::Rlimit) && room.is_none() && rng.percent(15);
         let limit = limited.then(|| Limit { of: rng.pick(&Resource::ALL), pages: rng.below(u64::from(pages)) as u32 });
         let short_of = |r: Resource| limit.is_some_and(|l| l.of == r);
@@ -134,7 +140,18 @@ impl Gen {
         heap &= !short_of(Resource::Data) && !short_of(Resource::DataHard);
         // A system call's access faults under mmap_lock, the processor's mostly not: only one of them is what is counted.
         let touch = has(Feature::Touch) && (rng.percent(50) || features.counted != 0);
-        let mut setup = Setup { room, heap, limit, touch, counted: features.counted, ..Setup::plain(rules, pages) };
+        let mut setup = Setup {
+            room,
+            heap,
+            limit,
+            touch,
+            counted: features.counted,
+            bare: features.bare,
+            ..Setup::plain(rules, pages)
+        };
+        if setup.bare.is_some() {
+            setup.crowd = rng.pick(&[0, 30, 120, 400]);
+        }
         let place = features.place.as_ref().map(|(space, with)| Place::new(&mut rng, space, *with));
         if place.is_some() {
             setup = place::setup(rules);
@@ -172,7 +189,11 @@ impl Gen {
         }
         // Few combinations, so that ranges meet their like.
         let all_prots = [3, 3, 3, 1, 1, 0, 0, 5, 7, 2];
-        let prots = (0..2 + rng.below(3)).map(|_| rng.pick(&all_prots)).collect();
+        let mut prots: Vec<u32> = (0..2 + rng.below(3)).map(|_| rng.pick(&all_prots)).collect();
+        let mdwe = has(Feature::Mdwe) && rng.percent(15);
+        if mdwe {
+            prots.extend([5, 7]);
+        }
         let all_extras =
             [0, 0, 0, 0, libc::MAP_NORESERVE, libc::MAP_STACK, libc::MAP_LOCKED, libc::MAP_POPULATE].map(|f| f as u32);
         let mut extras: Vec<u32> = (0..2 + rng.below(4)).map(|_| rng.pick(&all_extras)).collect();
@@ -202,7 +223,21 @@ impl Gen {
             advice.retain(|a| *a != libc::MADV_PAGEOUT);
             advice.push(libc::MADV_DONTNEED);
         }
-        Gen { rng, setup, weights, prots, extras, advice, files, stacks, droppable, depth: 1, moves: Vec::new(), place }
+        Gen {
+            rng,
+            setup,
+            weights,
+            prots,
+            extras,
+            advice,
+            files,
+            stacks,
+            droppable,
+            mdwe,
+            depth: 1,
+            moves: Vec::new(),
+            place,
+        }
     }
 
     /// How the round begins.
@@ -217,7 +252,8 @@ impl Gen {
 
     /// How many calls it should have.
     pub fn length(&mut self) -> u64 {
-        if self.setup.room.is_some() || self.place.is_some() { 400 } else { 60 + self.rng.below(340) }
+        let most = if self.setup.bare.is_some() { 3 * u64::from(self.setup.pages).max(130) } else { 400 };
+        if self.setup.room.is_some() || self.place.is_some() { 400 } else { 60 + self.rng.below(most - 60) }
     }
 
     /// The next call, given what is mapped.
@@ -255,6 +291,12 @@ impl Gen {
 
     fn draw(&mut self, view: &[VmaInfo]) -> Call {
         let odd = self.rng.percent(3);
+        if self.mdwe && self.rng.percent(3) {
+            return match self.rng.below(4) {
+                0 => Call::Mdwe { bits: self.rng.pick(&[1, 1, 3, 3, 0, 2, 4]) },
+                n => Call::Personality { read_implies_exec: n == 1 },
+            };
+        }
         match self.kind() {
             Kind::Mmap => self.mmap(view, odd),
             Kind::Munmap => {

@@ -193,7 +193,7 @@ impl Kernel {
 }
 
 /// The number of a tracepoint; 0: not there, or not readable for this user.
-fn tracepoint(path: &str) -> u64 {
+pub fn tracepoint(path: &str) -> u64 {
     let tracefs = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
     let id = |t: &&str| std::fs::read_to_string(format!("{t}/events/{path}/id")).ok()?.trim().parse().ok();
     tracefs.iter().find_map(id).unwrap_or(0)

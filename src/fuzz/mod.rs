@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Floor 8: the differential fuzzer. It draws memory system calls that get into each other's way, lets two backends carry
-//! them out, and compares after every call: return value or errno, each VMA's range, rights, file and offset; every few
-//! calls `VmFlags` and the bytes of every page as well.
+//! them out, and compares after every call: return value or errno, each VMA's range, rights, file and offset; and,
+//! after as many calls as asked, `VmFlags` and the bytes of every page.
 //!
-//! Backends: the port ([`port`]), the running kernel through a process of its own ([`kernel`]), and a reference model
-//! written from the rules alone ([`model`]), which needs no system calls. What differs between kernels is *seen* on the
+//! Backends: the port ([`port`]), the running kernel through a process of its own ([`kernel`]; where objects are counted
+//! through one that has nothing but the window, `bare.rs`), and a reference model written from the rules alone
+//! ([`model`]), which needs no system calls. What differs between kernels is *seen* on the
 //! host ([`probe`]), never taken from a version number.
 //!
 //! A run is many rounds. A usual round has a fresh address space, one seed, and a window of a few dozen pages with nothing
@@ -22,6 +23,8 @@
 //! anon_vmas) it sees only where a later merge depends on it.
 
 pub mod backend;
+#[cfg(target_arch = "x86_64")]
+pub mod bare;
 pub mod driver;
 pub mod r#gen;
 pub mod helper;

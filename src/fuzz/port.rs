@@ -33,8 +33,10 @@ pub const PANICKED: i64 = -5000;
 const MEMORY: usize = 64 << 20;
 /// Where files are written before a round: far from the window, and unmapped again.
 const SCRATCH: u64 = 0x1000_0000_0000;
+/// Where a bare process has its page of code: as far below the window as nothing else is.
+pub const CODE: u64 = 0x2000_0000_0000;
 /// Where the page of data is that a process short of memory has: as far on the other side.
-const OWN: u64 = 0x7000_0000_0000;
+pub const OWN: u64 = 0x7000_0000_0000;
 
 /// Takes out what the port cannot do yet, seen by asking it.
 ///
@@ -251,13 +253,23 @@ impl<K: Kconfig<A = Native>> Round<K> {
         Ok(())
     }
 
+    /// The page of code that a bare process has.
+    fn map_code(&mut self) -> Result<(), Errno> {
+        let (addr, len) = (CODE, PAGE);
+        self.call(&Call::Mmap { addr, len, prot: 3, flags: 0x32, fd: None, offset: 0 })?;
+        self.call(&Call::Write { addr, value: 0xf })?;
+        self.call(&Call::Mprotect { addr, len, prot: 5 })?;
+        Ok(())
+    }
+
     /// Lowers a limit. As any process the port's has data of its own, one page: a limit on data that leaves none is not
     /// a limit of 0, which the kernel takes for something else.
     fn lower_limit(&mut self, l: Limit) -> Result<(), Errno> {
         let has = match l.of {
             Resource::AddressSpace | Resource::Data | Resource::DataHard => {
                 self.call(&Call::Mmap { addr: OWN, len: PAGE, prot: 3, flags: 0x32, fd: None, offset: 0 })?;
-                1
+                let beside = 1 + u64::from(self.setup.crowd);
+                1 + if self.setup.bare.is_some() && l.of == Resource::AddressSpace { beside } else { 0 }
             }
             Resource::Memlock => 0,
         };
@@ -320,7 +332,8 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
     fn begin(&mut self, setup: &Setup) -> Result<(), Stop> {
         // A round that ended at a difference is not looked at once more.
         self.round = None;
-        let mut config = self.variant.configure(KernelConfig { rules: setup.rules, ..KernelConfig::default() });
+        let own = KernelConfig { rules: setup.rules, maple_rules: setup.bare, ..KernelConfig::default() };
+        let mut config = self.variant.configure(own);
         config.max_map_count = setup.room.map_or(DEFAULT_MAX_MAP_COUNT, |r| r as i32);
         let kernel = Box::new(start_kernel::<K>(&self.machine, &config));
         let cpu = kernel.cpu(0);
@@ -339,6 +352,12 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
             round
                 .load(&self.space)
                 .map_err(|e| Stop(format!("what the host's process has mapped, in the port: {e}")))?;
+        }
+        if setup.bare.is_some() {
+            round.map_code().map_err(|e| Stop(format!("the port's page of code: {e}")))?;
+            for c in setup.crowd() {
+                round.call(&c).map_err(|e| Stop(format!("the port's crowd: {e}")))?;
+            }
         }
         if let Some(l) = setup.limit {
             round.lower_limit(l).map_err(|e| Stop(format!("the port's own page: {e}")))?;

@@ -5,9 +5,10 @@
 //! What an experiment could not show (the call is missing, the configuration hides it) is said in a sentence, and the
 //! calls that would need it are not drawn.
 
-use super::backend::{Backend, COUNTED, Limit, Look, PAGE, Resource, Setup, Space, Stop, WINDOW};
-use super::r#gen::ADVICE;
+use super::backend::{Backend, COUNTED, Limit, Look, MAX_PAGES, PAGE, Resource, Setup, Space, Step, Stop, WINDOW};
+use super::r#gen::{ADVICE, Rng};
 use super::place::Placing;
+use crate::maple_tree::MapleRules;
 use crate::mm::madvise::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use crate::mm::{Call, MmRules, VmaInfo};
 use crate::trace::observe::{self, At, Seen};
@@ -47,6 +48,8 @@ pub enum Feature {
     Rlimit,
     /// Rounds whose bytes are touched by the processor. Against a kernel only.
     Touch,
+    /// `READ_IMPLIES_EXEC` and `PR_SET_MDWE`. Against a kernel only.
+    Mdwe,
 }
 
 impl Feature {
@@ -68,6 +71,7 @@ impl Feature {
         (Feature::Room, "limit"),
         (Feature::Rlimit, "rlimit"),
         (Feature::Touch, "touch"),
+        (Feature::Mdwe, "mdwe"),
     ];
 }
 
@@ -80,6 +84,8 @@ pub struct Features {
     pub at_limit: u64,
     /// What is counted for each call, bits of [`COUNTED`].
     pub counted: u16,
+    /// Rounds run in a process that has nothing but the window; whose rules its tree follows.
+    pub bare: Option<MapleRules>,
     /// Rounds are about placement: where, and what of it.
     pub place: Option<(Space, Placing)>,
 }
@@ -89,10 +95,11 @@ impl Features {
     pub fn all() -> Self {
         let all = Feature::ALL.iter().map(|(f, _)| *f);
         Features {
-            has: all.filter(|f| !matches!(f, Feature::Rlimit | Feature::Touch)).collect(),
+            has: all.filter(|f| !matches!(f, Feature::Rlimit | Feature::Touch | Feature::Mdwe)).collect(),
             advice: ADVICE.to_vec(),
             at_limit: 8,
             counted: 0,
+            bare: None,
             place: None,
         }
     }
@@ -263,6 +270,11 @@ pub fn probe(b: &mut dyn Backend) -> Result<Host, Stop> {
     if cfg!(target_arch = "x86_64") {
         features.add(Feature::Touch);
     }
+    let (r, _) = experiment(b, &setup, &[Call::Mdwe { bits: 1 }])?;
+    say("PR_SET_MDWE", yes(r[0] == 0));
+    if r[0] == 0 {
+        features.add(Feature::Mdwe);
+    }
     say("every mremap looks at the limit of VMAs", yes(rules.mremap_limit_at_entry));
     Ok(Host { rules, features, seen })
 }
@@ -303,7 +315,7 @@ pub fn probe_placement(b: &mut dyn Backend, seen: &mut Vec<(String, String)>) ->
 /// Why none can be seen.
 pub fn probe_objects(b: &mut dyn Backend, rules: &mut MmRules) -> Result<u16, Stop> {
     let all = (1 << COUNTED.len()) - 1;
-    let setup = Setup { counted: all, ..Setup::plain(MmRules::V6_12, 32) };
+    let setup = Setup { counted: all, touch: true, ..Setup::plain(MmRules::V6_12, 32) };
     b.begin(&setup)?;
     let mut steps = Vec::new();
     let mut calls = vec![AT.map(0, 1, RW), AT.touch(0), Call::Munmap { addr: AT.page(0), len: PAGE }];
@@ -338,6 +350,48 @@ pub fn probe_objects(b: &mut dyn Backend, rules: &mut MmRules) -> Result<u16, St
         ));
     }
     Ok(mask)
+}
+
+/// Calls of [`probe_tree`]'s experiment.
+pub const TREE_CALLS: usize = 520;
+
+/// Calls that tell the rules of trees apart: ranges one above the other until leaves overflow, then holes of all sizes.
+fn tree_calls() -> Vec<Call> {
+    let mut rng = Rng::new(18);
+    let mut calls: Vec<Call> = (0..120).map(|i| AT.map(2 * i, 1, RW)).collect();
+    while calls.len() < TREE_CALLS {
+        let (page, pages) = (rng.below(240), 1 + rng.below(12));
+        calls.push(match rng.below(3) {
+            0 => Call::Munmap { addr: AT.page(page), len: pages * PAGE },
+            1 => AT.map(page, pages, 1),
+            _ => AT.map(page, 1, RW),
+        });
+    }
+    calls
+}
+
+/// In how many calls of an experiment the port's tree, by each set of rules, takes other nodes or is written otherwise than
+/// the tree of `b`, which has nothing but the window.
+///
+/// # Errors
+/// Where a side cannot go on.
+pub fn probe_tree(port: &mut dyn Backend, b: &mut dyn Backend, counted: u16) -> Result<Vec<(MapleRules, usize)>, Stop> {
+    let calls = tree_calls();
+    let run = |b: &mut dyn Backend, rules: MapleRules| -> Result<Vec<Step>, Stop> {
+        let mut steps = Vec::new();
+        b.begin(&Setup { counted, bare: Some(rules), crowd: 300, ..Setup::plain(MmRules::V6_12, MAX_PAGES) })?;
+        b.run(0, &calls, &Look { flags_every: 1000, bytes_every: 1000 }, &mut steps)?;
+        b.end()?;
+        Ok(steps)
+    };
+    let theirs = run(b, MapleRules::V6_12)?;
+    let mut out = Vec::new();
+    for rules in [MapleRules::V6_12, MapleRules::V6_18, MapleRules::V7_3] {
+        let mine = run(port, rules)?;
+        let tree = |s: &Step| [s.counts[6], s.counts[7]];
+        out.push((rules, mine.iter().zip(&theirs).filter(|(a, b)| tree(a) != tree(b)).count()));
+    }
+    Ok(out)
 }
 
 /// Whether this user may lock without limit.

@@ -59,7 +59,8 @@ pub fn shrink_by(
         tries += 1;
         if tries > TRIES || begin.elapsed() > PATIENCE || stop() { Ok(None) } else { test(calls, setup) }
     };
-    let plainer_setups: [fn(Setup) -> Setup; 4] = [
+    let plainer_setups: [fn(Setup) -> Setup; 5] = [
+        |s| Setup { crowd: 0, ..s },
         |s| Setup { room: None, ..s },
         |s| Setup { limit: None, ..s },
         |s| Setup { touch: s.touch && s.counted != 0, ..s },

@@ -88,6 +88,8 @@ pub fn call(c: &Call) -> String {
         Call::Mseal { addr, len } => format!("mseal {}", range(addr, len)),
         Call::Read { addr } => format!("read a byte at {}", place(addr)),
         Call::Write { addr, value } => format!("write {value} at {}", place(addr)),
+        Call::Personality { read_implies_exec: on } => format!("READ_IMPLIES_EXEC {}", if on { "on" } else { "off" }),
+        Call::Mdwe { bits } => format!("PR_SET_MDWE {bits}"),
         Call::Fork => "fork (what follows is the child's)".into(),
         Call::Exit => "exit (what follows is the parent's)".into(),
     }
@@ -121,6 +123,9 @@ pub fn setup(s: &Setup) -> Option<String> {
     }
     if s.touch {
         out.push("bytes are touched by the processor".into());
+    }
+    if s.crowd != 0 {
+        out.push(format!("{} pages mapped on both sides of the window", s.crowd));
     }
     if s.everywhere {
         out.push("placement, in the helper's whole address space".into());

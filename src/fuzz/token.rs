@@ -6,6 +6,7 @@
 
 use super::backend::{Limit, MAX_PAGES, Resource, Setup, WINDOW};
 use super::wire::{ARGS, Record, WORDS, decode, encode};
+use crate::maple_tree::MapleRules;
 use crate::mm::{Call, MmRules};
 
 /// What every token begins with.
@@ -46,7 +47,9 @@ impl Side {
     }
 }
 
-const RULES: usize = 13;
+const RULES: usize = 14;
+/// Rules of a tree, by number.
+const MAPLE: [MapleRules; 3] = [MapleRules::V6_12, MapleRules::V6_18, MapleRules::V7_3];
 
 fn rule_bits(r: &MmRules) -> [bool; RULES] {
     let MmRules {
@@ -59,10 +62,10 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         dontunmap_keeps_pgoff,
         mremap_limit_at_entry,
         dontneed_vma_lock,
-        pt_reclaim,
         dontunmap_splits_locked,
         dontunmap_counts_locked_twice,
         guard_vma_lock,
+        retry_merge,
     } = *r;
     [
         merge_faulted_with_unfaulted,
@@ -74,10 +77,12 @@ fn rule_bits(r: &MmRules) -> [bool; RULES] {
         dontunmap_keeps_pgoff,
         mremap_limit_at_entry,
         dontneed_vma_lock,
-        pt_reclaim,
+        // A rule that is no more; its bit stays free, so that old tokens keep their meaning.
+        false,
         dontunmap_splits_locked,
         dontunmap_counts_locked_twice,
         guard_vma_lock,
+        retry_merge,
     ]
 }
 
@@ -92,17 +97,17 @@ fn rules_of(b: [bool; RULES]) -> MmRules {
         dontunmap_keeps_pgoff: b[6],
         mremap_limit_at_entry: b[7],
         dontneed_vma_lock: b[8],
-        pt_reclaim: b[9],
         dontunmap_splits_locked: b[10],
         dontunmap_counts_locked_twice: b[11],
         guard_vma_lock: b[12],
+        retry_merge: b[13],
     }
 }
 
 /// Words of a call that are addresses.
 fn is_address(kind: u64, word: usize) -> bool {
     match (kind, word) {
-        (9 | 13 | 14 | 8, _) => false,
+        (8 | 9 | 13..=16, _) => false,
         (4, 5) => true,
         (_, w) => w == 1,
     }
@@ -185,12 +190,16 @@ impl Case {
         put(&mut b, rules);
         put(&mut b, self.setup.pages.into());
         put(&mut b, self.setup.room.map_or(0, |r| u64::from(r) + 1));
-        let Setup { heap, touch, everywhere, limit, .. } = self.setup;
-        let bits = [heap, touch, everywhere, limit.is_some()];
+        let Setup { heap, touch, everywhere, limit, bare, .. } = self.setup;
+        let bare = bare.map_or(0, |r| MAPLE.iter().position(|m| *m == r).unwrap_or(0) + 1);
+        let bits = [heap, touch, everywhere, limit.is_some(), bare & 1 == 1, bare & 2 == 2];
         put(&mut b, bits.iter().enumerate().fold(0, |v, (i, on)| v | u64::from(*on) << i));
         if let Some(l) = limit {
             put(&mut b, Resource::ALL.iter().position(|r| *r == l.of).unwrap_or(0) as u64);
             put(&mut b, l.pages.into());
+        }
+        if bare != 0 {
+            put(&mut b, self.setup.crowd.into());
         }
         put(&mut b, self.setup.counted.into());
         put(&mut b, self.variant.len() as u64);
@@ -241,16 +250,18 @@ impl Case {
         let pages = u32::try_from(get(from)?).ok().filter(|p| (1..=MAX_PAGES).contains(p))?;
         let room = u32::try_from(get(from)?).ok()?.checked_sub(1);
         let bits = get(from)?;
-        if bits >> 4 != 0 {
+        if bits >> 6 != 0 {
             return None;
         }
         let [heap, touch, everywhere, limited] = std::array::from_fn(|i| bits >> i & 1 == 1);
+        let bare = (bits as usize >> 4).checked_sub(1).map(|i| MAPLE[i]);
         let limit = if limited {
             let of = *Resource::ALL.get(get(from)? as usize)?;
             Some(Limit { of, pages: u32::try_from(get(from)?).ok()? })
         } else {
             None
         };
+        let crowd = if bare.is_some() { u32::try_from(get(from)?).ok().filter(|c| *c <= 10_000)? } else { 0 };
         let counted = u16::try_from(get(from)?).ok()?;
         let len = get(from)?;
         let variant = (0..len.min(200)).map(|_| from.next()).collect::<Option<Vec<u8>>>()?;
@@ -267,7 +278,7 @@ impl Case {
             }
             calls.push(decode(&r)?);
         }
-        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere };
+        let setup = Setup { rules, pages, room, heap, counted, limit, touch, everywhere, bare, crowd };
         Some(Case { subject, against, variant, setup, calls })
     }
 }
@@ -290,6 +301,8 @@ mod tests {
                 Call::Fork,
                 Call::Write { addr: 5, value: 9 },
                 Call::Munlockall,
+                Call::Personality { read_implies_exec: true },
+                Call::Mdwe { bits: 1 },
             ],
         }
     }
@@ -302,6 +315,10 @@ mod tests {
         for r in [MmRules::V6_12, MmRules::V6_18, MmRules::V7_3] {
             let c = Case { setup: Setup { rules: r, room: None, ..case().setup }, ..case() };
             assert_eq!(Case::parse(&c.token()).unwrap().setup, c.setup);
+        }
+        for m in MAPLE {
+            let setup = Setup { bare: Some(m), crowd: 300, ..case().setup };
+            assert_eq!(Case::parse(&Case { setup, ..case() }.token()).unwrap().setup, setup);
         }
         for of in Resource::ALL {
             let limit = Some(Limit { of, pages: 300 });

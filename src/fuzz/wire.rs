@@ -9,7 +9,7 @@ pub const WORDS: usize = 7;
 pub type Record = [u64; WORDS];
 
 /// Names of the calls, by number.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 17] = [
     "mmap",
     "munmap",
     "mprotect",
@@ -25,10 +25,12 @@ pub const NAMES: [&str; 15] = [
     "write",
     "fork",
     "exit",
+    "personality",
+    "mdwe",
 ];
 
 /// Arguments that each has, by number.
-pub const ARGS: [usize; 15] = [6, 2, 3, 3, 5, 1, 3, 2, 1, 0, 2, 1, 2, 0, 0];
+pub const ARGS: [usize; 17] = [6, 2, 3, 3, 5, 1, 3, 2, 1, 0, 2, 1, 2, 0, 0, 1, 1];
 
 /// A call as words.
 pub fn encode(c: &Call) -> Record {
@@ -52,6 +54,8 @@ pub fn encode(c: &Call) -> Record {
         Call::Write { addr, value } => [12, addr, value.into(), 0, 0, 0, 0],
         Call::Fork => [13, 0, 0, 0, 0, 0, 0],
         Call::Exit => [14, 0, 0, 0, 0, 0, 0],
+        Call::Personality { read_implies_exec } => [15, read_implies_exec.into(), 0, 0, 0, 0, 0],
+        Call::Mdwe { bits } => [16, bits.into(), 0, 0, 0, 0, 0],
     }
 }
 
@@ -81,6 +85,8 @@ pub fn decode(r: &Record) -> Option<Call> {
         12 => Call::Write { addr: r[1], value: u8::try_from(r[2]).ok()? },
         13 => Call::Fork,
         14 => Call::Exit,
+        15 => Call::Personality { read_implies_exec: r[1] != 0 },
+        16 => Call::Mdwe { bits: small(r[1])? },
         _ => return None,
     })
 }
@@ -108,13 +114,15 @@ mod tests {
             Call::Write { addr: 1, value: 255 },
             Call::Fork,
             Call::Exit,
+            Call::Personality { read_implies_exec: true },
+            Call::Mdwe { bits: 3 },
         ];
         for c in calls {
             let r = encode(&c);
             assert_eq!(decode(&r), Some(c));
             assert!(r[1 + ARGS[r[0] as usize]..].iter().all(|&w| w == 0), "{c:?}: more words than arguments");
         }
-        assert_eq!(decode(&[15, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(decode(&[17, 0, 0, 0, 0, 0, 0]), None);
         assert_eq!(decode(&[12, 0, 256, 0, 0, 0, 0]), None);
     }
 }

@@ -61,12 +61,14 @@ pub struct FileSpec {
     pub noexec: bool,
     /// Each byte of the file before anybody wrote to it.
     pub fill: u8,
+    /// Flags that its driver gives every mapping, which the caller of mmap(2) does not ask for.
+    pub mmap_sets: u64,
 }
 
 impl FileSpec {
     /// A memfd of `size` bytes, all zero, for reading and writing.
     pub fn memfd(size: u64) -> Self {
-        FileSpec { kind: FileKind::Memfd, size, mode: FMODE_READ | FMODE_WRITE, noexec: false, fill: 0 }
+        FileSpec { kind: FileKind::Memfd, size, mode: FMODE_READ | FMODE_WRITE, noexec: false, fill: 0, mmap_sets: 0 }
     }
     /// A regular file of `size` bytes `fill`, for reading and writing.
     pub fn regular(size: u64, fill: u8) -> Self {
@@ -91,6 +93,7 @@ pub struct AddressSpace<A: Hardware> {
     pub i_mmap_writable: Atomic<A, i32>,
     kind: Plain<A, u32>,
     fill: Plain<A, u32>,
+    mmap_sets: Plain<A, u64>,
     /// Shared memory that is charged page by page, as they come (`VM_NORESERVE`), and not as a whole.
     noreserve: Plain<A, u32>,
 }
@@ -208,6 +211,7 @@ fn alloc_file<K: Kconfig>(
             i_mmap_writable: Atomic::new(0),
             kind: Plain::new(spec.kind as u32),
             fill: Plain::new(u32::from(spec.fill)),
+            mmap_sets: Plain::new(spec.mmap_sets),
             noreserve: Plain::new(u32::from(noreserve)),
         });
         file.write(File {
@@ -279,7 +283,8 @@ pub fn vm_file_of<K: Kconfig>(vma: VmaPtr<K>) -> Option<KRef<File<K::A>>> {
     file_of_word(vma.vm_file().load(Relaxed))
 }
 
-/// `call_mmap()`: the file's own part of a new mapping: which functions it gets. `vma` has the file already.
+/// `call_mmap()`: the file's own part of a new mapping: which functions it gets, and which flags more. `vma` has the file
+/// already.
 ///
 /// # Errors
 /// None here; a driver's may fail.
@@ -290,6 +295,10 @@ pub fn call_mmap<K: Kconfig>(file: KRef<File<K::A>>, vma: VmaPtr<K>) -> Result<(
         FileKind::AnonShmem => VM_OPS | VM_OPS_ANON_SHMEM,
     };
     vma.vm_ops().store(ops, Relaxed);
+    let more = file.f_mapping().mmap_sets.get();
+    if more != 0 {
+        vma.vm_flags().store(vma.vm_flags().load(Relaxed) | more, Relaxed);
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use super::mm_types::{
 use super::mmap::exit_mmap;
 use super::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use super::pgtable::{pgd_alloc, pgd_free};
+use super::prctl::mdwe_inherited;
 use super::rmap::anon_vma_fork;
 use super::util::{vm_enough_memory, vm_unacct_memory};
 use super::vma::{end_of, start_of, vm_stat_account, vma_iter_clear_gfp, vma_next};
@@ -137,6 +138,8 @@ pub fn dup_mm<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, oldmm: MmPtr<K>) -> Re
         to.1.set(from.1.get());
     }
     mm.caps.set(oldmm.caps.get());
+    mm.personality.set(oldmm.personality.get());
+    mm.mdwe.set(mdwe_inherited(oldmm.mdwe.get()));
     // VM_INIT_DEF_MASK: locks on future mappings are not inherited.
     mm.def_flags.set(oldmm.def_flags.get() & VM_NOHUGEPAGE);
     match dup_mmap(cpu, k, mm, oldmm) {

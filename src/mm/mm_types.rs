@@ -717,6 +717,10 @@ pub struct MmStruct<A: Arch, L: VmaLock> {
     pub rlim: [(Plain<A, u64>, Plain<A, u64>); 4],
     /// PORT: the capabilities of the calling task that this floor asks for, bits of [`CAP_IPC_LOCK`] and kin.
     pub caps: Plain<A, u32>,
+    /// PORT: of the calling task's personality the bit `READ_IMPLIES_EXEC`.
+    pub personality: Plain<A, u32>,
+    /// PORT: `MMF_HAS_MDWE` and its companion of the kernel's `flags`, as prctl(2) has them.
+    pub mdwe: Plain<A, u32>,
 }
 
 impl<A: Arch, L: VmaLock> MmStruct<A, L> {
@@ -763,6 +767,8 @@ impl<A: Arch, L: VmaLock> MmStruct<A, L> {
             rlim: [RLIM_INFINITY, 8 << 20, 8 << 20, RLIM_INFINITY]
                 .map(|soft| (Plain::new(soft), Plain::new(RLIM_INFINITY))),
             caps: Plain::new(0),
+            personality: Plain::new(0),
+            mdwe: Plain::new(0),
         }
     }
 

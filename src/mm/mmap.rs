@@ -3,9 +3,8 @@
 //! 6.12].
 //!
 //! dup: the order of checks (it decides which errno wins), limits, what is charged, the order of events, what is left
-//! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, the refusal of memory that is both
-//! writable and executable, `READ_IMPLIES_EXEC`, randomisation, drivers that change a mapping's flags (6.12 tries to
-//! merge a second time after that), sealed and append-only files, swap files.
+//! behind by a failure. stub: huge page pools (`MAP_HUGETLB`), protection keys, randomisation, sealed and append-only
+//! files, swap files.
 
 use super::file::{
     FMODE_READ, FMODE_WRITE, File, FileKind, call_mmap, file_word, get_file, is_shared_maywrite, shmem_zero_setup,
@@ -23,6 +22,7 @@ use super::mm_types::{
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock, mmap_write_lock, mmap_write_unlock};
 use super::mmu_gather::MmuGather;
 use super::pgtable::free_pgd_range;
+use super::prctl::{map_deny_write_exec, read_implies_exec};
 use super::rmap::unlink_anon_vmas;
 use super::unmapped_area::{AreaMethod, STACK_GUARD_GAP, get_unmapped_area, vm_start_gap};
 use super::util::{OVERCOMMIT_NEVER, vm_enough_memory, vm_unacct_memory};
@@ -195,11 +195,14 @@ fn __do_mmap<K: Kconfig>(
     mm: MmPtr<K>,
     args: &MmapArgs<K::A>,
 ) -> Result<(u64, u64), Errno> {
-    let MmapArgs { addr, len, prot, mut flags, .. } = *args;
+    let MmapArgs { addr, len, mut prot, mut flags, .. } = *args;
     let file = args.file.filter(|_| flags & MAP_ANONYMOUS == 0);
     let mut pgoff = args.offset >> PAGE_SHIFT;
     if len == 0 {
         return Err(Errno::EINVAL);
+    }
+    if prot & PROT_READ != 0 && read_implies_exec::<K>(mm) && file.is_none_or(|f| f.f_noexec.get() == 0) {
+        prot |= PROT_EXEC;
     }
     if flags & MAP_FIXED_NOREPLACE != 0 {
         flags |= MAP_FIXED;
@@ -338,6 +341,9 @@ fn mmap_region<K: Kconfig>(
     vm_flags: u64,
     pgoff: u64,
 ) -> Result<u64, Errno> {
+    if map_deny_write_exec::<K>(mm, vm_flags, vm_flags) {
+        return Err(Errno::EACCES);
+    }
     // A mapping through which a file may be written counts as one before it is there, so that the file is not sealed
     // against writing meanwhile.
     let mapping = file.filter(|_| is_shared_maywrite(vm_flags)).map(|f| f.f_mapping());
@@ -403,7 +409,12 @@ fn __mmap_region<K: Kconfig>(
     let vma = match vma_merge_new_range(cpu, k, mm, &mut mas, &merge) {
         Ok(Some(vma)) => vma,
         _ => match mmap_new_vma(cpu, k, mm, &mut mas, &merge, file) {
-            Ok(vma) => vma,
+            Ok(vma) => {
+                if file.is_some() {
+                    vm_flags = vma.vm_flags().load(Relaxed);
+                }
+                vma
+            }
             Err(e) => {
                 if charged != 0 {
                     vm_unacct_memory(cpu, k, charged);
@@ -425,7 +436,7 @@ fn __mmap_region<K: Kconfig>(
     Ok(addr)
 }
 
-/// A VMA of its own for a new mapping, in the tree.
+/// A VMA of its own for a new mapping, in the tree; or the neighbour that it went into after all.
 fn mmap_new_vma<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
@@ -449,6 +460,17 @@ fn mmap_new_vma<K: Kconfig>(
         mas_destroy(cpu, mas);
         vm_area_free::<K>(cpu, vma);
         return Err(e);
+    }
+    let flags = vma.vm_flags().load(Relaxed);
+    if k.rules.retry_merge && file.is_some() && flags != m.flags && m.prev.is_some() {
+        vma_iter_config::<K>(mas, m.start, m.end);
+        if let Ok(Some(merged)) = vma_merge_new_range(cpu, k, mm, mas, &VmaMerge { flags, ..*m }) {
+            vma_fput(cpu, k, vma);
+            vm_area_free::<K>(cpu, vma);
+            mas_destroy(cpu, mas);
+            return Ok(merged);
+        }
+        vma_iter_config::<K>(mas, m.start, m.end);
     }
     // The VMA changes after it went into the tree (vm_page_prot, statistics): readers stay out until the end.
     K::Lock::vma_start_write(cpu, vma);
@@ -620,7 +642,9 @@ fn do_brk_flags<K: Kconfig>(
     addr: u64,
     len: u64,
 ) -> Result<(), Errno> {
-    let flags = VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags.get();
+    // VM_DATA_FLAGS_TSK_EXEC
+    let exec = if read_implies_exec::<K>(mm) { VM_EXEC } else { 0 };
+    let flags = VM_DATA_DEFAULT_FLAGS | exec | VM_ACCOUNT | mm.def_flags.get();
     let pages = len >> PAGE_SHIFT;
     if !may_expand_vm::<K>(mm, flags, pages) || mm.map_count.get() > k.max_map_count {
         return Err(Errno::ENOMEM);

@@ -32,6 +32,7 @@ pub mod mremap;
 pub mod mseal;
 pub mod pagewalk;
 pub mod pgtable;
+pub mod prctl;
 pub mod rmap;
 pub mod rules;
 pub mod stack;

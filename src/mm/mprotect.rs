@@ -6,7 +6,7 @@
 //! the lock of their table, which entries become writable again without a fault, populating locked memory that
 //! becomes writable.
 //! custom: an entry of a mapping without any right stays present and loses its user bit; x86 has another present bit for
-//! it. stub: protection keys, `READ_IMPLIES_EXEC`, deny-write-exec, security modules, NUMA hints, userfaultfd, TLB
+//! it. stub: protection keys, security modules, NUMA hints, userfaultfd, TLB
 //! flushes.
 //!
 //! Lock order: `mmap_lock` for write, the VMA's lock, the lock of one PTE table.
@@ -16,12 +16,14 @@ use super::folio::page_anon_exclusive;
 use super::gup::populate_vma_page_range;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::mm_types::{
-    VM_ACCESS_FLAGS, VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE, VmaFields,
+    VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_MAYEXEC, VM_NORESERVE, VM_READ, VM_SHARED,
+    VM_WRITE, VmaFields,
 };
 use super::mmap::{PROT_EXEC, PROT_READ, PROT_WRITE};
 use super::mmap_lock::{mmap_write_lock, mmap_write_unlock};
 use super::pagewalk::walk_page_range;
 use super::pgtable::{PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lock};
+use super::prctl::{map_deny_write_exec, read_implies_exec};
 use super::util::{vm_enough_memory, vm_unacct_memory};
 use super::vma::{
     can_modify_vma, end_of, may_expand_vm, start_of, vm_stat_account, vma_find, vma_is_anonymous, vma_modified_flags,
@@ -203,7 +205,7 @@ pub fn mprotect_fixup<K: Kconfig>(
 ///
 /// # Errors
 /// `EINVAL` (unaligned, unknown bits, both directions), `ENOMEM` (a hole, the end of addresses, limits, memory),
-/// `EACCES` (the mapping may never have the right), `EPERM` (sealed). VMAs before the one that fails stay changed.
+/// `EACCES` (the mapping may never have the right, or by `PR_SET_MDWE` not now), `EPERM` (sealed). VMAs before the one that fails stay changed.
 pub fn sys_mprotect<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,
@@ -257,6 +259,7 @@ fn mprotect_range<K: Kconfig>(
     prot: u64,
     grows: u32,
 ) -> Result<(), Errno> {
+    let rier = prot & VM_READ != 0 && read_implies_exec::<K>(mm);
     let mut mas = MaState::new(mm.mm_mt(), k.maple, start, start);
     let first = vma_find::<K>(cpu, &mut mas, end).ok_or(Errno::ENOMEM)?;
     if grows & PROT_GROWSDOWN != 0 {
@@ -279,9 +282,14 @@ fn mprotect_range<K: Kconfig>(
         if start_of::<K>(vma) != tmp {
             return Err(Errno::ENOMEM);
         }
-        let newflags = vma.vm_flags().load(Relaxed) & !VM_ACCESS_FLAGS | prot;
+        let oldflags = vma.vm_flags().load(Relaxed);
+        let implied = if rier && oldflags & VM_MAYEXEC != 0 { VM_EXEC } else { 0 };
+        let newflags = oldflags & !VM_ACCESS_FLAGS | prot | implied;
         // VM_MAY* are four bits above the rights that they allow.
         if newflags & !(newflags >> 4) & VM_ACCESS_FLAGS != 0 {
+            return Err(Errno::EACCES);
+        }
+        if map_deny_write_exec::<K>(mm, oldflags, newflags) {
             return Err(Errno::EACCES);
         }
         let stop = end_of::<K>(vma).min(end);

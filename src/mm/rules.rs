@@ -35,8 +35,9 @@ pub struct MmRules {
     pub dontneed_vma_lock: bool,
     /// So do `MADV_GUARD_INSTALL`, where the VMA has its anon_vma, and `MADV_GUARD_REMOVE` (7.3, not 6.18).
     pub guard_vma_lock: bool,
-    /// `MADV_DONTNEED` frees a page table that it empties (`CONFIG_PT_RECLAIM`, 6.14 on).
-    pub pt_reclaim: bool,
+    /// Where a file's own mmap function changed the flags of a new VMA, so that it fits a neighbour now, it is merged after
+    /// all (6.12 to 6.16).
+    pub retry_merge: bool,
 }
 
 impl MmRules {
@@ -54,7 +55,7 @@ impl MmRules {
         mremap_limit_at_entry: false,
         dontneed_vma_lock: false,
         guard_vma_lock: false,
-        pt_reclaim: false,
+        retry_merge: true,
     };
     /// 6.18.44
     pub const V6_18: MmRules = MmRules {
@@ -67,7 +68,7 @@ impl MmRules {
         dontunmap_splits_locked: false,
         dontunmap_counts_locked_twice: true,
         dontneed_vma_lock: true,
-        pt_reclaim: true,
+        retry_merge: false,
         ..MmRules::V6_12
     };
     /// 7.3.4

@@ -16,6 +16,7 @@ use super::mprotect::sys_mprotect;
 use super::mremap::sys_mremap;
 use super::mseal::sys_mseal;
 use super::pgtable::{PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lookup};
+use super::prctl::{prctl_set_mdwe, set_read_implies_exec};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Atomic, Relaxed};
 use crate::cpu::{Cpu, Errno};
@@ -115,6 +116,16 @@ pub enum Call {
         /// Bytes.
         len: u64,
     },
+    /// personality(2): `READ_IMPLIES_EXEC` on or off; the other bits stay. Gives 0.
+    Personality {
+        /// On.
+        read_implies_exec: bool,
+    },
+    /// prctl(2) with `PR_SET_MDWE`
+    Mdwe {
+        /// `PR_MDWE_*`
+        bits: u32,
+    },
     /// One byte read from user mode: gives the byte.
     Read {
         /// Where.
@@ -148,6 +159,8 @@ impl Call {
             Call::Mlockall { .. } => "mlockall",
             Call::Munlockall => "munlockall",
             Call::Mseal { .. } => "mseal",
+            Call::Personality { .. } => "personality",
+            Call::Mdwe { .. } => "prctl",
             Call::Read { .. } | Call::Write { .. } => "touch",
             Call::Fork => "fork",
             Call::Exit => "exit",
@@ -210,6 +223,11 @@ pub fn syscall<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, p: &mut Process<K>, c
         Call::Mlockall { flags } => sys_mlockall(cpu, k, mm, flags).map(|()| 0),
         Call::Munlockall => sys_munlockall(cpu, k, mm).map(|()| 0),
         Call::Mseal { addr, len } => sys_mseal(cpu, k, mm, addr, len, 0).map(|()| 0),
+        Call::Personality { read_implies_exec } => {
+            set_read_implies_exec::<K>(mm, read_implies_exec);
+            Ok(0)
+        }
+        Call::Mdwe { bits } => prctl_set_mdwe::<K>(mm, bits).map(|()| 0),
         Call::Read { addr } => Ok(user_access(cpu, k, mm, addr, None)?),
         Call::Write { addr, value } => Ok(user_access(cpu, k, mm, addr, Some(value))?),
         Call::Fork => {

@@ -6,7 +6,7 @@
 //!
 //! A name that no table holds is an error that says so: a flag dropped without a word would be a different call.
 
-use crate::mm::{madvise, mlock, mmap, mremap};
+use crate::mm::{madvise, mlock, mmap, mremap, prctl};
 
 /// A table of names.
 pub type Names = &'static [(&'static str, u64)];
@@ -130,8 +130,39 @@ pub const CLONE: Names = &[
 ];
 
 /// `PR_*` that have to do with memory.
-pub const PRCTL: Names =
-    &[("PR_SET_NAME", 15), ("PR_SET_MM", 35), ("PR_SET_THP_DISABLE", 41), ("PR_SET_VMA", PR_SET_VMA)];
+pub const PRCTL: Names = &[
+    ("PR_SET_NAME", 15),
+    ("PR_SET_MM", 35),
+    ("PR_SET_THP_DISABLE", 41),
+    ("PR_SET_MDWE", PR_SET_MDWE),
+    ("PR_SET_VMA", PR_SET_VMA),
+];
+
+/// `PR_SET_MDWE`: nothing becomes executable.
+pub const PR_SET_MDWE: u64 = 65;
+
+/// `PR_MDWE_*`
+pub const MDWE: Names = &[
+    ("PR_MDWE_REFUSE_EXEC_GAIN", prctl::PR_MDWE_REFUSE_EXEC_GAIN as u64),
+    ("PR_MDWE_NO_INHERIT", prctl::PR_MDWE_NO_INHERIT as u64),
+];
+
+/// Bits of a personality. None but `READ_IMPLIES_EXEC` is replayed.
+pub const PERSONALITY: Names = &[
+    ("PER_LINUX", 0),
+    ("PER_LINUX32", 8),
+    ("UNAME26", 0x2_0000),
+    ("ADDR_NO_RANDOMIZE", 0x4_0000),
+    ("FDPIC_FUNCPTRS", 0x8_0000),
+    ("MMAP_PAGE_ZERO", 0x10_0000),
+    ("ADDR_COMPAT_LAYOUT", 0x20_0000),
+    ("READ_IMPLIES_EXEC", prctl::READ_IMPLIES_EXEC as u64),
+    ("ADDR_LIMIT_32BIT", 0x80_0000),
+    ("SHORT_INODE", 0x100_0000),
+    ("WHOLE_SECONDS", 0x200_0000),
+    ("STICKY_TIMEOUTS", 0x400_0000),
+    ("ADDR_LIMIT_3GB", 0x800_0000),
+];
 
 /// `PR_SET_VMA`: names anonymous memory.
 pub const PR_SET_VMA: u64 = 0x5356_4d41;

@@ -27,6 +27,8 @@ pub mod port;
 pub mod program;
 #[deny(unsafe_code)]
 pub mod replay;
+#[cfg(target_arch = "x86_64")]
+pub mod tracee;
 
 pub use normalise::{Expect, Op, Step, Trace};
 pub use parse::{Log, Problem};

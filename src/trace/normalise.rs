@@ -21,6 +21,7 @@
 use super::flags::{CLONE_THREAD, CLONE_VM, PR_SET_VMA};
 use super::parse::{Fd, Log, Ret, Sys, What};
 use crate::mm::Call;
+use crate::mm::prctl::READ_IMPLIES_EXEC;
 use std::collections::{BTreeMap, HashMap};
 
 /// Bytes of a page.
@@ -225,6 +226,7 @@ struct Known {
     ranges: Ranges,
     brk: Option<u64>,
     users: u32,
+    read_implies_exec: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -415,6 +417,12 @@ impl Normaliser<'_> {
         }
     }
 
+    fn personality(&mut self, i: usize, mm: u32, read_implies_exec: bool) {
+        self.known[mm as usize].read_implies_exec = read_implies_exec;
+        // What it gives is the whole personality of before.
+        self.push(i, mm, Op::Call(Call::Personality { read_implies_exec }), Expect::Unknown, false);
+    }
+
     fn leave_out(&mut self, name: &'static str, why: &'static str) {
         let l = self.t.left_out.entry(name).or_default();
         l.count += 1;
@@ -433,10 +441,15 @@ impl Normaliser<'_> {
             Sys::Execve => {
                 if matches!(ret, Ret::Value(_)) {
                     self.end_others(i, tid);
+                    // A personality is the task's own and outlives its address space.
+                    let rie = self.tasks[&tid].mm.is_some_and(|m| self.known[m as usize].read_implies_exec);
                     self.leave(i, tid);
                     let mm = self.space(i, Born::Exec, tid);
                     self.task(tid).mm = Some(mm);
                     self.push(i, mm, Op::New, Expect::Unknown, false);
+                    if rie {
+                        self.personality(i, mm, true);
+                    }
                 }
             }
             Sys::Exit => self.end_task(i, tid),
@@ -450,6 +463,13 @@ impl Normaliser<'_> {
                     _ => "it changes no mapping that a replay knows of",
                 };
                 self.leave_out("prctl", why);
+            }
+            Sys::Personality { persona: u32::MAX } => self.leave_out("personality", "it only asks"),
+            Sys::Personality { persona } => {
+                if matches!(ret, Ret::Value(_)) {
+                    let mm = self.mm(i, tid);
+                    self.personality(i, mm, persona & READ_IMPLIES_EXEC != 0);
+                }
             }
             Sys::Shmat { .. } => self.leave_out("shmat", "the segment's size is not in a log"),
             Sys::Shmdt { .. } => self.leave_out("shmdt", "the segment's size is not in a log"),
@@ -634,6 +654,7 @@ impl Normaliser<'_> {
             }
             Call::Mlockall { flags } => Call::Mlockall { flags },
             Call::Munlockall => Call::Munlockall,
+            Call::Mdwe { bits } => Call::Mdwe { bits },
             _ => return,
         };
         self.push(i, mm, Op::Call(call), expect, moved);

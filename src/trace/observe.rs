@@ -4,7 +4,7 @@
 //!
 //! Whoever has a kernel to ask (the fuzzer's helper, a trace's) makes the calls; the experiments and what they mean are here.
 //!
-//! It cannot tell what no experiment in one process shows: which lock MADV_DONTNEED takes, whether it frees page tables.
+//! It cannot tell what no experiment in one process shows: which lock MADV_DONTNEED takes.
 
 use crate::mm::mm_types::VM_MAYBE_GUARD;
 use crate::mm::{Call, MmRules, VmaInfo};
@@ -122,6 +122,7 @@ pub fn rules<E>(
     // An advice's lock is seen by tracepoints only (`fuzz --objects`); nothing else that is compared depends on it.
     rules.dontneed_vma_lock = rules.mremap_multi_vma;
     rules.guard_vma_lock = false;
-    rules.pt_reclaim = false;
+    // Only a driver's file shows it, and none is drawn.
+    rules.retry_merge = !rules.mremap_multi_vma;
     Ok(rules)
 }

@@ -45,6 +45,9 @@ pub enum Sys {
     Prctl {
         option: u64,
     },
+    Personality {
+        persona: u32,
+    },
     /// clone(2), clone3(2), fork(2), vfork(2): the result is the child.
     Clone {
         flags: u64,
@@ -62,6 +65,7 @@ impl Sys {
             Sys::Shmat { .. } => "shmat",
             Sys::Shmdt { .. } => "shmdt",
             Sys::Prctl { .. } => "prctl",
+            Sys::Personality { .. } => "personality",
             Sys::Clone { .. } => "clone",
             Sys::Execve => "execve",
             Sys::Exit => "exit",
@@ -556,8 +560,12 @@ fn call(name: &str, args: &str) -> Result<Option<Sys>, String> {
         "prctl" => {
             let t = a.text(0)?;
             // The names of prctl's options are many; those that are not about memory need no number.
-            Sys::Prctl { option: flags::flags(t, PRCTL).unwrap_or(u64::MAX) }
+            match flags::flags(t, PRCTL).unwrap_or(u64::MAX) {
+                flags::PR_SET_MDWE => Call::Mdwe { bits: a.flags(1, flags::MDWE)? }.into(),
+                option => Sys::Prctl { option },
+            }
         }
+        "personality" => Sys::Personality { persona: a.flags(0, flags::PERSONALITY)? },
         "clone" | "clone3" => {
             let (_, f) = args.split_once("flags=").ok_or_else(|| format!("{name} lacks its flags"))?;
             let f = f.split([',', '}', ')']).next().unwrap_or(f);

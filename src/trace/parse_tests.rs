@@ -90,7 +90,7 @@ fn arguments_as_numbers_names_and_both() {
 
 #[test]
 fn every_call_that_is_known() {
-    let forms: [(&str, Sys); 27] = [
+    let forms: [(&str, Sys); 32] = [
         ("munmap(0x1000, 8192)", Call::Munmap { addr: 0x1000, len: 8192 }.into()),
         ("mprotect(0x1000, 4096, PROT_NONE)", Call::Mprotect { addr: 0x1000, len: 4096, prot: 0 }.into()),
         (
@@ -117,6 +117,14 @@ fn every_call_that_is_known() {
         ("shmat(5, NULL, 0)", Sys::Shmat { addr: 0 }),
         ("shmdt(0x7f00)", Sys::Shmdt { addr: 0x7f00 }),
         ("prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, 0x7f00, 4096, \"a(b\")", Sys::Prctl { option: 0x5356_4d41 }),
+        ("prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)", Call::Mdwe { bits: 1 }.into()),
+        ("prctl(0x41 /* PR_SET_MDWE */, 0x3, 0, 0, 0)", Call::Mdwe { bits: 3 }.into()),
+        ("personality(0xffffffff)", Sys::Personality { persona: u32::MAX }),
+        ("personality(PER_LINUX|READ_IMPLIES_EXEC)", Sys::Personality { persona: 0x40_0000 }),
+        (
+            "personality(0x440000 /* PER_LINUX|ADDR_NO_RANDOMIZE|READ_IMPLIES_EXEC */)",
+            Sys::Personality { persona: 0x44_0000 },
+        ),
         ("prctl(PR_CAPBSET_READ, CAP_MAC_OVERRIDE)", Sys::Prctl { option: u64::MAX }),
         (
             "clone(child_stack=NULL, flags=CLONE_CHILD_CLEARTID|CLONE_CHILD_SETTID|SIGCHLD, child_tidptr=0x7f)",

@@ -380,6 +380,10 @@ pub fn describe(call: &Call) -> String {
         Call::Mseal { addr, len } => format!("mseal({addr:#x}, {len:#x})"),
         Call::Read { addr } => format!("a read at {addr:#x}"),
         Call::Write { addr, .. } => format!("a write at {addr:#x}"),
+        Call::Personality { read_implies_exec: on } => {
+            format!("personality(READ_IMPLIES_EXEC {})", if on { "on" } else { "off" })
+        }
+        Call::Mdwe { bits } => format!("prctl(PR_SET_MDWE, {bits:#x})"),
         Call::Fork => "fork()".into(),
         Call::Exit => "exit()".into(),
     }

@@ -35,7 +35,8 @@ pub fn safe(c: &Call, end: u64) -> bool {
         }
         Call::Brk { to } => to <= end,
         Call::Read { addr } | Call::Write { addr, .. } => (WINDOW..end).contains(&addr),
-        Call::Mlockall { .. } | Call::Munlockall | Call::Fork | Call::Exit => true,
+        Call::Mlockall { .. } | Call::Munlockall | Call::Personality { .. } | Call::Mdwe { .. } => true,
+        Call::Fork | Call::Exit => true,
     }
 }
 

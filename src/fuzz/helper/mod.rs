@@ -28,6 +28,7 @@ pub use proc::{parse_line, procmap_query};
 use super::backend::{COUNTED, FILES, Look, MAX_DEPTH, MAX_PAGES, PAGE, Resource, Setup, Step, WINDOW, file_byte};
 use super::wire::{Record, WORDS, decode, encode};
 use crate::mm::Call;
+use crate::mm::prctl::READ_IMPLIES_EXEC;
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -125,7 +126,7 @@ struct Fds {
 }
 
 /// What each tracepoint of [`COUNTED`] is filtered by.
-const FILTERS: [Option<&CStr>; COUNTED.len()] = [
+pub const FILTERS: [Option<&CStr>; COUNTED.len()] = [
     Some(c"name == \"vm_area_struct\""),
     Some(c"name == \"vm_area_struct\""),
     Some(c"name == \"anon_vma\""),
@@ -476,6 +477,12 @@ impl Helper<'_> {
                 Call::Mseal { .. } => libc::syscall(SYS_MSEAL, r[1], r[2], 0),
                 Call::Read { addr } => return self.access(addr, None),
                 Call::Write { addr, value } => return self.access(addr, Some(value)),
+                Call::Personality { read_implies_exec } => {
+                    let others = libc::personality(0xffff_ffff) as u32 & !READ_IMPLIES_EXEC;
+                    libc::personality((others | if read_implies_exec { READ_IMPLIES_EXEC } else { 0 }).into());
+                    0
+                }
+                Call::Mdwe { bits } => libc::syscall(libc::SYS_prctl, PR_SET_MDWE, u64::from(bits), 0, 0, 0),
                 Call::Fork | Call::Exit => 0,
             }
         };
@@ -484,6 +491,8 @@ impl Helper<'_> {
 }
 
 const SYS_MSEAL: libc::c_long = 462;
+/// `PR_SET_MDWE`
+pub const PR_SET_MDWE: u64 = 65;
 
 /// What a round is asked for, as the shared memory says it.
 pub fn put_setup(s: &Shared, setup: &Setup) {

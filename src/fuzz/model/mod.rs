@@ -199,6 +199,8 @@ impl World {
             Call::Mseal { addr, len } => t.mseal(addr, len),
             Call::Read { addr } => t.access(addr, None),
             Call::Write { addr, value } => t.access(addr, Some(value)),
+            // Not drawn against the model (`Feature::Mdwe`).
+            Call::Personality { .. } | Call::Mdwe { .. } => Err(Errno::ENOSYS),
             Call::Fork | Call::Exit => unreachable!("done above"),
         }
     }

@@ -8,8 +8,9 @@ use crate::mm::mm_types::{
     CAP_IPC_LOCK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, START_BRK, VM_DONTDUMP, VM_OPS, VM_OPS_CLOSE, VM_SEALED,
 };
 use crate::mm::mmap::*;
+use crate::mm::prctl::*;
 use crate::mm::util::{OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER, set_overcommit_memory, vm_memory_committed};
-use crate::mm::{sys_brk, vm_mmap, vm_munmap};
+use crate::mm::{dup_mm, mmput, sys_brk, sys_mprotect, vm_mmap, vm_munmap, vma_infos};
 
 on_every_variant! {
     fn the_number_of_mappings = map_count;
@@ -21,6 +22,8 @@ on_every_variant! {
     fn promises = committed;
     fn kinds_of_mappings = kinds;
     fn files_are_asked_first = files;
+    fn what_may_be_read_may_be_executed = read_implies_exec;
+    fn nothing_becomes_executable = mdwe;
 }
 
 const ANON: u32 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -241,4 +244,79 @@ fn files<K: Kconfig<A = Native>>(boot: Boot) {
             fput(cpu, k, f);
         }
     });
+}
+
+/// Rights of the VMA at a page.
+fn rights<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p: u64) -> u64 {
+    vma_at(cpu, k, mm, p).vm_flags().load(Relaxed) & 7
+}
+
+fn read_implies_exec<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
+        let map = |p: u64, prot: u32| {
+            let r = map_args(cpu, k, mm, (BASE + p * P, P), prot, ANON | MAP_FIXED, None);
+            r.map(|_| rights(cpu, k, mm, p))
+        };
+        let protect =
+            |p: u64, prot: u32| sys_mprotect(cpu, k, mm, BASE + p * P, P, prot).map(|()| rights(cpu, k, mm, p));
+        set_read_implies_exec::<K>(mm, true);
+        assert_eq!([map(0, 1), map(2, 3), map(4, 2), map(6, 0)], [Ok(5), Ok(7), Ok(2), Ok(0)]);
+        assert_eq!([protect(4, 1), protect(6, 3), protect(0, 2)], [Ok(5), Ok(7), Ok(2)]);
+        // Not a file that nobody may execute.
+        let f = file_open(cpu, k, &FileSpec { noexec: true, ..FileSpec::memfd(4 * P) }).unwrap();
+        let file = |prot: u32| map_args(cpu, k, mm, (BASE + 8 * P, P), prot, MAP_PRIVATE | MAP_FIXED, Some((f, 0)));
+        assert_eq!(file(1).map(|_| rights(cpu, k, mm, 8)), Ok(1));
+        assert_eq!(protect(8, 3), Ok(3), "nor later");
+        assert_eq!(file(5), Err(Errno::EPERM));
+        fput(cpu, k, f);
+        // The heap.
+        let start = mm.start_brk.get();
+        assert_eq!(sys_brk(cpu, k, mm, start + P), start + P);
+        let heap = vma_infos(cpu, k, mm, &[]).into_iter().find(|v| v.start == start).expect("a heap");
+        assert_eq!(heap.flags & 7, 7);
+        let child = dup_mm(cpu, k, mm).unwrap();
+        set_read_implies_exec::<K>(mm, false);
+        assert_eq!([map(0, 1), protect(2, 1)], [Ok(1), Ok(1)]);
+        let r = map_args(cpu, k, child, (BASE + 10 * P, P), 1, ANON | MAP_FIXED, None);
+        assert_eq!(r.map(|_| rights(cpu, k, child, 10)), Ok(5), "a child has it from its parent");
+        mmput(cpu, k, child);
+    });
+}
+
+fn mdwe<K: Kconfig<A = Native>>(boot: Boot) {
+    const REFUSE: u32 = PR_MDWE_REFUSE_EXEC_GAIN;
+    const BOTH: u32 = REFUSE | PR_MDWE_NO_INHERIT;
+    for (bits, inherited) in [(REFUSE, REFUSE), (BOTH, 0)] {
+        with_mm::<K>(boot, |cpu, k, mm| {
+            let map = |p: u64, prot: u32| {
+                let r = map_args(cpu, k, mm, (BASE + p * P, P), prot, ANON | MAP_FIXED, None);
+                r.map(|_| rights(cpu, k, mm, p))
+            };
+            let protect =
+                |p: u64, prot: u32| sys_mprotect(cpu, k, mm, BASE + p * P, P, prot).map(|()| rights(cpu, k, mm, p));
+            assert_eq!((map(0, 7), map(2, 5), map(4, 3)), (Ok(7), Ok(5), Ok(3)));
+            for wrong in [4, 8, PR_MDWE_NO_INHERIT, BOTH | 4] {
+                assert_eq!(prctl_set_mdwe::<K>(mm, wrong), Err(Errno::EINVAL), "{wrong}");
+            }
+            assert_eq!([prctl_set_mdwe::<K>(mm, 0), prctl_set_mdwe::<K>(mm, bits)], [Ok(()); 2]);
+            for other in [0, REFUSE ^ BOTH ^ bits] {
+                let r = prctl_set_mdwe::<K>(mm, other);
+                assert!(matches!(r, Err(Errno::EPERM | Errno::EINVAL)), "{bits} to {other}: {r:?}");
+            }
+            assert_eq!(prctl_set_mdwe::<K>(mm, bits), Ok(()), "the same again");
+            const NO: Result<u64, Errno> = Err(Errno::EACCES);
+            // A new mapping may be executed, not also written; one that was neither does not become it.
+            assert_eq!((map(6, 7), map(8, 5), map(4, 7)), (NO, Ok(5), NO));
+            assert_eq!(rights(cpu, k, mm, 4), 3, "what was there is still there");
+            assert_eq!((protect(4, 5), protect(4, 1), protect(4, 3)), (NO, Ok(1), Ok(3)));
+            assert_eq!((protect(2, 7), protect(2, 5), protect(2, 1), protect(2, 5)), (NO, Ok(5), Ok(1), NO));
+            assert_eq!((protect(0, 5), protect(0, 7), protect(0, 3)), (Ok(5), NO, Ok(3)));
+            // By way of READ_IMPLIES_EXEC as well.
+            set_read_implies_exec::<K>(mm, true);
+            assert_eq!((map(10, 1), map(12, 3), protect(4, 1), protect(4, 2)), (Ok(5), NO, NO, Ok(2)));
+            let child = dup_mm(cpu, k, mm).unwrap();
+            assert_eq!(child.mdwe.get(), inherited);
+            mmput(cpu, k, child);
+        });
+    }
 }
