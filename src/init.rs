@@ -59,8 +59,6 @@ pub struct KernelConfig {
     pub rules: MmRules,
     /// How VMAs are allocated and freed.
     pub vma_cache: VmaCache,
-    /// Whose rules trees follow; `None`: those of the version that the allocator is of.
-    pub maple_rules: Option<MapleRules>,
     /// `CONFIG_DETECT_HUNG_TASK_BLOCKER` of 7.3: each read unlock of an rwsem takes its task out of `owner` by one more
     /// locked exchange. 6.12 has it with lock debugging only.
     pub hung_task_blocker: bool,
@@ -80,7 +78,6 @@ impl Default for KernelConfig {
             wait: Wait::Futex,
             rules: MmRules::V6_12,
             vma_cache: VmaCache::CallRcu,
-            maple_rules: None,
             hung_task_blocker: false,
             maple_rules: None,
         }

@@ -122,7 +122,7 @@ pub(super) fn bare() -> Result<Box<dyn Backend>, crate::fuzz::Stop> {
 }
 
 /// Whose rules the host's tree follows is seen in an experiment: those by which the fewest calls differ, and what differs
-/// then is a difference like any other. Where even they differ in one call of twenty the host has rules of its own, and nodes
+/// then is a difference like any other. Where even they differ in one call of five the host has rules of its own, and nodes
 /// and writes are left out; so are nodes where the port's allocator takes more than are used.
 fn bare_tree(
     lead: &mut dyn Backend,
@@ -144,7 +144,7 @@ fn bare_tree(
         }
     }
     match seen.iter().min_by_key(|(_, n)| *n) {
-        Some((rules, n)) if n * 20 <= probe::TREE_CALLS => features.bare = Some(*rules),
+        Some((rules, n)) if n * 5 <= probe::TREE_CALLS => features.bare = Some(*rules),
         _ => features.counted &= !(NODES | NODES << 1),
     }
     Ok(())
