@@ -105,7 +105,7 @@ pub struct Args {
     /// 7.3's hung task detector: one more locked exchange at each read unlock of an rwsem
     #[arg(long)]
     hung_task_blocker: bool,
-    /// Whose rules the maple tree follows: 6.12, 6.18 or 7.3 [default: 6.12 with @slub, 7.3 with @sheaves]
+    /// Whose rules the maple tree follows: 6.12, 6.18 or 7.3 [default: 7.3 with sheaves, else 6.12]
     #[arg(long, value_name = "VERSION")]
     maple_rules: Option<String>,
     /// Refuse allocations of objects on purpose (failslab), by chance: 0.001 or 1/1000, at most 0.5
