@@ -48,8 +48,8 @@ pub struct Args {
     /// What is held against it: port, or model
     #[arg(long, default_value = "port")]
     subject: String,
-    /// Variant of the port: a named kernel or PROTOCOL+CACHE@ALLOCATOR [default: v6.12; with --objects
-    /// refcnt+typesafe@sheaves, whose tree takes single nodes as a kernel's of 6.18 does]
+    /// Variant of the port: a named kernel or PROTOCOL+CACHE@ALLOCATOR; if not given v6.12, with --objects
+    /// refcnt+typesafe@sheaves, whose tree takes single nodes as a kernel's of 6.18 does
     #[arg(long)]
     variant: Option<String>,
     /// Rules that differ between kernels: auto (seen on the host; against the model 6.12), 6.12, 6.18, 7.3
