@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What does the range tree cost? Lookups under RCU, steps, stores, searches for a hole, with 10 to 65,000 ranges of 4
 //! pages that lie 4 pages apart, at random places; bytes per range; and the mm's use of it: a mapping made and removed,
-//! the other calls in pairs that leave it as it was, fork and exit. Both of the port's trees (6.12's over slub, 7.3's over sheaves) beside std's BTreeMap, which has no
-//! readers beside the writer, no holes and no ranges to split: it keeps `first -> (last, entry)` and does the least that
-//! the operation needs.
+//! the other calls in pairs that leave it as it was, fork and exit. Both of the port's trees (6.12's over slub, 7.3's
+//! over sheaves) beside std's BTreeMap, which has no readers beside the writer, no holes and no ranges to split: it keeps
+//! `first -> (last, entry)` and does the least that the operation needs.
 //!
 //! "listed" are the instructions of 7.3's own tree, compiled at -O2 over an allocator that is a list. Here nodes come
 //! from the port's slab and go back through call_rcu() or kfree_rcu(); the callbacks run between the batches, where no
@@ -451,88 +451,65 @@ const CALLS: [(&str, Turn); 9] = [
     }),
 ];
 
+/// One row for each tree: `prepare` is told of an address space of `n` mappings and gives what to do a turn.
+fn mm_row<'a, F: FnMut() + 'a>(
+    bench: &mut Bench,
+    kernels: &'a [Booted; 2],
+    tokens: &'a [Cpu<Native>],
+    (call, n, batch): (&str, u64, u64),
+    listed_at: Option<f64>,
+    prepare: impl Fn(&'a Booted, &'a Cpu<Native>, MmPtr<K>, u64) -> F,
+) {
+    let group = format!("maple/{call}, {n} mappings");
+    if !bench.wants(&group) {
+        return;
+    }
+    let spaces: Vec<_> = kernels.iter().zip(tokens).map(|(b, cpu)| (b, cpu, space(b, cpu, n))).collect();
+    let mut c = Vec::new();
+    for &(b, cpu, (mm, base)) in &spaces {
+        let mut turn = prepare(b, cpu, mm, base);
+        let mut one = Contender::new(b.name, move |turns| (0..turns).for_each(|_| turn()));
+        one.after = Some(Box::new(move || b.settle(cpu)));
+        c.push(listed(one, listed_at));
+    }
+    let rows = ["6.12 over slub", "7.3 over sheaves"].map(|ours| Row { ours, against: &["6.12 over slub"], ..ROW });
+    bench.solo(&group, batch, &mut c, &rows);
+    drop(c);
+    for (b, cpu, (mm, _)) in spaces {
+        mmput(cpu, &b.k, mm);
+        b.settle(cpu);
+    }
+}
+
 fn mm(bench: &mut Bench, kernels: &[Booted; 2], tokens: &[Cpu<Native>]) {
+    let batch = bench.pick(10, 300, 1000);
     for (n, listed_pair) in [(10, 2.0 * 2213.0), (100, 2.0 * 2353.0), (1_000, 2.0 * 2430.0), (10_000, 2.0 * 2195.0)] {
-        let group = format!("maple/mmap and munmap, {n} mappings");
-        if !bench.wants(&group) {
-            continue;
-        }
-        let spaces: Vec<_> = kernels.iter().zip(tokens).map(|(b, cpu)| (b, cpu, space(b, cpu, n))).collect();
-        let mut c = Vec::new();
-        for &(b, cpu, (mm, base)) in &spaces {
+        let row = ("mmap and munmap", n, batch);
+        mm_row(bench, kernels, tokens, row, Some(listed_pair), |b, cpu, mm, base| {
             let order = Order::new(n, 7);
-            let mut one = Contender::new(b.name, move |turns| {
-                for _ in 0..turns {
-                    let at = base + order.next() * STRIDE + 5 * PAGE;
-                    vm_mmap(cpu, &b.k, mm, Some(at), PAGE, 3).expect("memory");
-                    vm_munmap(cpu, &b.k, mm, at, PAGE).expect("memory");
-                }
-            });
-            one.after = Some(Box::new(move || b.settle(cpu)));
-            c.push(listed(one, Some(listed_pair)));
-        }
-        let rows = ["6.12 over slub", "7.3 over sheaves"].map(|ours| Row { ours, against: &["6.12 over slub"], ..ROW });
-        let batch = bench.pick(10, 300, 1000);
-        bench.solo(&group, batch, &mut c, &rows);
-        drop(c);
-        for (b, cpu, (mm, _)) in spaces {
-            mmput(cpu, &b.k, mm);
-            b.settle(cpu);
-        }
+            move || {
+                let at = base + order.next() * STRIDE + 5 * PAGE;
+                vm_mmap(cpu, &b.k, mm, Some(at), PAGE, 3).expect("memory");
+                vm_munmap(cpu, &b.k, mm, at, PAGE).expect("memory");
+            }
+        });
     }
     for (name, call) in CALLS {
-        let n = 1_000;
-        let group = format!("maple/{name}, {n} mappings");
-        if !bench.wants(&group) {
-            continue;
-        }
-        let spaces: Vec<_> = kernels.iter().zip(tokens).map(|(b, cpu)| (b, cpu, space(b, cpu, n))).collect();
-        let mut c = Vec::new();
-        for &(b, cpu, (mm, base)) in &spaces {
+        mm_row(bench, kernels, tokens, (name, 1_000, batch), None, |b, cpu, mm, base| {
             mm.caps.set(CAP_IPC_LOCK);
             let heap = mm.brk.get() + PAGE;
             assert_eq!(sys_brk(cpu, &b.k, mm, heap), heap, "a heap to grow");
-            let order = Order::new(n, 7);
-            let mut one = Contender::new(b.name, move |turns| {
-                for _ in 0..turns {
-                    call(cpu, &b.k, mm, base + order.next() * STRIDE);
-                }
-            });
-            one.after = Some(Box::new(move || b.settle(cpu)));
-            c.push(one);
-        }
-        let rows = ["6.12 over slub", "7.3 over sheaves"].map(|ours| Row { ours, against: &["6.12 over slub"], ..ROW });
-        let batch = bench.pick(10, 300, 1000);
-        bench.solo(&group, batch, &mut c, &rows);
-        drop(c);
-        for (b, cpu, (mm, _)) in spaces {
-            mmput(cpu, &b.k, mm);
-            b.settle(cpu);
-        }
+            let order = Order::new(1_000, 7);
+            move || call(cpu, &b.k, mm, base + order.next() * STRIDE)
+        });
     }
+    let few = bench.pick(1, 3, 10);
     for n in [100, 1_000, 10_000] {
-        let group = format!("maple/fork and exit, {n} mappings");
-        if !bench.wants(&group) {
-            continue;
-        }
-        let spaces: Vec<_> = kernels.iter().zip(tokens).map(|(b, cpu)| (b, cpu, space(b, cpu, n))).collect();
-        let mut c = Vec::new();
-        for &(b, cpu, (mm, _)) in &spaces {
-            let mut one = Contender::new(b.name, move |turns| {
-                for _ in 0..turns {
-                    let child = dup_mm(cpu, &b.k, mm).expect("memory");
-                    mmput(cpu, &b.k, child);
-                }
-            });
-            one.after = Some(Box::new(move || b.settle(cpu)));
-            c.push(one);
-        }
-        let rows = ["6.12 over slub", "7.3 over sheaves"].map(|ours| Row { ours, against: &["6.12 over slub"], ..ROW });
-        bench.solo(&group, bench.pick(1, 3, 10), &mut c, &rows);
-        drop(c);
-        for (b, cpu, (mm, _)) in spaces {
-            mmput(cpu, &b.k, mm);
-            b.settle(cpu);
-        }
+        mm_row(bench, kernels, tokens, ("fork and exit", n, few), None, |b, cpu, mm, _| {
+            move || {
+                let child = dup_mm(cpu, &b.k, mm).expect("memory");
+                mmput(cpu, &b.k, child);
+            }
+        });
     }
 }

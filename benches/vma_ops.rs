@@ -4,7 +4,8 @@
 //!
 //! Both go through `mm::Call`: the port by `mm::syscall`, the kernel by the system call itself. The kernel also pays
 //! for entering and leaving it, for TLB flushes and, in a guest, for nested page tables; the port for neither. So a
-//! ratio of the two is context and no claim. Instructions are counted in `benches/maple.rs` (docs/instructions.md). A pair of calls that undo each other is one operation here.
+//! ratio of the two is context and no claim. Instructions are counted in `benches/maple.rs` (docs/instructions.md). A pair
+//! of calls that undo each other is one operation here.
 //!
 //! The field: VMAs of four pages with holes of four between them, readable and writable, never touched except where a
 //! row says so. Places are drawn at random, as a repeated walk would train the predictors.

@@ -700,18 +700,15 @@ mod tests {
 
     #[test]
     fn the_host_takes_as_many_tree_nodes_an_operation_as_the_port_by_one_of_the_rules() {
-        // Workload, steps. The edges of the port's watch may hold a node or two more.
-        // The storm does not agree by any rules (2.01 on the host, 2.62 by those of 6.18) and is shown, not held.
-        let cases = [("brk1", 2000), ("mmap_churn", 2000)];
+        // Workload, steps, largest difference. The edges of the port's watch may hold a node or two more. The storm on the host
+        // takes more or fewer by what fills the leaves beside it, which is random; 6.12's way to ask is twice as far off.
+        let cases = [("brk1", 2000, 0.005), ("mmap_churn", 2000, 0.005), ("munmap_storm", 65 * 8, 0.2)];
         let mut fits: Vec<&str> = MapleRules::ALL.map(|(name, _)| name).to_vec();
-        for (workload, steps) in cases {
+        for (workload, steps, most) in cases {
             let Some((host, port)) = nodes_an_operation(workload, steps) else { return };
             eprintln!("{workload}: host {host}, port {port:?}");
-            fits.retain(|f| port.iter().any(|(name, nodes)| name == f && (nodes / host - 1.0).abs() < 0.005));
+            fits.retain(|f| port.iter().any(|(name, nodes)| name == f && (nodes / host - 1.0).abs() < most));
             assert!(!fits.is_empty(), "{workload}: host {host}, port {port:?}");
-        }
-        if let Some((host, port)) = nodes_an_operation("munmap_storm", 65 * 8) {
-            eprintln!("munmap_storm: host {host}, port {port:?}");
         }
     }
 

@@ -4,7 +4,8 @@
 //!
 //! dup: both bits of `PR_SET_MDWE`, that they never change once they are set, what a child inherits; `READ_IMPLIES_EXEC` as
 //! far as mmap, mprotect and brk ask for it. custom: the personality is kept with the mm, as limits are. stub: the other
-//! bits of a personality; exec, which clears the one and keeps the other.
+//! bits of a personality; exec, which clears `READ_IMPLIES_EXEC` and treats the bits of `PR_SET_MDWE` as fork does
+//! (a trace's replay does it, `trace/normalise.rs`).
 
 use super::kconfig::{Kconfig, MmPtr};
 use super::mm_types::{VM_EXEC, VM_WRITE};

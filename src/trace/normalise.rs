@@ -21,7 +21,7 @@
 use super::flags::{CLONE_THREAD, CLONE_VM, PR_SET_VMA};
 use super::parse::{Fd, Log, Ret, Sys, What};
 use crate::mm::Call;
-use crate::mm::prctl::READ_IMPLIES_EXEC;
+use crate::mm::prctl::{READ_IMPLIES_EXEC, mdwe_inherited};
 use std::collections::{BTreeMap, HashMap};
 
 /// Bytes of a page.
@@ -226,7 +226,8 @@ struct Known {
     ranges: Ranges,
     brk: Option<u64>,
     users: u32,
-    read_implies_exec: bool,
+    /// `PR_MDWE_*`
+    mdwe: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -310,7 +311,7 @@ impl Normaliser<'_> {
         let id = self.t.spaces.len() as u32;
         self.t.spaces.push(AddressSpace { born, line: self.log.events[i].line, tid });
         let copy = if let Born::Fork(p) = born { self.known[p as usize].clone() } else { Known::default() };
-        self.known.push(Known { users: 1, ..copy });
+        self.known.push(Known { users: 1, mdwe: mdwe_inherited(copy.mdwe), ..copy });
         id
     }
 
@@ -417,12 +418,6 @@ impl Normaliser<'_> {
         }
     }
 
-    fn personality(&mut self, i: usize, mm: u32, read_implies_exec: bool) {
-        self.known[mm as usize].read_implies_exec = read_implies_exec;
-        // What it gives is the whole personality of before.
-        self.push(i, mm, Op::Call(Call::Personality { read_implies_exec }), Expect::Unknown, false);
-    }
-
     fn leave_out(&mut self, name: &'static str, why: &'static str) {
         let l = self.t.left_out.entry(name).or_default();
         l.count += 1;
@@ -441,14 +436,15 @@ impl Normaliser<'_> {
             Sys::Execve => {
                 if matches!(ret, Ret::Value(_)) {
                     self.end_others(i, tid);
-                    // A personality is the task's own and outlives its address space.
-                    let rie = self.tasks[&tid].mm.is_some_and(|m| self.known[m as usize].read_implies_exec);
+                    // Of what may be executed, 64-bit programs begin without READ_IMPLIES_EXEC; the rest goes as to a child.
+                    let mdwe = self.tasks[&tid].mm.map_or(0, |m| mdwe_inherited(self.known[m as usize].mdwe));
                     self.leave(i, tid);
                     let mm = self.space(i, Born::Exec, tid);
                     self.task(tid).mm = Some(mm);
                     self.push(i, mm, Op::New, Expect::Unknown, false);
-                    if rie {
-                        self.personality(i, mm, true);
+                    if mdwe != 0 {
+                        self.known[mm as usize].mdwe = mdwe;
+                        self.push(i, mm, Op::Call(Call::Mdwe { bits: mdwe }), Expect::Unknown, false);
                     }
                 }
             }
@@ -468,7 +464,9 @@ impl Normaliser<'_> {
             Sys::Personality { persona } => {
                 if matches!(ret, Ret::Value(_)) {
                     let mm = self.mm(i, tid);
-                    self.personality(i, mm, persona & READ_IMPLIES_EXEC != 0);
+                    // What it gives is the whole personality of before.
+                    let call = Call::Personality { read_implies_exec: persona & READ_IMPLIES_EXEC != 0 };
+                    self.push(i, mm, Op::Call(call), Expect::Unknown, false);
                 }
             }
             Sys::Shmat { .. } => self.leave_out("shmat", "the segment's size is not in a log"),
@@ -654,7 +652,12 @@ impl Normaliser<'_> {
             }
             Call::Mlockall { flags } => Call::Mlockall { flags },
             Call::Munlockall => Call::Munlockall,
-            Call::Mdwe { bits } => Call::Mdwe { bits },
+            Call::Mdwe { bits } => {
+                if good {
+                    self.known[known].mdwe = bits;
+                }
+                Call::Mdwe { bits }
+            }
             _ => return,
         };
         self.push(i, mm, Op::Call(call), expect, moved);

@@ -59,23 +59,28 @@ fn a_place_that_the_kernel_chose_becomes_fixed() {
 }
 
 #[test]
-fn what_may_be_executed_outlives_an_exec_and_goes_to_children() {
+fn exec_keeps_what_must_not_become_executable_and_forgets_what_is_by_itself() {
     let t = trace(
         "1 personality(0xffffffff) = 0\n\
          1 personality(PER_LINUX|ADDR_NO_RANDOMIZE|READ_IMPLIES_EXEC) = 0\n\
          1 execve(\"/x\", [\"x\"], 0x7f) = 0\n\
          1 prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) = 0\n\
          1 prctl(PR_SET_MDWE, 0, 0, 0, 0) = -1 EPERM (Operation not permitted)\n\
-         1 personality(PER_LINUX) = 0x440000 (PER_LINUX|ADDR_NO_RANDOMIZE|READ_IMPLIES_EXEC)\n\
-         1 execve(\"/y\", [\"y\"], 0x7f) = 0\n",
+         1 personality(PER_LINUX) = 0x40000 (PER_LINUX|ADDR_NO_RANDOMIZE)\n\
+         1 execve(\"/y\", [\"y\"], 0x7f) = 0\n\
+         2 execve(\"/z\", [\"z\"], 0x7f) = 0\n\
+         2 prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN|PR_MDWE_NO_INHERIT, 0, 0, 0) = 0\n\
+         2 execve(\"/z\", [\"z\"], 0x7f) = 0\n",
     );
     let on = |on: bool| format!("Personality {{ read_implies_exec: {on} }}");
     let mdwe = |bits: u32| format!("Mdwe {{ bits: {bits} }}");
-    let want = ["new".into(), on(true), "end".into(), "new".into(), on(true), mdwe(1), mdwe(0), on(false)];
-    assert_eq!(words(&t)[..8], want);
-    assert_eq!(words(&t)[8..], ["end", "new", "end"], "nothing is left to be kept");
+    let first = ["new".into(), on(true), "end".into(), "new".into(), mdwe(1), mdwe(0), on(false)];
+    assert_eq!(words(&t)[..7], first);
+    assert_eq!(words(&t)[7..10], ["end".into(), "new".into(), mdwe(1)], "the next program has it, too");
+    assert_eq!(words(&t)[10..14], ["new".into(), mdwe(3), "end".into(), "new".into()], "not where that was asked for");
+    assert!(words(&t)[14..].iter().all(|w| w == "end"));
     assert_eq!(t.left_out["personality"].count, 1);
-    assert_eq!(t.steps[6].expect, Expect::Error("EPERM".into()));
+    assert_eq!(t.steps[5].expect, Expect::Error("EPERM".into()));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! Thousands of VMAs made one by one and freed by a single munmap: frees come in a burst, all from one system call.
 //!
 //! Pages and holes alternate, so that no mapping merges with its neighbour. Every other mapping is written once. Each
-//! thread has a place of its own, bounded by mappings that stay, in tables of its own.
+//! thread has a place of its own in tables of its own. Mappings that stay bound all of them, above more than a leaf of the
+//! tree holds, as libraries and a stack do in a program: at the tree's very end, where the port's worlds would have the last
+//! place and a program has none, a mapping takes more nodes (2.62 instead of 2.25 by the rules of 6.18).
 //!
 //! A pass is cut into steps of `CHUNK` mappings, and a last step unmaps; a thread can so end its span between chunks,
 //! at most a chunk or one munmap late. Operations count when they are mapped, so a span is fair to a pass more or less
@@ -20,6 +22,8 @@ const CHUNK: u64 = 64;
 const APART: u64 = 2;
 /// Distance of the threads' places, pages.
 const STRIDE: u64 = 2 * VMAS * APART;
+/// Mappings above.
+const ABOVE: u64 = 24;
 
 /// See the module.
 #[derive(Debug)]
@@ -47,8 +51,12 @@ impl Workload for MunmapStorm {
     type Shared = [u64; 2];
     type State = State;
 
-    fn setup<S: Space>(s: &S, _: Seat) -> Result<[u64; 2], Errno> {
+    fn setup<S: Space>(s: &S, seat: Seat) -> Result<[u64; 2], Errno> {
         let below = s.map(Some(s.window()), 1)?;
+        let above = below + (1 + u64::from(seat.threads)) * STRIDE * PAGE;
+        for i in 0..ABOVE {
+            s.map(Some(above + i * APART * PAGE), 1)?;
+        }
         Ok([below, 0])
     }
 
@@ -80,6 +88,6 @@ impl Workload for MunmapStorm {
     }
 
     fn finish<S: Space>(s: &S, shared: [u64; 2], seat: Seat) -> Result<(), Errno> {
-        s.unmap(shared[0], (1 + u64::from(seat.threads)) * STRIDE)
+        s.unmap(shared[0], (1 + u64::from(seat.threads)) * STRIDE + ABOVE * APART)
     }
 }

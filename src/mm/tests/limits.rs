@@ -251,14 +251,34 @@ fn rights<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>
     vma_at(cpu, k, mm, p).vm_flags().load(Relaxed) & 7
 }
 
+/// Maps a page; gives the rights that it got.
+fn map_page<K: Kconfig<A = Native>>(
+    cpu: &Cpu<Native>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    p: u64,
+    prot: u32,
+) -> Result<u64, Errno> {
+    map_args(cpu, k, mm, (BASE + p * P, P), prot, ANON | MAP_FIXED, None)?;
+    Ok(rights(cpu, k, mm, p))
+}
+
+/// Asks for other rights; gives those that it got.
+fn protect_page<K: Kconfig<A = Native>>(
+    cpu: &Cpu<Native>,
+    k: &Kernel<K>,
+    mm: MmPtr<K>,
+    p: u64,
+    prot: u32,
+) -> Result<u64, Errno> {
+    sys_mprotect(cpu, k, mm, BASE + p * P, P, prot)?;
+    Ok(rights(cpu, k, mm, p))
+}
+
 fn read_implies_exec<K: Kconfig<A = Native>>(boot: Boot) {
     with_mm::<K>(boot, |cpu, k, mm| {
-        let map = |p: u64, prot: u32| {
-            let r = map_args(cpu, k, mm, (BASE + p * P, P), prot, ANON | MAP_FIXED, None);
-            r.map(|_| rights(cpu, k, mm, p))
-        };
-        let protect =
-            |p: u64, prot: u32| sys_mprotect(cpu, k, mm, BASE + p * P, P, prot).map(|()| rights(cpu, k, mm, p));
+        let map = |p: u64, prot: u32| map_page(cpu, k, mm, p, prot);
+        let protect = |p: u64, prot: u32| protect_page(cpu, k, mm, p, prot);
         set_read_implies_exec::<K>(mm, true);
         assert_eq!([map(0, 1), map(2, 3), map(4, 2), map(6, 0)], [Ok(5), Ok(7), Ok(2), Ok(0)]);
         assert_eq!([protect(4, 1), protect(6, 3), protect(0, 2)], [Ok(5), Ok(7), Ok(2)]);
@@ -277,8 +297,7 @@ fn read_implies_exec<K: Kconfig<A = Native>>(boot: Boot) {
         let child = dup_mm(cpu, k, mm).unwrap();
         set_read_implies_exec::<K>(mm, false);
         assert_eq!([map(0, 1), protect(2, 1)], [Ok(1), Ok(1)]);
-        let r = map_args(cpu, k, child, (BASE + 10 * P, P), 1, ANON | MAP_FIXED, None);
-        assert_eq!(r.map(|_| rights(cpu, k, child, 10)), Ok(5), "a child has it from its parent");
+        assert_eq!(map_page(cpu, k, child, 10, 1), Ok(5), "a child has it from its parent");
         mmput(cpu, k, child);
     });
 }
@@ -288,12 +307,8 @@ fn mdwe<K: Kconfig<A = Native>>(boot: Boot) {
     const BOTH: u32 = REFUSE | PR_MDWE_NO_INHERIT;
     for (bits, inherited) in [(REFUSE, REFUSE), (BOTH, 0)] {
         with_mm::<K>(boot, |cpu, k, mm| {
-            let map = |p: u64, prot: u32| {
-                let r = map_args(cpu, k, mm, (BASE + p * P, P), prot, ANON | MAP_FIXED, None);
-                r.map(|_| rights(cpu, k, mm, p))
-            };
-            let protect =
-                |p: u64, prot: u32| sys_mprotect(cpu, k, mm, BASE + p * P, P, prot).map(|()| rights(cpu, k, mm, p));
+            let map = |p: u64, prot: u32| map_page(cpu, k, mm, p, prot);
+            let protect = |p: u64, prot: u32| protect_page(cpu, k, mm, p, prot);
             assert_eq!((map(0, 7), map(2, 5), map(4, 3)), (Ok(7), Ok(5), Ok(3)));
             for wrong in [4, 8, PR_MDWE_NO_INHERIT, BOTH | 4] {
                 assert_eq!(prctl_set_mdwe::<K>(mm, wrong), Err(Errno::EINVAL), "{wrong}");
