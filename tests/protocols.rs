@@ -12,7 +12,7 @@ use faultline::host::affinity;
 use faultline::init::KernelConfig;
 use faultline::measure::port::Plan;
 use faultline::measure::run::Stop;
-use faultline::mm::vma_lock::PROTOCOLS;
+use faultline::mm::vma_lock::{Claim, PROTOCOLS};
 use faultline::mm::{MmRules, variant};
 use faultline::report::session::{Machine, sample};
 use faultline::workload::{LIST, Mode};
@@ -63,20 +63,13 @@ fn balances_of_every_protocol_hold_on_4_simulated_cpus() {
 fn the_whole_port_comes_out_as_declared() {
     let mut caught = 0;
     for p in PROTOCOLS {
-        let request = Request {
-            protocol: p.name.into(),
-            scenario: whole::WHOLE.into(),
-            bound: Bound { seeds: 48, ..Bound::QUICK },
-            weaken: None,
-            survey: false,
-            case: None,
-        };
+        let request = Request::new(p.name, whole::WHOLE, Bound { seeds: 48, ..Bound::QUICK });
         let shown = Arc::new(Mutex::new(nothing_yet(&request)));
         show(&request, &shown);
         let s = shown.lock().unwrap();
-        println!("{:30} {:10} {} runs {:?}", s.protocol, s.shown, s.executions, s.wrong);
+        println!("{:30} {:10?} {} runs {:?}", s.protocol, s.shown, s.executions, s.wrong);
         assert!(s.as_declared(), "{s:?}");
-        caught += u32::from(s.shown == "busted");
+        caught += u32::from(s.shown == Some(Claim::Busted));
     }
     assert!(caught >= 7, "{caught} caught");
 }

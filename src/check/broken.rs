@@ -255,14 +255,7 @@ member!(InitAtFree, Right, true);
 fn noticed<L: VmaLock>() -> Option<(String, String)> {
     // What they are made of is busted in T6 by itself.
     SCENARIOS.iter().filter(|(id, _)| *id != "T6").find_map(|(id, _)| {
-        let request = Request {
-            protocol: L::NAME.into(),
-            scenario: (*id).into(),
-            case: None,
-            bound: Bound::QUICK,
-            weaken: None,
-            survey: false,
-        };
+        let request = Request::new(L::NAME, id, Bound::QUICK);
         let s = shown_of::<L>(&request);
         s.wrong.map(|w| ((*id).to_string(), w.message))
     })

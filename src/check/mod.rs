@@ -37,14 +37,14 @@ mod worked_example;
 pub mod world;
 
 use self::log::Step;
-use self::scenarios::{Case, Engine, audit_cases, cases};
+use self::scenarios::{Case, Engine, REUSES, audit_cases, cases};
 use self::slot::Slot;
 use self::stepped::Stepped;
 use self::world::{Checked, Site};
 use crate::arch::{Arch, Sim};
 use crate::cpu::Cpu;
 use crate::cpu::testing::for_test_set;
-use crate::mm::vma_lock::{Claim, SCENARIOS, VmaLock};
+use crate::mm::vma_lock::{Claim, Reuse, SCENARIOS, VmaLock};
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{Kconfig, Variant, variant};
 use serde::{Deserialize, Serialize};
@@ -106,6 +106,17 @@ pub struct Request {
     /// Whether to say which lines with an order were passed.
     #[serde(default)]
     pub survey: bool,
+    /// Whether memory that must wait for a grace period does not: what the grace period is for (tests).
+    #[serde(default)]
+    pub at_once: bool,
+}
+
+impl Request {
+    /// All cases of a scenario as they are.
+    pub fn new(protocol: &str, scenario: &str, bound: Bound) -> Request {
+        let (protocol, scenario) = (protocol.into(), scenario.into());
+        Request { protocol, scenario, case: None, bound, weaken: None, survey: false, at_once: false }
+    }
 }
 
 /// How a protocol failed.
@@ -128,10 +139,10 @@ pub struct Shown {
     pub protocol: String,
     /// The scenario.
     pub scenario: String,
-    /// What the protocol declares; `either` where that says nothing of this scenario (`W` only).
-    pub declared: String,
-    /// What was shown: `holds`, `busted`, `impossible`.
-    pub shown: String,
+    /// What the protocol declares; none where that says nothing of this scenario (`W` only).
+    pub declared: Option<Claim>,
+    /// What was shown; none where it did not come to that.
+    pub shown: Option<Claim>,
     /// Executions looked at; of `W`, runs.
     pub executions: u64,
     /// Time it took, ms.
@@ -146,7 +157,7 @@ pub struct Shown {
 impl Shown {
     /// Whether the protocol came out as it declares.
     pub fn as_declared(&self) -> bool {
-        self.declared == "either" || self.shown == self.declared
+        self.shown.is_some() && self.declared.is_none_or(|d| self.shown == Some(d))
     }
 }
 
@@ -309,10 +320,10 @@ impl Run<'_> {
 
     /// A case of a protocol.
     fn exhaustive_case<L: VmaLock>(&self, c: &Case<Checked, L>) -> Result<(), String> {
-        let mms = c.mms;
+        let (mms, at_once) = (c.mms, self.request.at_once);
         let mut parts = vec![c.writer, c.reader];
         parts.extend(c.third);
-        self.exhaustive(c.what, &parts, Arc::new(move |cpu| Slot::new(cpu, mms, |_, _, _| ())))
+        self.exhaustive(c.what, &parts, Arc::new(move |cpu| Slot::new(cpu, mms, at_once, |_, _, _| ())))
     }
 
     /// The one script.
@@ -320,7 +331,7 @@ impl Run<'_> {
         self.begins(case.what, None);
         log::begin();
         let set = for_test_set::<Stepped>(2);
-        let s = Slot::<Stepped, L>::new(&patient(set.cpu(0)), case.mms, stepped::poison);
+        let s = Slot::<Stepped, L>::new(&patient(set.cpu(0)), case.mms, self.request.at_once, stepped::poison);
         let part = |id: u32, f: scenarios::Part<Stepped, L>| {
             let (set, s) = (&set, &s);
             Box::new(move || {
@@ -361,8 +372,8 @@ pub fn nothing_yet(request: &Request) -> Shown {
     Shown {
         protocol: request.protocol.clone(),
         scenario: request.scenario.clone(),
-        declared: String::new(),
-        shown: String::new(),
+        declared: None,
+        shown: None,
         executions: 0,
         ms: 0,
         wrong: None,
@@ -373,12 +384,13 @@ pub fn nothing_yet(request: &Request) -> Shown {
 fn show_one<L: VmaLock>(request: &Request, so_far: &Arc<Mutex<Shown>>) {
     let at = SCENARIOS.iter().position(|s| s.0 == request.scenario);
     let declared = at.map_or(Claim::Holds, |at| L::CLAIMS[at]);
-    so_far.lock().expect("nobody else yet").declared = declared.name().into();
-    if declared == Claim::Impossible {
-        so_far.lock().expect("nobody else yet").shown = declared.name().into();
-        return;
-    }
+    so_far.lock().expect("nobody else yet").declared = Some(declared);
     timed(request, so_far, |run| run.all::<L>());
+    let mut s = so_far.lock().unwrap_or_else(|e| e.into_inner());
+    // Nobody met another life in it: each waited for the grace period, and the reader's section was over by then.
+    if s.shown == Some(Claim::Holds) && matches!(L::REUSE, Reuse::Forbids(_)) && REUSES.contains(&s.scenario.as_str()) {
+        s.shown = Some(Claim::Impossible);
+    }
 }
 
 /// Runs and writes down what came of it.
@@ -394,7 +406,7 @@ fn timed(request: &Request, so_far: &Arc<Mutex<Shown>>, f: impl FnOnce(&Run<'_>)
     match result {
         Ok(()) => {
             s.wrong = None;
-            s.shown = Claim::Holds.name().into();
+            s.shown = Some(Claim::Holds);
         }
         Err(message) => failed(&mut s, message),
     }
@@ -403,7 +415,7 @@ fn timed(request: &Request, so_far: &Arc<Mutex<Shown>>, f: impl FnOnce(&Run<'_>)
 
 /// The locks by themselves.
 fn show_locks(request: &Request, so_far: &Arc<Mutex<Shown>>) {
-    so_far.lock().expect("nobody else yet").declared = Claim::Holds.name().into();
+    so_far.lock().expect("nobody else yet").declared = Some(Claim::Holds);
     timed(request, so_far, |run| {
         let asked = locks::CASES.iter().filter(|c| run.asks_for(c.what));
         asked.into_iter().try_for_each(|c| run.exhaustive(c.what, c.parts, Arc::new(|cpu| c.begin(cpu))))
@@ -434,7 +446,7 @@ fn shown_of<L: VmaLock>(request: &Request) -> Shown {
 
 /// Completes what is known when an execution failed; on the thread that it failed on, or on that of [`show`].
 pub fn failed(s: &mut Shown, message: String) {
-    s.shown = Claim::Busted.name().into();
+    s.shown = Some(Claim::Busted);
     if let Some(w) = &mut s.wrong {
         w.steps = log::steps();
         let message = told(&message);
@@ -467,8 +479,7 @@ macro_rules! __for_each_protocol {
 /// The whole port under this protocol.
 fn show_whole<K: Kconfig<A = Sim>>(request: &Request, so_far: &Arc<Mutex<Shown>>) {
     let known = || so_far.lock().unwrap_or_else(|e| e.into_inner());
-    let declared = whole::declared::<K::Lock>();
-    known().declared = declared.map_or("either", Claim::name).into();
+    known().declared = whole::declared::<K::Lock>();
     let t = Instant::now();
     let result = whole::run::<K>(request.bound.first, request.bound.seeds, &mut |case| {
         let mut s = known();
@@ -480,7 +491,7 @@ fn show_whole<K: Kconfig<A = Sim>>(request: &Request, so_far: &Arc<Mutex<Shown>>
     match result {
         Ok(()) => {
             s.wrong = None;
-            s.shown = Claim::Holds.name().into();
+            s.shown = Some(Claim::Holds);
         }
         Err(message) => failed(&mut s, message),
     }

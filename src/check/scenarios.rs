@@ -44,6 +44,10 @@ pub struct Case<W: Arch, L: VmaLock> {
     pub third: Option<Part<W, L>>,
 }
 
+/// Scenarios in which memory is handed out again. Where it waits for a grace period first they cannot come to what they
+/// are about, and a reader must be seen never to meet another life.
+pub const REUSES: [&str; 6] = ["T1", "T2", "T3", "T4", "T5", "T6"];
+
 /// Every case of protocol `L`, in the order of the scenarios.
 pub fn cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
     use Engine::{Exhaustive, Stepped};

@@ -6,7 +6,7 @@
 //! has found the VMA before it begins), the allocator (one place, handed out again at once, the free pointer over
 //! `vm_start`: the way of a CPU's own freelist, which orders nothing. From CPU to CPU memory goes by a slab's record, with the
 //! port's own exchange loops, `small_slab.rs`), RCU's grace period (memory that waits for one is
-//! not used again).
+//! handed out when the reader that found the VMA has left its section, and that reader must have met one life in it).
 //!
 //! Nothing here is inlined: with fourteen protocols, two worlds and a dozen cases that took the compiler longer than all the rest.
 //!
@@ -23,7 +23,7 @@
 use super::log;
 use super::small_slab::SmallSlab;
 use crate::arch::arena::KRef;
-use crate::arch::{Arch, Plain, Relaxed, smp_cond_load_relaxed};
+use crate::arch::{Arch, Atomic, Plain, Relaxed, Release, smp_cond_load_acquire, smp_cond_load_relaxed};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, MmStruct, VM_READ, VmaFields, VmaLockObject, VmaRef};
 use crate::mm::mmap_lock::{mmap_write_lock, mmap_write_unlock};
@@ -74,6 +74,10 @@ pub struct Slot<W: Arch, L: VmaLock> {
     has: [Plain<W, u32>; 3],
     /// The slab, if the memory goes from one CPU to another.
     slab: SmallSlab<W>,
+    /// Whether memory waits for a grace period before it is handed out again.
+    waits: bool,
+    /// Whether the reader that found the VMA has not yet left its section.
+    walking: Atomic<W, u32>,
     /// The word that counts holders.
     holders: *const u8,
     /// Told when an mm is freed.
@@ -105,9 +109,10 @@ pub enum Seen {
 }
 
 impl<W: Arch, L: VmaLock> Slot<W, L> {
-    /// With `mms` address spaces, the VMA attached in A's; `freed` is told of an mm that ends.
+    /// With `mms` address spaces, the VMA attached in A's; `freed` is told of an mm that ends. `at_once`: memory waits for no
+    /// grace period, whatever the protocol needs.
     #[inline(never)]
-    pub fn new(cpu: &Cpu<W>, mms: usize, freed: fn(*const u8, usize, &'static str)) -> Box<Self> {
+    pub fn new(cpu: &Cpu<W>, mms: usize, at_once: bool, freed: fn(*const u8, usize, &'static str)) -> Box<Self> {
         let mut s = Box::new(Slot::<W, L> {
             mms: (0..mms).map(|_| MmStruct::new()).collect(),
             vma: L::Vma::<W>::new(),
@@ -120,6 +125,8 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             claim: Plain::new(0),
             has: std::array::from_fn(|_| Plain::new(0)),
             slab: SmallSlab::new(),
+            waits: !at_once && !Self::typesafe(),
+            walking: Atomic::new(0),
             holders: std::ptr::null(),
             freed,
         });
@@ -139,6 +146,8 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         s.start_write(cpu, A);
         s.attach(cpu, A);
         s.end(cpu, A);
+        // It is inside RCU before the scenario begins: it has found the VMA.
+        s.walking.store(1, Relaxed);
         s.name_words();
         log::begun();
         s
@@ -155,6 +164,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         }
         word(&self.owner, "owner");
         word(&self.claim, "claim");
+        word(&self.walking, "the reader's section");
         word(&self.slab.pair, "freelist and counters");
         word(&self.slab.link[VMA], "link");
         let v = &self.vma;
@@ -221,6 +231,14 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         self.mms[m].mm_lock_seq.word().store(seq.wrapping_sub(1), Relaxed);
     }
 
+    /// `synchronize_rcu()`, before memory is handed out that needs it.
+    #[inline(never)]
+    fn grace_period(&self) {
+        if self.waits {
+            // ORDER: acquire: what the reader did in its section is over.
+            smp_cond_load_acquire(&self.walking, |walking| walking == 0);
+        }
+    }
     #[inline(never)]
     fn new_life(&self) {
         self.generation.set(self.generation.get() + 1);
@@ -265,6 +283,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// The same, at `start`.
     #[inline(never)]
     pub fn alloc_at(&self, m: usize, start: u64) {
+        self.grace_period();
         self.vma.vma_init(self.mm(m).as_ptr(), 0);
         self.new_life();
         self.set_range(self.vma(), start);
@@ -272,6 +291,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// `vm_area_dup()` of A's other VMA: for a moment the copy says it is A's.
     #[inline(never)]
     pub fn dup(&self) {
+        self.grace_period();
         self.vma.vm_area_init_from(&self.sibling);
         self.new_life();
     }
@@ -396,9 +416,13 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     #[inline(never)]
     pub fn fault(&self, cpu: &Cpu<W>, held: impl FnOnce()) -> Seen {
         rcu_read_lock(cpu);
+        let life = self.waits.then(|| self.generation.get());
         let found = L::lock_vma_found(cpu, self.mm(A), self.vma(), ADDRESS, |mm| self.mmdrop(cpu, mm));
+        assert!(life.is_none_or(|life| life == self.generation.get()), "I4: another life in a reader's section");
         L::lookup_done(cpu);
         assert!(!rcu_read_lock_held(cpu), "RCU was not left");
+        // ORDER: release, meets grace_period().
+        self.walking.store(0, Release);
         match found {
             StartRead::Detached => Seen::Missed,
             StartRead::Contended(cause) => Seen::Aborted(cause),

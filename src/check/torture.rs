@@ -295,7 +295,7 @@ impl Drop for StopAtEnd<'_> {
 fn torture<L: VmaLock>(span: Duration, same: bool, pauses: bool, seed: u64) -> Met {
     let set = for_test_set::<Chaos>(1 + READERS);
     let cpu = set.cpu(0);
-    let s = Slot::<Chaos, L>::new(&cpu, 2, |_, _, _| ());
+    let s = Slot::<Chaos, L>::new(&cpu, 2, false, |_, _, _| ());
     let ghost = Ghost::default();
     ghost.owner.store(A as u32 + 1, Ordering::SeqCst);
     // Leaked: the readers' thread-locals want it for ever; four bytes a run.

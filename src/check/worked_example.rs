@@ -41,14 +41,7 @@ use crate::mm::vma_lock::{SCENARIOS, VmaLock};
 #[test]
 fn the_worked_example_is_what_it_claims() {
     for (id, _) in SCENARIOS {
-        let request = Request {
-            protocol: RwsemDetachLockedMm::NAME.into(),
-            scenario: id.into(),
-            case: None,
-            bound: Bound::QUICK,
-            weaken: None,
-            survey: false,
-        };
+        let request = Request::new(RwsemDetachLockedMm::NAME, id, Bound::QUICK);
         let s = shown_of::<RwsemDetachLockedMm>(&request);
         assert!(s.as_declared(), "{s:?}");
     }

@@ -129,7 +129,7 @@ fn child(r: &Request) -> Result<Shown, String> {
         // A stale pointer was followed: nothing is left that could tell how.
         let message = format!("its process ended by signal {signal}: a pointer that was not one");
         let noticed = Wrong { case: String::new(), message, preemptions: None, steps: Vec::new() };
-        return Ok(Shown { shown: "busted".into(), wrong: Some(noticed), ..nothing_yet(r) });
+        return Ok(Shown { shown: Some(Claim::Busted), wrong: Some(noticed), ..nothing_yet(r) });
     }
     let text = String::from_utf8_lossy(&out.stdout);
     // What was said first: after a failure others may fail too.
@@ -182,7 +182,7 @@ pub fn main(args: &Args) -> Result<(), Failure> {
     for s in &scenarios {
         for p in &protocols {
             let (protocol, scenario) = (p.clone(), s.clone());
-            requests.push(Request { protocol, scenario, case: None, bound, weaken: None, survey: false });
+            requests.push(Request::new(&protocol, &scenario, bound));
         }
     }
     pool.bar.set_length(requests.len() as u64);
@@ -212,12 +212,17 @@ pub fn main(args: &Args) -> Result<(), Failure> {
     judge(&shown)
 }
 
+/// A verdict in tables and messages.
+fn word(claim: Option<Claim>) -> &'static str {
+    claim.map_or("nothing", Claim::name)
+}
+
 /// Whether every cell is as its protocol declares, in either direction.
 fn judge(shown: &[Shown]) -> Result<(), Failure> {
     let bad: Vec<_> = shown
         .iter()
         .filter(|s| !s.as_declared())
-        .map(|s| format!("{} {}: declared {}, shown {}", s.scenario, s.protocol, s.declared, s.shown))
+        .map(|s| format!("{} {}: declared {}, shown {}", s.scenario, s.protocol, word(s.declared), word(s.shown)))
         .collect();
     if bad.is_empty() { Ok(()) } else { Err(Failure::Check(bad.join("\n"))) }
 }
@@ -238,11 +243,7 @@ fn steps_for_the_whole(shown: &mut [Shown], pool: &Pool, bound: Bound) -> Result
         let known = shown.iter().find(|s| s.protocol == name && s.scenario == id && told(s)).cloned();
         let least = match known {
             Some(s) => Some(s),
-            None => {
-                let request =
-                    Request { protocol: name, scenario: id.into(), bound, weaken: None, survey: false, case: None };
-                pool.run(&[request]).map_err(Failure::Check)?.pop()
-            }
+            None => pool.run(&[Request::new(&name, id, bound)]).map_err(Failure::Check)?.pop(),
         };
         if let (Some(w), Some(least)) = (&mut shown[i].wrong, least.and_then(|s| s.wrong)) {
             w.case = format!("{}; the steps are those of {id}: {}", w.case, least.message);
@@ -283,7 +284,8 @@ fn table(protocols: &[String], scenarios: &[String], shown: &[Shown]) -> Table {
         let mut row = vec![p.clone()];
         row.extend(scenarios.iter().map(|s| {
             let x = of(s);
-            if x.as_declared() { x.shown.clone() } else { format!("{} (declared {})", x.shown, x.declared) }
+            let shown = word(x.shown);
+            if x.as_declared() { shown.into() } else { format!("{shown} (declared {})", word(x.declared)) }
         }));
         let (mut executions, mut ms) = (0, 0);
         for x in scenarios.iter().map(of) {
@@ -354,39 +356,36 @@ fn audit_table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Claim::*;
 
-    fn cell(declared: &str, shown: &str) -> Shown {
-        let request = Request {
-            protocol: "refcnt".into(),
-            scenario: "T0".into(),
-            bound: Bound::QUICK,
-            weaken: None,
-            survey: false,
-            case: None,
-        };
-        Shown { declared: declared.into(), shown: shown.into(), ..nothing_yet(&request) }
+    fn cell(declared: Option<Claim>, shown: Option<Claim>) -> Shown {
+        Shown { declared, shown, ..nothing_yet(&Request::new("refcnt", "T0", Bound::QUICK)) }
     }
 
     /// A busted protocol that passes is as much of a failure as a sound one that does not.
     #[test]
     fn a_verdict_that_is_not_the_declared_one_fails_in_both_directions() {
         for (declared, shown, fails) in [
-            ("holds", "holds", false),
-            ("busted", "busted", false),
-            ("impossible", "impossible", false),
-            ("either", "holds", false),
-            ("either", "busted", false),
-            ("holds", "busted", true),
-            ("busted", "holds", true),
-            ("impossible", "holds", true),
-            ("holds", "", true),
+            (Some(Holds), Some(Holds), false),
+            (Some(Busted), Some(Busted), false),
+            (Some(Impossible), Some(Impossible), false),
+            (None, Some(Holds), false),
+            (None, Some(Busted), false),
+            (Some(Holds), Some(Busted), true),
+            (Some(Busted), Some(Holds), true),
+            (Some(Impossible), Some(Holds), true),
+            (Some(Impossible), Some(Busted), true),
+            (Some(Holds), Some(Impossible), true),
+            (Some(Holds), None, true),
+            (None, None, true),
         ] {
-            let all = [cell("holds", "holds"), cell(declared, shown), cell("busted", "busted")];
+            let fine = |claim| cell(Some(claim), Some(claim));
+            let all = [fine(Holds), cell(declared, shown), fine(Busted)];
             match judge(&all) {
-                Ok(()) => assert!(!fails, "declared {declared}, shown {shown}"),
+                Ok(()) => assert!(!fails, "declared {declared:?}, shown {shown:?}"),
                 Err(Failure::Check(m)) => {
                     assert!(fails, "{m}");
-                    assert_eq!(m, format!("T0 refcnt: declared {declared}, shown {shown}"));
+                    assert_eq!(m, format!("T0 refcnt: declared {}, shown {}", word(declared), word(shown)));
                 }
                 Err(e) => panic!("{e:?}"),
             }

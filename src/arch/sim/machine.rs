@@ -18,6 +18,7 @@
 use super::coro::{Coro, Handle, Stack, suspend};
 use super::line::{Directory, Kind, LineCounts, is_cpu};
 use super::price::Price;
+use super::turns::{Draws, Earliest, Jitter, Priorities};
 use crate::arch::{Arena, Job, Machine, Work};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -27,8 +28,8 @@ use std::sync::Mutex;
 
 /// Where the arena lies if nobody is there yet.
 pub const ARENA_AT: usize = 0x2000_0000_0000;
-const PS_PER_NS: u64 = 1_000;
-const NEVER: u64 = u64::MAX;
+pub(super) const PS_PER_NS: u64 = 1_000;
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// What machine to build.
 #[derive(Clone, Debug)]
@@ -49,35 +50,6 @@ pub struct SimConfig {
     pub jitter: Option<Jitter>,
     /// A CPU whose clock passes this ends the run with a panic: a run that makes no progress. ns.
     pub limit_ns: u64,
-}
-
-/// Delays before random accesses: each seed is another interleaving, the same each time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Jitter {
-    /// Which interleaving.
-    pub seed: u64,
-    /// Accesses between two delays, on average.
-    pub every: u32,
-    /// Longest delay, ns.
-    pub max_ns: u64,
-    /// Whether every second pass of a named place ([`crate::arch::Arch::pause_point`]) is one of them, too.
-    pub at_names: bool,
-}
-
-/// Priorities instead of delays (probabilistic concurrency testing, Burckhardt and others, ASPLOS 2010): the CPU with the
-/// highest runs until it must wait, and at a few accesses drawn at random the one that runs falls behind all others. A
-/// clock that is far behind is what a high priority is here. A failure that needs `changes` such moments among `k` accesses
-/// is met with a chance of at least 1 in `CPUs * k^changes`, whatever else the run does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Priorities {
-    /// Which interleaving.
-    pub seed: u64,
-    /// Moments at which a CPU loses its turn.
-    pub changes: u32,
-    /// The accesses of a CPU among which these moments are drawn.
-    pub within: u32,
-    /// Distance of one priority from the next, ns: longer than the run, or CPUs overtake each other.
-    pub gap_ns: u64,
 }
 
 impl SimConfig {
@@ -131,39 +103,6 @@ struct VirtualCpu {
     handle: Handle,
 }
 
-/// A winner tree over the CPUs' next times: the root is the earliest, the lower CPU on a tie.
-struct Earliest {
-    leaves: usize,
-    at: Vec<u64>,
-    winner: Vec<u32>,
-}
-
-impl Earliest {
-    fn new(cpus: usize) -> Earliest {
-        let leaves = cpus.next_power_of_two().max(2);
-        let mut winner = vec![0; 2 * leaves];
-        for i in (1..2 * leaves).rev() {
-            winner[i] = if i >= leaves { (i - leaves) as u32 } else { winner[2 * i] };
-        }
-        Earliest { leaves, at: vec![NEVER; leaves], winner }
-    }
-    #[inline(always)]
-    fn set(&mut self, cpu: u32, at: u64) {
-        self.at[cpu as usize] = at;
-        let mut i = (self.leaves + cpu as usize) / 2;
-        while i != 0 {
-            let (l, r) = (self.winner[2 * i], self.winner[2 * i + 1]);
-            self.winner[i] = if self.at[r as usize] < self.at[l as usize] { r } else { l };
-            i /= 2;
-        }
-    }
-    #[inline(always)]
-    fn first(&self) -> (u32, u64) {
-        let w = self.winner[1];
-        (w, self.at[w as usize])
-    }
-}
-
 /// State of the machine; the running CPU reaches it through [`RUN`].
 pub(super) struct Core {
     /// The running CPU.
@@ -176,9 +115,7 @@ pub(super) struct Core {
     lookahead: u64,
     /// Its accesses until its next delay of [`Jitter`].
     until_delay: u32,
-    jitter: Option<Jitter>,
-    priorities: Option<Priorities>,
-    rng: u64,
+    draws: Draws,
     dir: Directory,
     price: Price,
     cpus: Vec<VirtualCpu>,
@@ -426,75 +363,27 @@ impl Core {
         true
     }
 
-    /// Next number below `below` of the jitter's sequence (xorshift64).
-    fn draw(&mut self, below: u64) -> u64 {
-        self.rng ^= self.rng << 13;
-        self.rng ^= self.rng >> 7;
-        self.rng ^= self.rng << 17;
-        ((u128::from(self.rng) * u128::from(below)) >> 64) as u64
-    }
-
     /// A delay is due: takes it and draws when the next one is.
     #[cold]
     #[inline(never)]
     fn delay(&mut self) {
-        self.until_delay = u32::MAX;
-        if let Some(j) = self.jitter {
-            self.clock += self.draw(j.max_ns.saturating_mul(PS_PER_NS));
-            self.until_delay = 1 + self.draw(2 * u64::from(j.every)) as u32;
-        } else if let Some(p) = self.priorities {
-            self.clock += self.cpus.len() as u64 * p.gap_ns.saturating_mul(PS_PER_NS);
-            self.until_delay = self.cpus[self.me as usize].changes.pop().unwrap_or(u32::MAX);
-        }
+        let cpus = self.cpus.len();
+        let (delay, until) = self.draws.delay(cpus, &mut self.cpus[self.me as usize].changes);
+        self.clock += delay;
+        self.until_delay = until;
     }
 
     /// A named place is passed.
     #[cold]
     #[inline(never)]
     pub(super) fn named_place(&mut self) {
-        if let Some(j) = self.jitter.filter(|j| j.at_names)
-            && self.draw(2) == 0
-        {
-            self.clock += self.draw(j.max_ns.saturating_mul(PS_PER_NS));
-        }
+        self.clock += self.draws.at_name();
     }
 
     /// Whether delays are drawn.
     #[inline(always)]
     pub(super) fn jitters(&self) -> bool {
-        self.jitter.is_some()
-    }
-
-    /// Starts the sequence of delays of a run.
-    fn start_jitter(&mut self) {
-        // Spreads the seed; the generator must not start at 0.
-        let seed = self.jitter.map(|j| j.seed).or(self.priorities.map(|p| p.seed)).unwrap_or(0);
-        self.rng = (seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1;
-        for cpu in 0..self.cpus.len() {
-            let first = self.jitter.map_or(u64::from(u32::MAX), |j| self.draw(2 * u64::from(j.every)));
-            self.cpus[cpu].until_delay = first as u32;
-        }
-    }
-
-    /// Draws the priorities of a run of `workers` and others: how far each CPU is behind at its start, ps.
-    fn start_priorities(&mut self, workers: u32) -> Vec<u64> {
-        let n = self.cpus.len();
-        let Some(p) = self.priorities.filter(|_| self.jitter.is_none()) else { return vec![0; n] };
-        let mut rank: Vec<u64> = (0..n as u64).collect();
-        (1..n).for_each(|i| rank.swap(i, self.draw(i as u64 + 1) as usize));
-        let mut moments = vec![Vec::new(); n];
-        for _ in 0..p.changes {
-            let cpu = self.draw(u64::from(workers)) as usize;
-            moments[cpu].push(self.draw(u64::from(p.within)) as u32);
-        }
-        for (cpu, mut at) in self.cpus.iter_mut().zip(moments) {
-            at.sort_unstable();
-            let gaps = at.iter().scan(0, |last, &m| Some(m - std::mem::replace(last, m)));
-            cpu.changes = gaps.collect();
-            cpu.changes.reverse();
-            cpu.until_delay = cpu.changes.pop().unwrap_or(u32::MAX);
-        }
-        rank.into_iter().map(|r| r * p.gap_ns.saturating_mul(PS_PER_NS)).collect()
+        self.draws.jitter.is_some()
     }
 
     /// Any access, at this CPU's turn.
@@ -660,9 +549,7 @@ impl SimMachine {
             limit: 0,
             lookahead: dir.shortest_move(),
             until_delay: 0,
-            jitter: cfg.jitter,
-            priorities: None,
-            rng: 0,
+            draws: Draws::new(cfg.jitter),
             dir,
             price: cfg.price.clone(),
             cpus: cpu_node.iter().map(|_| idle()).collect(),
@@ -721,12 +608,12 @@ impl SimMachine {
 
     /// Other delays from the next run on: another interleaving on the same machine.
     pub fn set_jitter(&self, jitter: Option<Jitter>) {
-        self.with(|c| c.jitter = jitter)
+        self.with(|c| c.draws.jitter = jitter)
     }
 
     /// Priorities from the next run on; they count where there is no [`Jitter`].
     pub fn set_priorities(&self, priorities: Option<Priorities>) {
-        self.with(|c| c.priorities = priorities)
+        self.with(|c| c.draws.priorities = priorities)
     }
 
     /// What the machine was built from.
@@ -811,8 +698,11 @@ impl Machine for SimMachine {
             }
             c.take_labels();
             c.stats = RunStats::default();
-            c.start_jitter();
-            let behind = c.start_priorities(self.nr_cpus());
+            let starts = c.draws.start(c.cpus.len(), self.nr_cpus());
+            let behind: Vec<u64> = starts.iter().map(|s| s.behind).collect();
+            for (cpu, s) in c.cpus.iter_mut().zip(starts) {
+                (cpu.until_delay, cpu.changes) = (s.until_delay, s.changes);
+            }
             coros.resize_with(c.cpus.len(), || None);
             let mut kthread = self.nr_cpus();
             for j in jobs {

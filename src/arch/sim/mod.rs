@@ -25,12 +25,14 @@ mod price;
 mod tests;
 #[cfg(test)]
 mod torn;
+mod turns;
 
 pub use line::{Kind, LineCounts, UNLABELLED, UNMAPPED};
-pub use machine::{ARENA_AT, Jitter, Priorities, RunStats, SimConfig, SimMachine};
+pub use machine::{ARENA_AT, RunStats, SimConfig, SimMachine};
 pub use price::Price;
 #[cfg(test)]
 pub use torn::tear_exchanges;
+pub use turns::{Jitter, Priorities};
 
 use super::prim::{IntOps, WordOps};
 use super::{Arch, Fence, Hardware, Int, Prim, RawCell, RawPlain, Work};

@@ -32,6 +32,7 @@ use crate::cpu::{Cpu, Errno};
 use crate::maple_tree::MaState;
 use crate::rcu::rcu_read_unlock;
 use crate::slab::Allocator;
+use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 
 /// The scenarios (vma-locks.md 5): what happens to the VMA that a reader of mm A found, while it takes the lock.
@@ -49,7 +50,8 @@ pub const SCENARIOS: [(&str, &str); 10] = [
 ];
 
 /// What a protocol is declared to do in a scenario, in memory of the kind that it was proposed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Claim {
     /// No invariant is violated in any execution.
     Holds,
