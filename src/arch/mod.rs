@@ -104,7 +104,8 @@ pub trait Arch: Sized + Copy + Send + Sync + std::fmt::Debug + 'static {
     /// `cpu_relax()`: one turn of a loop that waits for another CPU.
     fn cpu_relax();
     /// Called after `cell` was seen to hold `seen` and the caller wants something else: returns when it is worth
-    /// looking again. `native` pauses (and yields at length), `loom` yields, `sim` puts the CPU to sleep until the line is taken away.
+    /// looking again. `native` pauses (and yields at length), `loom` yields, `sim` puts the CPU to sleep until the line
+    /// is taken away.
     fn wait_changed<T: Prim>(cell: &Self::Cell<T>, seen: T);
     /// Sleeps while `word` holds `seen`, until [`Arch::futex_wake`] or until [`Arch::now`] reaches `deadline`.
     /// Returns at once if `word` holds something else. Spurious returns are allowed.

@@ -333,9 +333,9 @@ fn fault_each_turn<W: Arch, L: VmaLock>(cpu: &Cpu<W>, s: &Slot<W, L>) {
 
 /// Cases for the audit of orderings, which need no verdict of their own: every sound protocol holds in them.
 ///
-/// `hand-over`: T1 with B's writer on a CPU of its own, so that the place goes from CPU to CPU, by the record of a slab. `two writers`: two CPUs in
-/// sections of one mm. `two readers`: both under the lock while a writer wants it. `speculation`: words that only
-/// `mm_lock_seq` protects. What needs no VMA is in `locks.rs`.
+/// `hand-over`: T1 with B's writer on a CPU of its own, so that the place goes from CPU to CPU, by the record of a
+/// slab. `two writers`: two CPUs in sections of one mm. `two readers`: both under the lock while a writer wants it.
+/// `speculation`: words that only `mm_lock_seq` protects. What needs no VMA is in `locks.rs`.
 pub fn audit_cases<W: Arch, L: VmaLock>() -> Vec<Case<W, L>> {
     let row = |what, mms, writer, reader, third| Case {
         id: "X",

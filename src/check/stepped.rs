@@ -2,8 +2,9 @@
 //! A world in which one CPU runs at a time and gives way only at named places ([`Arch::pause_point`]), or where it would
 //! sleep or spin: an interleaving is a script and not a matter of luck.
 //!
-//! Every access is written down ([`log`]). Every load returns the newest value, so that what fails here fails on any machine. A range of memory can be declared
-//! freed: whoever touches it afterwards fails (I9). A wait that nobody ends fails too.
+//! Every access is written down ([`log`]). Every load returns the newest value, so that what fails here fails on any
+//! machine. A range of memory can be declared freed: whoever touches it afterwards fails (I9). A wait that nobody ends
+//! fails too.
 //!
 //! custom: CPUs are threads of the operating system that hand a baton round, since a coroutine would need its own stack
 //! under each test.

@@ -7,7 +7,7 @@
 
 use super::Failure;
 use crate::fuzz::Setup;
-use crate::fuzz::backend::{Backend, COUNTED, Look, MAX_PAGES};
+use crate::fuzz::backend::{Backend, COUNTED, Look, MAX_PAGES, NODES_TAKEN, TREE_WRITES};
 use crate::fuzz::driver::{self, Difference, Outcome, Tally, Trail};
 use crate::fuzz::kernel::Kernel;
 use crate::fuzz::model::Model;
@@ -58,7 +58,8 @@ pub struct Args {
     /// Pages of the window [default: 24 to 64, drawn for each round]
     #[arg(long, allow_negative_numbers = true, value_parser = |s: &str| super::run::whole::<u32>(s, 8, MAX_PAGES))]
     pages: Option<u32>,
-    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard, fork, limit, rlimit, touch, mdwe
+    /// Leave out: mprotect, madvise, mremap, brk, populate, mlock, mlockall, mseal, files, stacks, droppable, guard,
+    /// fork, limit, rlimit, touch, mdwe
     #[arg(long, value_delimiter = ',', value_name = "WHAT")]
     without: Vec<String>,
     /// Look at VmFlags and at the bytes of all pages after every so many calls; at the rest after each
@@ -131,10 +132,9 @@ fn bare_tree(
     features: &mut Features,
     quiet: bool,
 ) -> Result<(), Failure> {
-    const NODES: u16 = 1 << 6;
     let sheaves = variant::parse(variant).is_ok_and(|v| v.allocator == "sheaves");
     if !sheaves {
-        features.counted &= !NODES;
+        features.counted &= !(1 << NODES_TAKEN);
     }
     let seen = probe::probe_tree(lead, other, features.counted)
         .map_err(|e| Failure::Input(format!("--objects: the tree of a bare process: {e}")))?;
@@ -145,7 +145,7 @@ fn bare_tree(
     }
     match seen.iter().min_by_key(|(_, n)| *n) {
         Some((rules, n)) if n * 5 <= probe::TREE_CALLS => features.bare = Some(*rules),
-        _ => features.counted &= !(NODES | NODES << 1),
+        _ => features.counted &= !(1 << NODES_TAKEN | 1 << TREE_WRITES),
     }
     Ok(())
 }

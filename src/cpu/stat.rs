@@ -42,9 +42,9 @@ impl Counters {
     }
 }
 
-/// Declares an enum of counters in the slots from `$base` on. Ranges: sync 0..32, rcu 32..64, maple
-/// tree 64..80, vm 80..112, workload 112..120, scheduling 120..124, options of rcu 128..144, waits for mmap_lock 144..164. `NAMES` pairs each name with
-/// its slot, for the runner.
+/// Declares an enum of counters in the slots from `$base` on. Ranges: sync 0..32, rcu 32..64, maple tree 64..80, vm
+/// 80..112, workload 112..120, scheduling 120..124, options of rcu 128..144, waits for mmap_lock 144..164. `NAMES`
+/// pairs each name with its slot, for the runner.
 #[macro_export]
 macro_rules! counters {
     ($(#[$m:meta])* $vis:vis enum $name:ident in $range:expr => { $($(#[$vm:meta])* $v:ident = $text:literal),* $(,)? }) => {

@@ -201,6 +201,10 @@ pub const COUNTED: [(&str, bool); 9] = [
     ("tree writes", false),
     ("mmap_lock acquisitions", true),
 ];
+/// The place of nodes in [`COUNTED`].
+pub const NODES_TAKEN: usize = 6;
+/// The place of the tree's writes in it.
+pub const TREE_WRITES: usize = 7;
 /// Numbers, in the order of [`COUNTED`].
 pub type Counts = [u16; COUNTED.len()];
 

@@ -308,7 +308,7 @@ impl Bare {
     /// A byte as a system call reads it, whatever the process.
     fn peek(&self, v: &VmaInfo, addr: u64) -> Result<Result<u64, Errno>, Stop> {
         let pid = self.now()?.pid;
-        if line_is_odd(v.flags) {
+        if write_only(v.flags) {
             // What only the processor reads: may be written, may not be read.
             return match run(pid, CODE + LOAD, 0, [addr, 0, 0, 0, 0, 0]) {
                 Ok(r) => Ok(Ok(r.rax & 0xff)),
@@ -345,7 +345,7 @@ impl Bare {
 }
 
 /// Writable and not readable.
-fn line_is_odd(flags: u64) -> bool {
+fn write_only(flags: u64) -> bool {
     use crate::mm::mm_types::{VM_READ, VM_WRITE};
     flags & (VM_READ | VM_WRITE) == VM_WRITE
 }

@@ -5,7 +5,10 @@
 //! What an experiment could not show (the call is missing, the configuration hides it) is said in a sentence, and the
 //! calls that would need it are not drawn.
 
-use super::backend::{Backend, COUNTED, Limit, Look, MAX_PAGES, PAGE, Resource, Setup, Space, Step, Stop, WINDOW};
+use super::backend::{
+    Backend, COUNTED, Limit, Look, MAX_PAGES, NODES_TAKEN, PAGE, Resource, Setup, Space, Step, Stop, TREE_WRITES,
+    WINDOW,
+};
 use super::r#gen::{ADVICE, Rng};
 use super::place::Placing;
 use crate::maple_tree::MapleRules;
@@ -331,7 +334,7 @@ pub fn probe_objects(b: &mut dyn Backend, rules: &mut MmRules) -> Result<u16, St
         rules.dontneed_vma_lock = n(advice, MMAP_LOCK) == 0;
         rules.guard_vma_lock = rules.guard_regions && n(advice + 1, MMAP_LOCK) == 0;
     }
-    let nodes: u16 = steps.iter().map(|s| s.counts[6]).sum();
+    let nodes: u16 = steps.iter().map(|s| s.counts[NODES_TAKEN]).sum();
     let seen = [
         n(0, 0) == 1,
         n(2, 1) == 1,
@@ -388,7 +391,7 @@ pub fn probe_tree(port: &mut dyn Backend, b: &mut dyn Backend, counted: u16) -> 
     let mut out = Vec::new();
     for rules in [MapleRules::V6_12, MapleRules::V6_18, MapleRules::V7_3] {
         let mine = run(port, rules)?;
-        let tree = |s: &Step| [s.counts[6], s.counts[7]];
+        let tree = |s: &Step| [s.counts[NODES_TAKEN], s.counts[TREE_WRITES]];
         out.push((rules, mine.iter().zip(&theirs).filter(|(a, b)| tree(a) != tree(b)).count()));
     }
     Ok(out)

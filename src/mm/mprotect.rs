@@ -203,9 +203,9 @@ pub fn mprotect_fixup<K: Kconfig>(
 
 /// mprotect(2): `prot` of `PROT_*`. Takes `mmap_lock` for write.
 ///
-/// # Errors
-/// `EINVAL` (unaligned, unknown bits, both directions), `ENOMEM` (a hole, the end of addresses, limits, memory),
-/// `EACCES` (the mapping may never have the right, or by `PR_SET_MDWE` not now), `EPERM` (sealed). VMAs before the one that fails stay changed.
+/// # Errors `EINVAL` (unaligned, unknown bits, both directions), `ENOMEM` (a hole, the end of addresses, limits,
+/// memory), `EACCES` (the mapping may never have the right, or by `PR_SET_MDWE` not now), `EPERM` (sealed). VMAs before
+/// the one that fails stay changed.
 pub fn sys_mprotect<K: Kconfig>(
     cpu: &Cpu<K::A>,
     k: &Kernel<K>,

@@ -2,9 +2,10 @@
 //! The second opinion: the protocols reduced to litmus tests in the kernel's own memory model (`tests/litmus/`), answered by
 //! herd7 (`scripts/litmus`, which compares each answer with the one committed in `answers.tsv`).
 //!
-//! herd7 is on few machines, so what runs everywhere is this: that a protocol which is reduced is reduced in every scenario
-//! about order, that no test is without an answer, and that the answers say what the protocols declare (`VmaLock::CLAIMS`), which the model checker
-//! holds against their code. `docs/litmus.md` has the table, and it is this one.
+//! herd7 is on few machines, so what runs everywhere is this: that a protocol which is reduced is reduced in every
+//! scenario about order, that no test is without an answer, and that the answers say what the protocols declare
+//! (`VmaLock::CLAIMS`), which the model checker holds against their code. `docs/litmus.md` has the table, and it is
+//! this one.
 //!
 //! It cannot tell: whether a litmus test is a fair reduction of the code. Those are read side by side.
 

@@ -322,6 +322,22 @@ fn kernel_names_split_at_the_first_dash_but_for_candidates() {
     assert_eq!(split("v6.12"), ("v6.12".into(), String::new()));
 }
 
+/// In CSV a warning stands once: in the row that it names, else in the first of its block.
+#[test]
+fn csv_says_each_warning_once() {
+    let mut all = matrix("native");
+    let failed = all.iter_mut().find(|s| s.variant == "v6.15" && s.workload == "brk1").expect("is there");
+    failed.errors = vec!["refused".into()];
+    let c = compare(&all, &Options::new("v6.12")).expect("both are there");
+    let csv = c.render(Format::Csv);
+    for w in c.blocks[0].warnings.iter().chain(&c.warnings) {
+        let w = w.replace('"', "\"\"");
+        assert_eq!(csv.lines().filter(|l| l.contains(&w)).count(), 1, "{w}");
+    }
+    let line = csv.lines().find(|l| l.contains("in error: refused")).expect("is said");
+    assert!(line.contains(",v6.15,") && line.contains(",brk1,"), "{line}");
+}
+
 #[test]
 fn csv_has_one_line_a_side_and_json_parses() {
     let c = compare(&matrix("native"), &Options::new("v6.12")).expect("both are there");

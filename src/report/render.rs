@@ -452,8 +452,12 @@ fn csv(c: &Comparison) -> String {
     let optional = |v: Option<f64>| v.map_or(String::new(), |v| v.to_string());
     for b in &c.blocks {
         let hidden: Vec<String> = b.hidden.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        let warnings: Vec<&str> = b.warnings.iter().chain(&c.warnings).map(String::as_str).collect();
-        for (row, side) in b.rows.iter().flat_map(|r| r.sides.iter().map(move |s| (r, s))) {
+        let all: Vec<&str> = b.warnings.iter().chain(&c.warnings).map(String::as_str).collect();
+        let row_of = |w: &str| about(w, &b.rows);
+        for (i, (row, side)) in b.rows.iter().flat_map(|r| r.sides.iter().map(move |s| (r, s))).enumerate() {
+            // Those of no row stand in the first: once a block.
+            let mine = |w: &&&str| row_of(w).map_or(i == 0, |of| std::ptr::eq(of, side));
+            let warnings: Vec<&str> = all.iter().filter(mine).copied().collect();
             let ch = side.change.as_ref();
             let ratio = ch.and_then(|c| c.ratio);
             let fields = [
@@ -496,6 +500,15 @@ fn csv(c: &Comparison) -> String {
         }
     }
     out
+}
+
+/// The side that a warning names at its beginning (`v6.15 brk1-4: ...`, or `brk1-4: ...` for a row's first), if it does.
+fn about<'a>(warning: &str, rows: &'a [Row]) -> Option<&'a Side> {
+    let (at, _) = warning.split_once(": ")?;
+    rows.iter().find_map(|r| {
+        let place = format!("{}-{}", r.workload, r.threads);
+        if at == place { r.sides.first() } else { r.sides.iter().find(|s| at == format!("{} {place}", s.variant)) }
+    })
 }
 
 /// What a line of CSV without a test is about.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Clearing the entries of a range [mm/memory.c, 6.12: zap_pte_range, unmap_single_vma, zap_page_range_single].
 //!
-//! dup: one table at a time under its lock; the exchange of each entry, unless the whole mm goes; map count and resident
-//! count; a queue that is full ends the table's turn. stub: TLB flushes; MADV_DONTNEED of two MiB and more frees the PTE
-//! tables that it empties (6.14 on, CONFIG_PT_RECLAIM): that needs tables freed by RCU and walkers that look twice. A dirty page of a file forces a flush before its
-//! table's lock is dropped: here that only frees what is queued.
+//! dup: one table at a time under its lock; the exchange of each entry, unless the whole mm goes; map count and
+//! resident count; a queue that is full ends the table's turn. stub: TLB flushes; MADV_DONTNEED of two MiB and more
+//! frees the PTE tables that it empties (6.14 on, CONFIG_PT_RECLAIM): that needs tables freed by RCU and walkers that
+//! look twice. A dirty page of a file forces a flush before its table's lock is dropped: here that only frees what is
+//! queued.
 
 use crate::arch::arena::KRef;
 use crate::arch::arena::PAGE_SIZE;
