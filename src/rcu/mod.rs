@@ -16,6 +16,18 @@
 //! dup: priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods, the counter-wrap
 //! marks (64-bit counts), `start_poll_synchronize_rcu_expedited()`, `rcu_normal`. `kfree_rcu` batches are the slab's.
 //!
+//! What changed up to 7.3 and runs in 6.12's form here, in `v7.3` too:
+//! - A segment of callbacks is labelled with the number of a normal grace period alone. 7.3's labels are pairs, with the
+//!   number of an expedited one: the list is 32 bytes longer (a line more), a label takes a second load and its barriers,
+//!   and callbacks are ready as soon as either ends; `rcuog` is woken by either. Without expedited grace periods, of which
+//!   the paths here make none, they are ready when they are here.
+//! - The grace-period thread of 7.3 reports for the CPU that it runs on when it starts a grace period. Here it has no
+//!   `rcu_data`, and where a worker's CPU was its own that worker reports a tick later.
+//! - `rcu_seq_snap()` of 7.3 has a full barrier in front of its load, too.
+//! - `synchronize_rcu()` of 7.3 queues its caller for the grace-period thread by default; here that is an option, off
+//!   (`normal_wake_from_gp`). Nothing that maps, unmaps or faults calls it.
+//! - 7.3 cannot be built without preemption on x86: `QsPolicy::UserOnly` is a kernel up to 6.12 only.
+//!
 //! It cannot tell how grace periods behave on a CPU that the host takes away in the middle of an operation: the port
 //! then waits as a kernel waits for a vCPU.
 
@@ -32,6 +44,8 @@ mod script;
 mod sim_limits;
 #[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod sim_torture;
 #[cfg(test)]
 mod torture;
 mod tree;

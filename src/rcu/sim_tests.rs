@@ -7,7 +7,7 @@
 
 use super::*;
 use crate::arch::arena::KRef;
-use crate::arch::sim::{SimConfig, SimMachine};
+use crate::arch::sim::{Jitter, SimConfig, SimMachine};
 use crate::arch::{Acquire, Arch, Job, Machine, Relaxed, Release, Sim};
 use crate::cpu::tick::{exit_to_user_mode, idle_loop, sysvec_apic_timer_interrupt};
 use crate::cpu::{TASK_RUNNING, testing::for_test_set};
@@ -57,8 +57,20 @@ impl Ran {
 /// Runs `body` on `n` workers; worker 0 ends the kernel when all are done. `late` ns pass before the grace-period thread
 /// comes up.
 pub(super) fn run(n: u32, cfg: RcuConfig, late: u64, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Ran {
+    run_jittered(n, cfg, late, None, body)
+}
+
+/// [`run`], in another interleaving.
+pub(super) fn run_jittered(
+    n: u32,
+    cfg: RcuConfig,
+    late: u64,
+    jitter: Option<Jitter>,
+    body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync,
+) -> Ran {
     let m = SimMachine::new(SimConfig { bytes_per_node: 16 << 20, ..SimConfig::nodes(1, n) }).unwrap();
     m.reset();
+    m.set_jitter(jitter);
     let rcu = RcuState::<A>::new(m.arena(), n, |_| 0, &cfg);
     let set = for_test_set::<A>(n + crate::cpu::NR_KTHREADS);
     let (left, over) = (Atomic::<A, u32>::new(n), Atomic::<A, u32>::new(0));
