@@ -89,7 +89,7 @@ pub struct Args {
     /// When a tick is a quiescent state: user-only, preempt-zero, always; timer: as a timer signal finds it (native)
     #[arg(long, default_value = "preempt-zero")]
     qs_policy: String,
-    /// RCU's options: nocb (callbacks called by a thread), lazy (with nocb: up to 10 s later), expedited,
+    /// RCU's options: nocb (callbacks called by threads, one a CPU), lazy (with nocb: up to 10 s later), expedited,
     /// normal-wake-from-gp
     #[arg(long, value_delimiter = ',')]
     rcu: Vec<String>,

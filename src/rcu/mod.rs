@@ -6,8 +6,8 @@
 //! batches from the tick (rcu.md). How a kernel is put together: [`RcuState::new`] at boot, a
 //! [`TickDevice`](crate::cpu::tick::TickDevice) of [`RcuState::tick_device`] in each worker's CPU token,
 //! [`RcuState::install_hooks`] first thing on each worker's thread and [`RcuState::remove_hooks`] last, one kernel
-//! thread that runs [`rcu_gp_kthread`] until [`RcuState::stop`]; with offloading two more, [`rcu_nocb_gp_kthread`] and
-//! [`rcu_nocb_cb_kthread`]. Nothing else.
+//! thread that runs [`rcu_gp_kthread`] until [`RcuState::stop`]; with offloading [`RcuState::nocb_threads`] more. Nothing
+//! else.
 //!
 //! custom: ticks come at operation boundaries (`cpu/tick.rs`), so whether a tick found a quiescent state is decided by
 //! [`QsPolicy`]; threads are pinned and never preempted, so no reader is ever queued on a node. The grace-period
@@ -70,7 +70,6 @@ pub use poll::{
 };
 pub use tree::{RcuState, call_rcu, call_rcu_hurry};
 pub use tree_exp::synchronize_rcu_expedited;
-pub use tree_nocb::{rcu_nocb_cb_kthread, rcu_nocb_gp_kthread};
 pub use tree_stall::{GpState, STALL_CPUS, STALL_REPORTS, StallKind, StallReport, StalledCpu};
 pub use update::{rcu_read_lock, rcu_read_lock_held, rcu_read_unlock};
 
@@ -185,8 +184,8 @@ pub struct RcuConfig {
     /// `rcu_normal_wake_from_gp`, off in 6.12 and on in 7.3: [`synchronize_rcu`] queues its caller on a list that the
     /// grace-period thread wakes, in place of a callback.
     pub normal_wake_from_gp: bool,
-    /// `rcu_nocbs=all`: callbacks are called by a thread, not on the CPU that queued them. Two more threads must run:
-    /// [`rcu_nocb_gp_kthread`] and [`rcu_nocb_cb_kthread`].
+    /// `rcu_nocbs=all`: callbacks are called by threads, not on the CPU that queued them. [`RcuState::nocb_threads`] more
+    /// must run.
     pub nocb: bool,
     /// `CONFIG_RCU_LAZY`: with `nocb`, callbacks of [`call_rcu`] wait up to ten seconds for company.
     pub lazy: bool,

@@ -192,8 +192,9 @@ fn limits_and_tails_are_the_kernels() {
 /// Every request of 1 to 8192 bytes, and the caches of the classes, for 4 CPUs and for 64.
 #[test]
 fn kmalloc_classes_are_the_kernels() {
-    // Bytes; order, objects, slabs of a CPU's stack.
-    const CLASSES: [(usize, [(u32, u32, u32); 2]); 13] = [
+    /// Order, objects, slabs of a CPU's stack.
+    type Shape = (u32, u32, u32);
+    const CLASSES: [(usize, [Shape; 2]); 13] = [
         (8, [(0, 512, 1), (0, 512, 1)]),
         (16, [(0, 256, 1), (0, 256, 1)]),
         (32, [(0, 128, 2), (0, 128, 2)]),
