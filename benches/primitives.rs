@@ -2,7 +2,7 @@
 //! What the facade costs in the native world, which must be nothing, and what the port's locks cost beside others.
 //!
 //! The facade against std by criterion: each pair runs interleaved: while one side is timed, the other runs untimed in
-//! between, so that both meet the same machine in the same state. The locks against std's, parking_lot's and pthread's, on
+//! between, so that both meet the same machine in the same state (L19 of the lock invariants). The locks against std's, parking_lot's and pthread's, on
 //! one CPU and on two at once, as rows (`peers.rs`).
 //!
 //! Locks of different houses are not the same thing. The port's name their owner, spin on it before they sleep, hand over

@@ -15,7 +15,7 @@ use crate::cpu::smp::CpuRemote;
 use crate::cpu::stat::SLOTS;
 use crate::cpu::tick::{TickDevice, idle_loop, start_tick_signal};
 use crate::cpu::workqueue::kworker;
-use crate::cpu::{AllLockNodes, Cpu, LockNodes, NR_KTHREADS, PerCpu, Task, sched};
+use crate::cpu::{AllLockNodes, Cpu, LockNodes, PerCpu, Task, nr_kthreads, sched};
 use crate::maple_tree::{MapleRules, MapleState, maple_tree_init_with};
 use crate::mm::file::{FileState, files_init};
 use crate::mm::kconfig::{Kconfig, Mm};
@@ -25,13 +25,11 @@ use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::rules::MmRules;
 use crate::mm::util::VmCommitted;
 use crate::mm::vma_cache::{VmaCache, VmaState, vma_state_init};
-use crate::rcu::{
-    QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread, rcu_nocb_cb_kthread, rcu_nocb_gp_kthread,
-};
+use crate::rcu::{QsPolicy, RcuConfig, RcuState, rcu_barrier, rcu_gp_kthread};
 use crate::slab::{KmemCache, KmemCacheArgs, PageAllocator, SLAB_ACCOUNT, SLAB_HWCACHE_ALIGN, SLAB_PANIC, SlabState};
 use crate::slab::{
     SlabOptions, build_zonelists, drain_page_caches, flush_rcu_sheaves, free_pages, kmem_cache_create,
-    kmem_cache_destroy, kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init,
+    kmem_cache_destroy, kmem_cache_init, kvfree_rcu_barrier, memblock_free_all, page_alloc_init_with,
 };
 use crate::sync::PercpuCounters;
 use std::marker::PhantomData;
@@ -182,7 +180,8 @@ fn boot<A: Hardware>(
     machine.reset();
     let arena = machine.arena();
     let nr_cpus = machine.nr_cpus();
-    let total = nr_cpus + NR_KTHREADS;
+    let kthreads = nr_kthreads(nr_cpus, config.rcu.nocb);
+    let total = nr_cpus + kthreads;
     let node_of = |cpu: u32| if cpu < nr_cpus { machine.node_of(cpu) } else { 0 };
     // setup_per_cpu_areas()
     let tasks = PerCpu::new(arena, total, node_of, "task_struct", |id| {
@@ -195,7 +194,7 @@ fn boot<A: Hardware>(
     let end = arena.boot_new(0, EndLine { left: Atomic::new(0), over: Atomic::new(0) });
     A::label(end.as_ptr().cast(), size_of::<EndLine<A>>(), "harness");
     // mm_core_init()
-    let pages = page_alloc_init::<A>(arena, nr_cpus, &node_of);
+    let pages = page_alloc_init_with::<A>(arena, nr_cpus, kthreads, &node_of);
     build_zonelists(&pages, &|from, to| machine.distance(from, to));
     let rcu = RcuState::new(arena, nr_cpus, node_of, &config.rcu);
     let geometry = if config.geometry_cpus == 0 { nr_cpus } else { config.geometry_cpus };
@@ -330,8 +329,7 @@ fn run_bodies<A: Hardware>(
     // ORDER: release; nothing runs yet.
     end.left.store(n, Release);
     end.over.store(0, Release);
-    let nocb = k.rcu.config().nocb;
-    let mut counters = vec![[0u64; SLOTS]; n as usize + if nocb { 4 } else { 2 }];
+    let mut counters = vec![[0u64; SLOTS]; n as usize + 2 + k.rcu.nocb_threads() as usize];
     let (workers, threads) = counters.split_at_mut(n as usize);
     let (gp_thread, threads) = threads.split_at_mut(1);
     let (kworker_thread, nocb_threads) = threads.split_at_mut(1);
@@ -398,11 +396,7 @@ fn run_bodies<A: Hardware>(
             cpu: None,
             f: Box::new(move || {
                 let cpu = k.token(k.nr_cpus + 2 + i as u32, TickDevice::off());
-                if i == 0 {
-                    rcu_nocb_gp_kthread(&cpu, &k.rcu);
-                } else {
-                    rcu_nocb_cb_kthread(&cpu, &k.rcu);
-                }
+                k.rcu.nocb_thread(&cpu, i as u32);
                 *out = cpu.counters.snapshot();
             }),
         });

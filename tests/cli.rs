@@ -83,6 +83,10 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         (v(&["run", "--workload", "brk1"]), &["--variant", "v6.12"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--rcu", "lazy"]), &["--rcu", "nocb,lazy"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--rcu", "boost"]), &["--rcu", "expedited"]),
+        (with(&["--slab-debug", "FZ"]), &["--slab-debug", "FZ", "Z", "not built", "accepted: F"]),
+        (with(&["--slab-debug", "u"]), &["--slab-debug", "U", "not built", "accepted: F"]),
+        (with(&["--slab-debug", "Q"]), &["--slab-debug", "'Q'", "accepted: F"]),
+        (with(&["--slab-debug", ""]), &["--slab-debug", "no letter", "accepted: F"]),
         (with(&["--host", "no-such-host"]), &["--host", "no-such-host"]),
         (with(&["--host", &xml, "--world", "sim"]), &["--host", "not-hwloc.xml"]),
         (with(&["--threads", "100000"]), &["--threads", "100000"]),
@@ -164,6 +168,8 @@ fn options_of_the_kernel_are_recorded_and_balances_hold_under_them() {
         (&["--rcu", "expedited,normal-wake-from-gp"], "rcu_expedited", "true"),
         (&["--memcg", "--init-on-alloc", "--wait", "spin"], "init_on_alloc", "true"),
         (&["--qs-policy", "timer", "--hz", "1000"], "hz", "1000"),
+        (&["--slab-debug", "F"], "slab_debug", "F"),
+        (&["--maple-rules", "6.18"], "maple_rules", "6.18"),
     ] {
         let _ = std::fs::remove_file(&path);
         ok(&[&base[..], args, &rest].concat());
@@ -173,6 +179,47 @@ fn options_of_the_kernel_are_recorded_and_balances_hold_under_them() {
             assert!(r.get("errors").is_none(), "{args:?}: {r}");
             assert_eq!(r["kconfig"][key], value, "{args:?}");
         }
+    }
+}
+
+/// A key of the configuration that the record's documentation does not name is one that nobody can read.
+#[test]
+fn every_key_of_the_configuration_is_documented() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("o.jsonl");
+    let out = path.to_string_lossy();
+    ok(&[
+        "run",
+        "--variant",
+        "v6.12",
+        "--workload",
+        "brk1",
+        "--threads",
+        "1",
+        "--trials",
+        "1",
+        "--seconds",
+        "0.001",
+        "--warm-up",
+        "0.001",
+        "--out",
+        &out,
+    ]);
+    let doc = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/record.md")).unwrap();
+    let (_, section) = doc.split_once("### `kconfig`").expect("a section of its own");
+    let section = section.split("\n##").next().unwrap();
+    let documented: Vec<&str> = section
+        .lines()
+        .filter_map(|l| l.strip_prefix("| `")?.split_once("` |"))
+        .flat_map(|(keys, _)| keys.split("`, `"))
+        .collect();
+    let rows = records(&path);
+    let taken: Vec<&String> = rows[0]["kconfig"].as_object().unwrap().keys().collect();
+    for key in &taken {
+        assert!(documented.contains(&key.as_str()), "{key} is not in docs/record.md");
+    }
+    for key in &documented {
+        assert!(taken.iter().any(|k| k == key), "docs/record.md has {key}, which no record has");
     }
 }
 

@@ -89,7 +89,7 @@ pub struct Args {
     /// When a tick is a quiescent state: user-only, preempt-zero, always; timer: as a timer signal finds it (native)
     #[arg(long, default_value = "preempt-zero")]
     qs_policy: String,
-    /// RCU's options: nocb (callbacks called by a thread), lazy (with nocb: up to 10 s later), expedited,
+    /// RCU's options: nocb (callbacks called by threads, one a CPU), lazy (with nocb: up to 10 s later), expedited,
     /// normal-wake-from-gp
     #[arg(long, value_delimiter = ',')]
     rcu: Vec<String>,
@@ -114,6 +114,10 @@ pub struct Args {
     /// Refuse pages on purpose (fail_page_alloc), by chance
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_page: Option<u32>,
+    /// Check the allocator's caches, by the kernel's letters of slab_debug=: F, each free (where it is bad the run ends with
+    /// a report of the cache and slab). Z, P and U (red zones, poison, tracking) are not built
+    #[arg(long, value_name = "LETTERS")]
+    slab_debug: Option<String>,
     /// Print each sample's record as it is taken, too
     #[arg(long)]
     json: bool,
@@ -136,6 +140,24 @@ fn chance(s: &str) -> Result<u32, String> {
     match value {
         Some(p) if (0.000_001..=0.5).contains(&p) => Ok((p * 1e6).round() as u32),
         _ => Err("accepted: a chance such as 0.001 or 1/1000, 0.000001 to 0.5".into()),
+    }
+}
+
+/// Whether frees are checked, by the letters of `slab_debug=`, large or small as the kernel takes them.
+fn slab_debug(letters: &str) -> Result<bool, Failure> {
+    let bad = |why: &str| Err(Failure::Input(format!("--slab-debug {letters}: {why}; accepted: F")));
+    let not_built = |c: char| match c.to_ascii_uppercase() {
+        'Z' => Some("Z, red zones, is not built"),
+        'P' => Some("P, poison, is not built"),
+        'U' => Some("U, tracking of users, is not built"),
+        _ => None,
+    };
+    if letters.is_empty() {
+        return bad("no letter");
+    }
+    match letters.chars().find(|c| !c.eq_ignore_ascii_case(&'F')) {
+        None => Ok(true),
+        Some(c) => bad(not_built(c).unwrap_or(&format!("{c:?} is no letter of slab_debug="))),
     }
 }
 
@@ -309,6 +331,7 @@ fn request(a: &Args) -> Result<Request, Failure> {
     let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, maple_rules, ..kernel };
     kernel.slab.memcg = a.memcg;
     kernel.slab.init_on_alloc = a.init_on_alloc;
+    kernel.slab.debug = a.slab_debug.as_deref().map_or(Ok(false), slab_debug)?;
     for option in once(&a.rcu) {
         match option {
             "nocb" => kernel.rcu.nocb = true,

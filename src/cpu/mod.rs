@@ -31,8 +31,25 @@ use crate::arch::{Arch, TickProbe, barrier};
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-/// Kernel threads that a kernel may have; their CPU numbers follow the workers'.
+/// Kernel threads that a kernel has at least room for; their CPU numbers follow the workers'.
 pub const NR_KTHREADS: u32 = 4;
+
+/// Kernel threads of a kernel of `nr_cpus` CPUs, with all callbacks offloaded or none: two, and then those that wait for
+/// grace periods, one for each of `nocb_groups()`, and those that call, one a CPU.
+pub const fn nr_kthreads(nr_cpus: u32, nocb: bool) -> u32 {
+    let n = if nocb { 2 + nocb_groups(nr_cpus) + nr_cpus } else { NR_KTHREADS };
+    if n < NR_KTHREADS { NR_KTHREADS } else { n }
+}
+
+/// CPUs of a group whose callbacks one thread waits for: `rcu_nocb_gp_stride`, where it is not given.
+pub const fn nocb_gp_stride(nr_cpus: u32) -> u32 {
+    nr_cpus / nr_cpus.isqrt()
+}
+
+/// Groups there are.
+pub const fn nocb_groups(nr_cpus: u32) -> u32 {
+    nr_cpus.div_ceil(nocb_gp_stride(nr_cpus))
+}
 
 /// What upper floors hang into the processor, as the kernel does with function tables filled at boot. Called a few
 /// times a tick at most; nothing timed goes through it.

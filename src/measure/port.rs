@@ -512,6 +512,7 @@ fn describe<A: Hardware>(c: &KernelConfig, k: &KernelState<A>) -> BTreeMap<Strin
         ("slab_freelist_random", c.slab.randomized.to_string()),
         ("init_on_alloc", c.slab.init_on_alloc.to_string()),
         ("memcg", c.slab.memcg.to_string()),
+        ("slab_debug", if k.slab.shadow.is_some() { "F" } else { "none" }.to_string()),
         ("failslab_per_million", chance(c.slab.failslab)),
         ("fail_page_alloc_per_million", chance(c.slab.fail_page_alloc)),
         ("max_map_count", c.max_map_count.to_string()),

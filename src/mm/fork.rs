@@ -72,7 +72,9 @@ pub fn try_mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<MmPtr<
         return None;
     }
     mm.pgd.set(pgd);
-    if percpu_counter_init_many(cpu, &k.percpu_counters, &mm.rss_stat, 0).is_err() {
+    if k.slab.faults.should_fail_alloc_percpu(cpu)
+        || percpu_counter_init_many(cpu, &k.percpu_counters, &mm.rss_stat, 0).is_err()
+    {
         pgd_free(cpu, k, mm);
         // SAFETY: nobody knows it.
         unsafe { kmem_cache_free(cpu, &k.mm_cachep, p.as_ptr().cast()) };

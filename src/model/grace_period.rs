@@ -6,15 +6,22 @@
 //! around them stand two threads of a few lines that do what the callers do. Each model has twins with one ordering
 //! taken away, and each twin must fail: else the model would prove nothing.
 //!
-//! It cannot tell: what the node locks contribute (they are checked as locks), nor anything that needs more threads
-//! or load buffering.
+//! And a CPU that is never idle: one that enters a reader again and again, and whose ticks fall into readers as well as
+//! between them, against a grace period that can end by its report only.
+//!
+//! It cannot tell: anything that needs more threads or load buffering.
 
+use super::{Failure, caught, explore};
 use crate::arch::loom::Loom;
-use crate::arch::{Acquire, Atomic, Plain, Relaxed, smp_mb};
+use crate::arch::{Acquire, Arch, Atomic, Plain, Relaxed, smp_cond_load_relaxed, smp_mb};
+use crate::cpu::Cpu;
+use crate::cpu::testing::for_test_set;
 use crate::rcu::RcuHead;
 use crate::rcu::context_tracking::ContextTracking;
 use crate::rcu::rcu_segcblist::{RcuCblist, RcuSegcblist};
-use crate::rcu::rcu_seq::rcu_seq_start;
+use crate::rcu::rcu_seq::{rcu_seq_end, rcu_seq_start, rcu_seq_state};
+use crate::rcu::{rcu_read_lock, rcu_read_lock_held, rcu_read_unlock};
+use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_unlock};
 use ::loom::sync::Arc;
 use ::loom::thread;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -196,4 +203,148 @@ fn a_barrier_overlooks_no_callback_and_outruns_none() {
         assert!(fails(move || len_against_barrier_queueing(w)), "queueing: {w:?} went unnoticed");
     }
     assert!(fails(|| len_against_barrier_invoking(Without::LenBarrier)), "invoking: went unnoticed");
+}
+
+/// What a busy CPU's twin does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Busy {
+    Right,
+    /// A tick that falls into a reader is a quiescent state.
+    QsInReader,
+    /// What was a quiescent state before this grace period began is one for it.
+    OldQs,
+    /// The report does not take the node's lock.
+    Unlocked,
+    /// Only an idle CPU reports.
+    OnlyIdle,
+}
+
+/// A leaf that is the root, with one CPU, and what it guards.
+struct Leaf<A: Arch> {
+    lock: RawSpinLock<A>,
+    /// Under the lock.
+    qsmask: Atomic<A, u64>,
+    /// Written under the lock, polled without.
+    gp_seq: Atomic<A, u64>,
+    state_gp_seq: Atomic<A, u64>,
+    gone: Atomic<A, u32>,
+    /// Written when it is freed.
+    object: Plain<A, u32>,
+}
+
+/// The busy CPU's `rcu_data`.
+struct Data {
+    gp_seq: u64,
+    no_qs: bool,
+    needs_qs: bool,
+    reported: bool,
+}
+
+impl Data {
+    /// `rcu_sched_clock_irq()` and `rcu_core()`, as far as they go without callbacks.
+    fn tick<A: Arch>(&mut self, cpu: &Cpu<A>, leaf: &Leaf<A>, how: Busy) {
+        let qs = match how {
+            Busy::QsInReader => true,
+            Busy::OnlyIdle => false,
+            _ => !rcu_read_lock_held(cpu),
+        };
+        if qs {
+            self.no_qs = false;
+        }
+        // `note_gp_changes()`
+        if leaf.gp_seq.load(Relaxed) != self.gp_seq {
+            raw_spin_lock(cpu, &leaf.lock);
+            self.gp_seq = leaf.gp_seq.load(Relaxed);
+            self.needs_qs = leaf.qsmask.load(Relaxed) != 0;
+            if how != Busy::OldQs {
+                self.no_qs = self.needs_qs;
+            }
+            raw_spin_unlock(cpu, &leaf.lock);
+        }
+        // `rcu_check_quiescent_state()`, `rcu_report_qs_rdp()`
+        if self.needs_qs && !self.no_qs {
+            self.needs_qs = false;
+            if how != Busy::Unlocked {
+                raw_spin_lock(cpu, &leaf.lock);
+            }
+            leaf.qsmask.store(0, Relaxed);
+            if how != Busy::Unlocked {
+                raw_spin_unlock(cpu, &leaf.lock);
+            }
+            self.reported = true;
+        }
+    }
+}
+
+/// One reader, so long that two ticks fall into it, and a tick behind it.
+fn section<A: Arch>(cpu: &Cpu<A>, leaf: &Leaf<A>, data: &mut Data, how: Busy) {
+    rcu_read_lock(cpu);
+    let found = leaf.gone.load(Relaxed) == 0;
+    data.tick(cpu, leaf, how);
+    data.tick(cpu, leaf, how);
+    if found {
+        assert_eq!(leaf.object.get(), 7, "read after free");
+    }
+    rcu_read_unlock(cpu);
+    data.tick(cpu, leaf, how);
+}
+
+/// One CPU reads until it has reported, and once more; another unlinks the object, runs a grace period and frees it.
+fn busy<A: Arch>(how: Busy) {
+    let set = for_test_set::<A>(2);
+    let leaf = Arc::new(Leaf::<A> {
+        lock: RawSpinLock::new(),
+        qsmask: Atomic::new(0),
+        gp_seq: Atomic::new(0),
+        state_gp_seq: Atomic::new(0),
+        gone: Atomic::new(0),
+        object: Plain::new(7),
+    });
+    let reader = {
+        let (set, leaf) = (set.clone(), leaf.clone());
+        thread::spawn(move || {
+            let cpu = set.cpu(0);
+            let mut data = Data { gp_seq: 0, no_qs: false, needs_qs: false, reported: false };
+            let mut sections = 0;
+            while !data.reported {
+                section(&cpu, &leaf, &mut data, how);
+                sections += 1;
+                A::cpu_relax();
+            }
+            section(&cpu, &leaf, &mut data, how);
+            sections
+        })
+    };
+    let cpu = set.cpu(1);
+    leaf.gone.store(1, Relaxed);
+    // `rcu_gp_init()`
+    rcu_seq_start(&leaf.state_gp_seq);
+    raw_spin_lock(&cpu, &leaf.lock);
+    leaf.qsmask.store(1, Relaxed);
+    leaf.gp_seq.store(leaf.state_gp_seq.load(Relaxed), Relaxed);
+    raw_spin_unlock(&cpu, &leaf.lock);
+    // `rcu_gp_fqs_loop()` looks at the mask without the lock; what orders is the lock that comes after.
+    smp_cond_load_relaxed(&leaf.qsmask, |owed| owed == 0);
+    raw_spin_lock(&cpu, &leaf.lock);
+    assert_eq!(leaf.qsmask.load(Relaxed), 0);
+    raw_spin_unlock(&cpu, &leaf.lock);
+    // `rcu_gp_cleanup()`
+    rcu_seq_end(&leaf.state_gp_seq);
+    assert_eq!(rcu_seq_state(leaf.state_gp_seq.load(Relaxed)), 0);
+    leaf.object.set(0);
+    assert!(reader.join().unwrap() >= 1);
+}
+
+#[test]
+fn a_grace_period_ends_beside_a_busy_reader_and_not_before_the_section_it_began_in() {
+    println!("busy: holds in {} executions", explore(3, || busy::<Loom>(Busy::Right)));
+}
+
+#[test]
+fn a_busy_reader_that_reports_wrongly_is_caught() {
+    for how in [Busy::QsInReader, Busy::OldQs, Busy::Unlocked] {
+        let message = caught("a busy reader", 2, Failure::Wrong, move || busy::<Loom>(how));
+        println!("{how:?}: {}", message.lines().next().unwrap_or(""));
+    }
+    caught("nobody reports for a busy CPU", 2, Failure::Hangs, || busy::<Loom>(Busy::OnlyIdle));
 }

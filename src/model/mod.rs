@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! At the side: the port's own code under a model checker, every interleaving of two or three CPUs within bounds.
+//! At the side: the port's own code under a model checker, every interleaving of two or three CPUs within bounds (L16 of
+//! the lock invariants, and what else is small enough).
 //!
 //! A file here sets up a small case and runs it in the world [`Loom`](crate::arch::loom::Loom). Whether the checker
 //! would notice anything is not taken on trust: each case runs again in a [`faulty`] world, the same code with one kind

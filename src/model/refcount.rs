@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `refcount_t`: the last one out sees everybody's work; who gets a reference sees who the object is.
+//! `refcount_t`: the last one out sees everybody's work; who gets a reference sees who the object is (L12).
 
 use crate::arch::{Arch, Atomic, Plain, Relaxed};
 use crate::cpu::Cpu;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `seqcount_t`: no reader that was told all is well has seen half of a write.
+//! `seqcount_t`: no reader that was told all is well has seen half of a write (L11).
 
 use crate::arch::{Arch, Atomic, Relaxed};
 use crate::must_catch;

@@ -282,10 +282,8 @@ pub(super) fn rcu_gp_cleanup<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
         rcu.gp.gp_flags.store(rcu.gp.gp_flags.load(Relaxed) & RCU_GP_FLAG_INIT, Relaxed);
     }
     raw_spin_unlock_rcu_node(cpu, root);
-    if rcu.config.nocb {
-        // `rcu_nocb_gp_cleanup()`; all leaves show the end.
-        rcu.nocb_gp.gp_ended();
-    }
+    // `rcu_nocb_gp_cleanup()`; all leaves show the end.
+    rcu.nocb_gp.iter().for_each(|g| g.gp_ended());
     // `rcu_sr_normal_gp_cleanup()`, after the end is told.
     rcu_sr_normal_gp_cleanup(cpu, rcu);
     rcu.gp_state(GpState::Cleaned);

@@ -6,8 +6,8 @@
 //! batches from the tick (rcu.md). How a kernel is put together: [`RcuState::new`] at boot, a
 //! [`TickDevice`](crate::cpu::tick::TickDevice) of [`RcuState::tick_device`] in each worker's CPU token,
 //! [`RcuState::install_hooks`] first thing on each worker's thread and [`RcuState::remove_hooks`] last, one kernel
-//! thread that runs [`rcu_gp_kthread`] until [`RcuState::stop`]; with offloading two more, [`rcu_nocb_gp_kthread`] and
-//! [`rcu_nocb_cb_kthread`]. Nothing else.
+//! thread that runs [`rcu_gp_kthread`] until [`RcuState::stop`]; with offloading [`RcuState::nocb_threads`] more. Nothing
+//! else.
 //!
 //! custom: ticks come at operation boundaries (`cpu/tick.rs`), so whether a tick found a quiescent state is decided by
 //! [`QsPolicy`]; threads are pinned and never preempted, so no reader is ever queued on a node. The grace-period
@@ -15,6 +15,18 @@
 //!
 //! dup: priority boosting, CPU hotplug with migration of callbacks, nohz_full, strict grace periods, the counter-wrap
 //! marks (64-bit counts), `start_poll_synchronize_rcu_expedited()`, `rcu_normal`. `kfree_rcu` batches are the slab's.
+//!
+//! What changed up to 7.3 and runs in 6.12's form here, in `v7.3` too:
+//! - A segment of callbacks is labelled with the number of a normal grace period alone. 7.3's labels are pairs, with the
+//!   number of an expedited one: the list is 32 bytes longer (a line more), a label takes a second load and its barriers,
+//!   and callbacks are ready as soon as either ends; `rcuog` is woken by either. Without expedited grace periods, of which
+//!   the paths here make none, they are ready when they are here.
+//! - The grace-period thread of 7.3 reports for the CPU that it runs on when it starts a grace period. Here it has no
+//!   `rcu_data`, and where a worker's CPU was its own that worker reports a tick later.
+//! - `rcu_seq_snap()` of 7.3 has a full barrier in front of its load, too.
+//! - `synchronize_rcu()` of 7.3 queues its caller for the grace-period thread by default; here that is an option, off
+//!   (`normal_wake_from_gp`). Nothing that maps, unmaps or faults calls it.
+//! - 7.3 cannot be built without preemption on x86: `QsPolicy::UserOnly` is a kernel up to 6.12 only.
 //!
 //! It cannot tell how grace periods behave on a CPU that the host takes away in the middle of an operation: the port
 //! then waits as a kernel waits for a vCPU.
@@ -32,6 +44,8 @@ mod script;
 mod sim_limits;
 #[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod sim_torture;
 #[cfg(test)]
 mod torture;
 mod tree;
@@ -56,7 +70,6 @@ pub use poll::{
 };
 pub use tree::{RcuState, call_rcu, call_rcu_hurry};
 pub use tree_exp::synchronize_rcu_expedited;
-pub use tree_nocb::{rcu_nocb_cb_kthread, rcu_nocb_gp_kthread};
 pub use tree_stall::{GpState, STALL_CPUS, STALL_REPORTS, StallKind, StallReport, StalledCpu};
 pub use update::{rcu_read_lock, rcu_read_lock_held, rcu_read_unlock};
 
@@ -171,8 +184,8 @@ pub struct RcuConfig {
     /// `rcu_normal_wake_from_gp`, off in 6.12 and on in 7.3: [`synchronize_rcu`] queues its caller on a list that the
     /// grace-period thread wakes, in place of a callback.
     pub normal_wake_from_gp: bool,
-    /// `rcu_nocbs=all`: callbacks are called by a thread, not on the CPU that queued them. Two more threads must run:
-    /// [`rcu_nocb_gp_kthread`] and [`rcu_nocb_cb_kthread`].
+    /// `rcu_nocbs=all`: callbacks are called by threads, not on the CPU that queued them. [`RcuState::nocb_threads`] more
+    /// must run.
     pub nocb: bool,
     /// `CONFIG_RCU_LAZY`: with `nocb`, callbacks of [`call_rcu`] wait up to ten seconds for company.
     pub lazy: bool,

@@ -237,14 +237,14 @@ fn offloaded_callbacks_past_qhimark_wake_their_thread_by_force() {
         while now() < 50 * MS {
             let t = queue(cpu, rcu);
             let n = rcu.rda.this(cpu).cblist.n_cbs();
-            let (why, when) = rcu.nocb_gp.deferred();
+            let (why, when) = rcu.nocb_gp.of(0).deferred();
             if why == RCU_NOCB_WAKE_FORCE {
                 assert!(n > 200, "{n} queued");
                 assert!(when <= rcu.jiffies() + 1, "in the next jiffy");
                 seen.store(true, Ordering::Relaxed);
                 // Served.
                 busy_until(now() + 3 * MS);
-                assert_ne!(rcu.nocb_gp.deferred().0, RCU_NOCB_WAKE_FORCE);
+                assert_ne!(rcu.nocb_gp.of(0).deferred().0, RCU_NOCB_WAKE_FORCE);
                 let _ = t;
             }
             work_until(cpu, now() + 80_000, 80_000);

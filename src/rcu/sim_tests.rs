@@ -7,7 +7,7 @@
 
 use super::*;
 use crate::arch::arena::KRef;
-use crate::arch::sim::{SimConfig, SimMachine};
+use crate::arch::sim::{Jitter, SimConfig, SimMachine};
 use crate::arch::{Acquire, Arch, Job, Machine, Relaxed, Release, Sim};
 use crate::cpu::tick::{exit_to_user_mode, idle_loop, sysvec_apic_timer_interrupt};
 use crate::cpu::{TASK_RUNNING, testing::for_test_set};
@@ -57,12 +57,26 @@ impl Ran {
 /// Runs `body` on `n` workers; worker 0 ends the kernel when all are done. `late` ns pass before the grace-period thread
 /// comes up.
 pub(super) fn run(n: u32, cfg: RcuConfig, late: u64, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Ran {
-    let m = SimMachine::new(SimConfig { bytes_per_node: 16 << 20, ..SimConfig::nodes(1, n) }).unwrap();
+    run_jittered(n, cfg, late, None, body)
+}
+
+/// [`run`], in another interleaving.
+pub(super) fn run_jittered(
+    n: u32,
+    cfg: RcuConfig,
+    late: u64,
+    jitter: Option<Jitter>,
+    body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync,
+) -> Ran {
+    let kernel_threads = crate::cpu::nr_kthreads(n, cfg.nocb);
+    let m = SimConfig { bytes_per_node: 16 << 20, kernel_threads, ..SimConfig::nodes(1, n) };
+    let m = SimMachine::new(m).unwrap();
     m.reset();
+    m.set_jitter(jitter);
     let rcu = RcuState::<A>::new(m.arena(), n, |_| 0, &cfg);
-    let set = for_test_set::<A>(n + crate::cpu::NR_KTHREADS);
+    let set = for_test_set::<A>(n + crate::cpu::nr_kthreads(n, cfg.nocb));
     let (left, over) = (Atomic::<A, u32>::new(n), Atomic::<A, u32>::new(0));
-    let counters = Mutex::new(vec![[0; crate::cpu::stat::SLOTS]; n as usize + 3]);
+    let counters = Mutex::new(vec![[0; crate::cpu::stat::SLOTS]; (n + 1 + rcu.nocb_threads()) as usize]);
     let counters = &counters;
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for id in 0..n {
@@ -97,22 +111,16 @@ pub(super) fn run(n: u32, cfg: RcuConfig, late: u64, body: impl Fn(&Cpu<A>, &Rcu
             counters.lock().unwrap()[n as usize] = cpu.counters.snapshot();
         }),
     });
-    if cfg.nocb {
-        for i in 0..2 {
-            let set = &set;
-            jobs.push(Job {
-                cpu: None,
-                f: Box::new(move || {
-                    let cpu = set.cpu(n + 2 + i);
-                    if i == 0 {
-                        rcu_nocb_gp_kthread(&cpu, &rcu)
-                    } else {
-                        rcu_nocb_cb_kthread(&cpu, &rcu)
-                    }
-                    counters.lock().unwrap()[(n + 1 + i) as usize] = cpu.counters.snapshot();
-                }),
-            });
-        }
+    for i in 0..rcu.nocb_threads() {
+        let set = &set;
+        jobs.push(Job {
+            cpu: None,
+            f: Box::new(move || {
+                let cpu = set.cpu(n + 2 + i);
+                rcu.nocb_thread(&cpu, i);
+                counters.lock().unwrap()[(n + 1 + i) as usize] = cpu.counters.snapshot();
+            }),
+        });
     }
     m.run(jobs);
     assert_eq!(rcu.pending(), 0);
@@ -565,10 +573,12 @@ fn offloaded_callbacks_are_called_elsewhere_in_order_and_on_time() {
                     work_until(cpu, now() + every, every);
                 }
             }
-            all.lock().unwrap().push(mine);
+            all.lock().unwrap().push((cpu.id, mine));
         });
-        for mine in all.into_inner().unwrap() {
-            assert!(mine.iter().all(|t| t.cpu.load(Ordering::Relaxed) == 6), "rcuo has number 6");
+        for (id, mine) in all.into_inner().unwrap() {
+            // Behind three workers, the grace-period thread, a free number and the one rcuog of three CPUs.
+            let rcuo = u64::from(6 + id);
+            assert!(mine.iter().all(|t| t.cpu.load(Ordering::Relaxed) == rcuo), "CPU {id} has a rcuo of its own");
             assert!(mine.is_sorted_by_key(|t| t.called.load(Ordering::Relaxed)), "out of order");
             let least = mine.iter().map(|t| t.latency()).min().unwrap_or(u64::MAX);
             let most = mine.iter().map(|t| t.latency()).max().unwrap_or(0);
@@ -579,6 +589,26 @@ fn offloaded_callbacks_are_called_elsewhere_in_order_and_on_time() {
         assert_eq!(bypassed > n / 2, bypasses, "{bypassed} of {n}");
         assert_eq!(ran.sum(RcuExtCounter::NocbFlushes) > 0, bypasses);
         assert!(!ran.rcu.cb_latency_ns().is_empty());
+    }
+}
+
+/// One rcuo a CPU: CPUs whose callbacks take long do not wait for each other's. By one thread the last of four CPUs would be
+/// done after four times as long.
+#[test]
+fn offloaded_callbacks_of_several_cpus_are_called_at_once() {
+    const TAKES: u64 = 500_000;
+    for n in [1, 4, 9] {
+        let all = Mutex::new(Vec::new());
+        let ran = run(n, nocb_config(false), 0, |cpu, rcu| {
+            let mine: Vec<_> = (0..40).map(|_| queue_taking(cpu, rcu, TAKES)).collect();
+            work_until(cpu, now() + 100 * MS, 50_000);
+            all.lock().unwrap().extend(mine);
+        });
+        let most = all.into_inner().unwrap().iter().map(|t| t.latency()).max().unwrap_or(u64::MAX);
+        assert!((40 * TAKES..60 * TAKES).contains(&most), "{n} CPUs: the last was called after {most} ns");
+        // Every second or third CPU leads a group.
+        let groups = [(1, 1), (4, 2), (9, 3)].iter().find(|g| g.0 == n).map(|g| g.1);
+        assert_eq!(Some(ran.rcu.nocb_threads() - n), groups);
     }
 }
 

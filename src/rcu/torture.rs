@@ -47,7 +47,7 @@ impl Totals {
 /// Runs `body` on each of `n` workers of `rcu`, a shutdown like a real kernel's behind it, and checks the balance.
 fn run(rcu: State, n: u32, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Totals {
     let (left, over) = (AtomicU32::new(n), AtomicBool::new(false));
-    let nodes: AllLockNodes<A> = PerCpu::leak(n + 4, |_| LockNodes::new());
+    let nodes: AllLockNodes<A> = PerCpu::leak(n + crate::cpu::nr_kthreads(n, rcu.config().nocb), |_| LockNodes::new());
     let sum = Mutex::new([0u64; SLOTS]);
     let add = |cpu: &Cpu<A>| {
         let mut s = sum.lock().unwrap();
@@ -59,15 +59,13 @@ fn run(rcu: State, n: u32, body: impl Fn(&Cpu<A>, &RcuState<A>) + Sync) -> Total
             rcu_gp_kthread(&cpu, &rcu);
             add(&cpu);
         });
-        if rcu.config().nocb {
-            for (id, f) in [(n + 2, rcu_nocb_gp_kthread as fn(&Cpu<A>, &RcuState<A>)), (n + 3, rcu_nocb_cb_kthread)] {
-                let add = &add;
-                s.spawn(move || {
-                    let cpu = token(id, nodes, TickDevice::off(), 1);
-                    f(&cpu, &rcu);
-                    add(&cpu);
-                });
-            }
+        for i in 0..rcu.nocb_threads() {
+            let add = &add;
+            s.spawn(move || {
+                let cpu = token(n + 2 + i, nodes, TickDevice::off(), 1);
+                rcu.nocb_thread(&cpu, i);
+                add(&cpu);
+            });
         }
         for id in 0..n {
             let (body, left, over, add) = (&body, &left, &over, &add);

@@ -20,7 +20,7 @@ use super::rcu_seq::{
 };
 use super::tree_exp::{rcu_report_exp_cpu_mult, rcu_report_exp_rdp};
 use super::tree_init::{RcuData, RcuNode};
-use super::tree_nocb::{NocbGp, call_rcu_nocb};
+use super::tree_nocb::{NocbGp, call_rcu_nocb, rcu_nocb_stop};
 use super::tree_stall::{StallState, check_cpu_stall};
 use super::{RcuCallback, RcuConfig, RcuCounter, RcuHead};
 use crate::arch::arena::KRef;
@@ -75,8 +75,8 @@ pub struct RcuState<A: Arch> {
     pub(crate) barrier_sequence: Atomic<A, u64>,
     pub(crate) barrier: BarrierCount<A>,
     pub(crate) stall: StallState<A>,
-    /// What the threads of offloading sleep on.
-    pub(crate) nocb_gp: NocbGp<A>,
+    /// What the threads of offloading sleep on, by group; none where nothing is offloaded.
+    pub(crate) nocb_gp: PerCpu<A, NocbGp<A>>,
     /// Lengths of grace periods.
     pub(crate) gp_lengths: Ring,
     /// What follows callbacks, by CPU.
@@ -173,9 +173,7 @@ impl<A: Arch> RcuState<A> {
     /// Tells the grace-period thread to end (`kthread_stop()` without the wait), and those of offloading.
     pub fn stop(&self) {
         // ORDER: release, and the barrier in wake_up_process(); meets the test after set_current_state_sleeping().
-        if self.config.nocb {
-            self.nocb_gp.stop();
-        }
+        rcu_nocb_stop(self);
         self.stop.store(1, Release);
         if let Some(t) = NonNull::new(self.gp_kthread.load(Acquire)) {
             // SAFETY: the thread's task lives as long as its token, which outlives stop().

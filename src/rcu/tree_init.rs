@@ -17,7 +17,7 @@ use super::{RcuConfig, RcuHead};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Arena, Atomic, Hardware, Native, Plain};
 use crate::cpu::smp::CpuRemote;
-use crate::cpu::{NR_KTHREADS, PerCpu, Task};
+use crate::cpu::{PerCpu, Task, nocb_gp_stride, nocb_groups, nr_kthreads};
 use crate::sync::{Mutex, RawSpinLock};
 use std::alloc::Layout;
 use std::ptr::{NonNull, null_mut};
@@ -250,6 +250,7 @@ fn rcu_state<A: Arch>(
     leaves: usize,
     rda: PerCpu<A, RcuData<A>>,
     tracers: PerCpu<A, Tracer>,
+    nocb_gp: PerCpu<A, NocbGp<A>>,
     nr_cpus: u32,
     cfg: &RcuConfig,
 ) -> RcuState<A> {
@@ -298,7 +299,7 @@ fn rcu_state<A: Arch>(
         barrier_sequence: Atomic::new(0),
         barrier: BarrierCount::new(),
         stall: StallState::new(),
-        nocb_gp: NocbGp::new(),
+        nocb_gp,
         gp_lengths: Ring::new(),
         tracers,
         #[cfg(test)]
@@ -324,15 +325,19 @@ impl<A: Arch> RcuState<A> {
         // SAFETY: the capacity just leaked.
         let nodes = unsafe { rcu_init_one(at, &g, nr_cpus) };
         let leaves = g.levels[g.levels.len() - 1] as usize;
-        let rda = PerCpu::leak(nr_cpus + NR_KTHREADS, |cpu| rcu_data(nodes, leaves, cpu, cfg));
-        let tracers = PerCpu::leak(nr_cpus + NR_KTHREADS, |_| Tracer::new());
+        let total = nr_cpus + nr_kthreads(nr_cpus, cfg.nocb);
+        let rda = PerCpu::leak(total, |cpu| rcu_data(nodes, leaves, cpu, cfg));
+        let tracers = PerCpu::leak(total, |_| Tracer::new());
+        let groups = PerCpu::leak(if cfg.nocb { nocb_groups(nr_cpus) } else { 0 }, |_| NocbGp::new());
         // SAFETY: leaked.
-        Self::bind(unsafe { KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, tracers, nr_cpus, cfg)))) })
+        Self::bind(unsafe {
+            KRef::from_ref(Box::leak(Box::new(rcu_state(nodes, leaves, rda, tracers, groups, nr_cpus, cfg))))
+        })
     }
 }
 
 impl<A: Hardware> RcuState<A> {
-    /// `rcu_init()`: for workers `0..nr_cpus`, and [`NR_KTHREADS`] kernel threads with numbers above theirs; `node_of`
+    /// `rcu_init()`: for workers `0..nr_cpus`, and [`nr_kthreads`] kernel threads with numbers above theirs; `node_of`
     /// says on which node a worker's data goes.
     ///
     /// # Panics
@@ -347,10 +352,13 @@ impl<A: Hardware> RcuState<A> {
         let nodes = unsafe { rcu_init_one(at, &g, nr_cpus) };
         let leaves = g.levels[g.levels.len() - 1] as usize;
         let node_of = |cpu| if cpu < nr_cpus { node_of(cpu) } else { 0 };
-        let rda =
-            PerCpu::new(arena, nr_cpus + NR_KTHREADS, node_of, "rcu_data", |cpu| rcu_data(nodes, leaves, cpu, cfg));
-        let tracers = PerCpu::new(arena, nr_cpus + NR_KTHREADS, node_of, "rcu_tracer", |_| Tracer::new());
-        let rcu = arena.boot_new(0, rcu_state(nodes, leaves, rda, tracers, nr_cpus, cfg));
+        let total = nr_cpus + nr_kthreads(nr_cpus, cfg.nocb);
+        let rda = PerCpu::new(arena, total, node_of, "rcu_data", |cpu| rcu_data(nodes, leaves, cpu, cfg));
+        let tracers = PerCpu::new(arena, total, node_of, "rcu_tracer", |_| Tracer::new());
+        let stride = nocb_gp_stride(nr_cpus);
+        let groups = if cfg.nocb { nocb_groups(nr_cpus) } else { 0 };
+        let groups = PerCpu::new(arena, groups, |g| node_of(g * stride), "rcu_nocb_gp", |_| NocbGp::new());
+        let rcu = arena.boot_new(0, rcu_state(nodes, leaves, rda, tracers, groups, nr_cpus, cfg));
         A::label(rcu.as_ptr().cast(), size_of::<Self>(), "rcu_state");
         Self::bind(rcu)
     }

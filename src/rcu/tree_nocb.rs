@@ -2,14 +2,17 @@
 //! Offloaded and lazy callbacks [kernel/rcu/tree_nocb.h, 6.12]: options, off by default.
 //!
 //! With `nocb` a CPU only queues: onto its list under `nocb_lock`, or, beyond so many a jiffy, onto a bypass list with a
-//! lock of its own. A thread (`rcuog`) empties bypasses, asks for grace periods and waits for them; another (`rcuo`) calls
-//! what is ready, on no worker's CPU, so that what callbacks free is freed remotely. With `lazy` besides, callbacks that
+//! lock of its own. For each group of about sqrt(n) of n CPUs (`rcu_nocb_gp_stride`) a thread, `rcuog`, empties their
+//! bypasses, asks for grace periods and waits for them; for each CPU another, `rcuo`, calls what is ready, on no worker's
+//! CPU, so that what callbacks free is freed remotely. With `lazy` besides, callbacks that
 //! nobody is in a hurry for wait on the bypass for up to ten seconds, for `qhimark` of them, or for `rcu_barrier()`.
 //!
-//! custom: one `rcuog` and one `rcuo` for all CPUs; a kernel has one `rcuog` for about sqrt(n) of n CPUs and one `rcuo` a
-//! CPU, so that here the calling of many CPUs' callbacks queues up behind one thread. The timer of deferred wake-ups is the
-//! thread's own sleep: who arms it wakes the thread once, to look at the time. All CPUs are offloaded or none, kernel
-//! threads included; an `rcu_barrier()` puts its callback on an offloaded list itself, where the kernel asks the CPU to.
+//! custom: a kernel's `rcuo` runs on whatever CPU the scheduler gives it, and uses that CPU's slabs and pages; here it has
+//! a CPU number, and slabs and pages, of its own, so that what it frees reaches others by way of the nodes' lists. What a
+//! kernel thread queues, which has no CPU of its own in the kernel, is looked after by the threads of worker `id % n`. The
+//! timer of deferred wake-ups is the thread's own sleep: who arms it wakes the thread once, to look at the time. All CPUs
+//! are offloaded or none, kernel threads included; an `rcu_barrier()` puts its callback on an offloaded list itself, where
+//! the kernel asks the CPU to.
 //!
 //! dup: offloading at run time, polling threads, deferral of wake-ups while interrupts are off (they never are), the
 //! shrinker that flushes lazy callbacks, hurry at boot and at suspend.
@@ -30,7 +33,7 @@ use super::tree_init::RcuData;
 use super::{RcuExtCounter, RcuHead, RcuSlot};
 use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Atomic, Plain, Relaxed, Release, smp_mb};
-use crate::cpu::{Cpu, Task, sched};
+use crate::cpu::{Cpu, Task, nocb_gp_stride, nocb_groups, sched};
 use crate::sync::{RawSpinLock, raw_spin_lock, raw_spin_trylock, raw_spin_unlock};
 use std::ptr::{NonNull, null_mut};
 
@@ -53,6 +56,9 @@ pub(crate) struct Nocb<A: Arch> {
     pub lock: RawSpinLock<A>,
     /// There is nothing for `rcuo` to call.
     cb_sleep: Atomic<A, u32>,
+    /// The CPU's `rcuo`, and that it shall end.
+    cb_kthread: Atomic<A, *mut Task<A>>,
+    cb_stop: Atomic<A, u32>,
     /// Jiffy in which the list was last advanced while queueing.
     gp_adv_time: Plain<A, u64>,
     /// Jiffy of the last direct enqueue, and how many there were lately.
@@ -73,6 +79,8 @@ impl<A: Arch> Nocb<A> {
         Nocb {
             lock: RawSpinLock::new(),
             cb_sleep: Atomic::new(1),
+            cb_kthread: Atomic::new(null_mut()),
+            cb_stop: Atomic::new(0),
             gp_adv_time: Plain::new(0),
             nobypass_last: Plain::new(0),
             nobypass_count: Plain::new(0),
@@ -116,7 +124,8 @@ impl<A: Arch> Nocb<A> {
     }
 }
 
-/// The group's part: what `rcuog` sleeps on.
+/// A group's part: what its `rcuog` sleeps on.
+#[repr(C, align(64))]
 pub(crate) struct NocbGp<A: Arch> {
     /// `nocb_gp_lock`: the two below.
     lock: RawSpinLock<A>,
@@ -126,9 +135,8 @@ pub(crate) struct NocbGp<A: Arch> {
     /// Whether the thread may sleep.
     gp_sleep: Atomic<A, u32>,
     gp_kthread: Atomic<A, *mut Task<A>>,
-    cb_kthread: Atomic<A, *mut Task<A>>,
-    /// The threads shall end: one word each, taken by it.
-    stop: [Atomic<A, u32>; 2],
+    /// The thread shall end.
+    stop: Atomic<A, u32>,
 }
 
 impl<A: Arch> NocbGp<A> {
@@ -139,17 +147,7 @@ impl<A: Arch> NocbGp<A> {
             timer: Atomic::new(u64::MAX),
             gp_sleep: Atomic::new(1),
             gp_kthread: Atomic::new(null_mut()),
-            cb_kthread: Atomic::new(null_mut()),
-            stop: [Atomic::new(0), Atomic::new(0)],
-        }
-    }
-
-    /// Tells both threads to end.
-    pub fn stop(&self) {
-        for (stop, t) in self.stop.iter().zip([&self.gp_kthread, &self.cb_kthread]) {
-            // ORDER: release, and the barrier in wake_up_process(); meets the tests before the threads' sleeps.
-            stop.store(1, Release);
-            wake(t);
+            stop: Atomic::new(0),
         }
     }
 
@@ -173,9 +171,40 @@ fn wake<A: Arch>(task: &Atomic<A, *mut Task<A>>) {
     }
 }
 
+/// Tells all threads of offloading to end.
+pub(super) fn rcu_nocb_stop<A: Arch>(rcu: &RcuState<A>) {
+    // ORDER: release, and the barrier in wake_up_process(); meets the tests before the threads' sleeps.
+    for g in rcu.nocb_gp.iter() {
+        g.stop.store(1, Release);
+        wake(&g.gp_kthread);
+    }
+    if rcu.config.nocb {
+        for rdp in rcu.rda.iter().take(rcu.nr_cpus as usize) {
+            rdp.nocb.cb_stop.store(1, Release);
+            wake(&rdp.nocb.cb_kthread);
+        }
+    }
+}
+
+/// The worker whose threads look after a CPU's callbacks.
+#[inline(always)]
+fn served_with(nr_cpus: u32, cpu: u32) -> u32 {
+    if cpu < nr_cpus { cpu } else { cpu % nr_cpus }
+}
+
+/// A CPU's group: `nocb_gp_rdp` of it, by number.
+#[inline(always)]
+fn group_of(nr_cpus: u32, cpu: u32) -> u32 {
+    served_with(nr_cpus, cpu) / nocb_gp_stride(nr_cpus)
+}
+
+fn gp_of<'a, A: Arch>(rcu: &'a RcuState<A>, rdp: &RcuData<A>) -> &'a NocbGp<A> {
+    rcu.nocb_gp.of(group_of(rcu.nr_cpus, rdp.cpu))
+}
+
 /// `__wake_nocb_gp()`
-fn wake_nocb_gp<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, force: bool) {
-    let g = &rcu.nocb_gp;
+fn wake_nocb_gp<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>, force: bool) {
+    let g = gp_of(rcu, rdp);
     raw_spin_lock(cpu, &g.lock);
     if g.defer_wakeup.load(Relaxed) > RCU_NOCB_WAKE_NOT {
         g.defer_wakeup.store(RCU_NOCB_WAKE_NOT, Relaxed);
@@ -193,8 +222,7 @@ fn wake_nocb_gp<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, force: bool) {
 }
 
 /// `wake_nocb_gp_defer()`
-fn wake_nocb_gp_defer<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, waketype: u32) {
-    let g = &rcu.nocb_gp;
+fn wake_nocb_gp_defer<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, g: &NocbGp<A>, waketype: u32) {
     let j = rcu.jiffies();
     raw_spin_lock(cpu, &g.lock);
     let defer = g.defer_wakeup.load(Relaxed);
@@ -313,7 +341,7 @@ unsafe fn rcu_nocb_try_bypass<A: Arch>(
     let ncbs = n.bypass_len.load(Relaxed);
     let bypass_is_lazy = ncbs == n.lazy_len.load(Relaxed);
     // `rcu_scheduler_active`: before the thread is up nobody would empty a bypass.
-    if rcu.nocb_gp.gp_kthread.load(Relaxed).is_null() {
+    if gp_of(rcu, rdp).gp_kthread.load(Relaxed).is_null() {
         raw_spin_lock(cpu, &n.lock);
         // SAFETY: no callback.
         unsafe { rcu_nocb_flush_bypass(cpu, rdp, null_mut(), j, false) };
@@ -383,20 +411,20 @@ fn __call_rcu_nocb_wake<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<
         rdp.qlen_last_fqs_check.set(len);
         raw_spin_unlock(cpu, &n.lock);
         if lazy_len != 0 && bypass_len == lazy_len {
-            wake_nocb_gp_defer(cpu, rcu, RCU_NOCB_WAKE_LAZY);
+            wake_nocb_gp_defer(cpu, rcu, gp_of(rcu, rdp), RCU_NOCB_WAKE_LAZY);
         } else {
-            wake_nocb_gp(cpu, rcu, false);
+            wake_nocb_gp(cpu, rcu, rdp, false);
         }
     } else if len > rdp.qlen_last_fqs_check.get() + rcu.config.qhimark {
         rdp.qlen_last_fqs_check.set(len);
         advance_once_a_jiffy(cpu, rcu, rdp, rcu.jiffies());
         // ORDER: full; what was queued before the look at the timer.
         smp_mb::<A>();
-        let defer =
-            (n.cb_sleep.load(Relaxed) != 0 || !rdp.cblist.ready_cbs()) && rcu.nocb_gp.timer.load(Relaxed) == u64::MAX;
+        let defer = (n.cb_sleep.load(Relaxed) != 0 || !rdp.cblist.ready_cbs())
+            && gp_of(rcu, rdp).timer.load(Relaxed) == u64::MAX;
         raw_spin_unlock(cpu, &n.lock);
         if defer {
-            wake_nocb_gp_defer(cpu, rcu, RCU_NOCB_WAKE_FORCE);
+            wake_nocb_gp_defer(cpu, rcu, gp_of(rcu, rdp), RCU_NOCB_WAKE_FORCE);
         }
     } else {
         raw_spin_unlock(cpu, &n.lock);
@@ -444,7 +472,7 @@ pub(super) unsafe fn rcu_nocb_entrain<A: Arch>(
     let wake = was_alldone && rdp.cblist.pend_cbs();
     raw_spin_unlock(cpu, &rdp.nocb.lock);
     if wake {
-        wake_nocb_gp(cpu, rcu, false);
+        wake_nocb_gp(cpu, rcu, rdp, false);
     }
     done
 }
@@ -509,29 +537,32 @@ fn nocb_gp_look<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>, l: &
     }
     raw_spin_unlock(cpu, &n.lock);
     if needwake {
-        wake(&rcu.nocb_gp.cb_kthread);
+        wake(&rcu.rda.of(served_with(rcu.nr_cpus, rdp.cpu)).nocb.cb_kthread);
     }
     if needwake_gp {
         rcu_gp_kthread_wake(cpu, rcu);
     }
 }
 
-/// `nocb_gp_wait()`
-fn nocb_gp_wait<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
-    let g = &rcu.nocb_gp;
+/// `nocb_gp_wait()`, of group `group`.
+fn nocb_gp_wait<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, group: u32) {
+    let g = rcu.nocb_gp.of(group);
     let mut l = Look::default();
-    rcu.rda.iter().for_each(|rdp| nocb_gp_look(cpu, rcu, rdp, &mut l));
+    let mine = rcu.rda.iter().filter(|rdp| group_of(rcu.nr_cpus, rdp.cpu) == group);
+    mine.for_each(|rdp| nocb_gp_look(cpu, rcu, rdp, &mut l));
     if l.lazy && !l.bypass {
-        wake_nocb_gp_defer(cpu, rcu, RCU_NOCB_WAKE_LAZY);
+        wake_nocb_gp_defer(cpu, rcu, g, RCU_NOCB_WAKE_LAZY);
     } else if l.bypass {
-        wake_nocb_gp_defer(cpu, rcu, RCU_NOCB_WAKE_BYPASS);
+        wake_nocb_gp_defer(cpu, rcu, g, RCU_NOCB_WAKE_BYPASS);
     }
+    // The group's first CPU is its leader; its leaf shows the end of grace periods.
+    let leaf = &rcu.rda.of(group * nocb_gp_stride(rcu.nr_cpus)).mynode;
     loop {
         sched::set_current_state_sleeping(cpu);
-        let over = l.wait.is_some_and(|s| rcu_seq_done(rcu.leaf_nodes()[0].gp_seq.load(Relaxed), s));
+        let over = l.wait.is_some_and(|s| rcu_seq_done(leaf.gp_seq.load(Relaxed), s));
         // A timer ends with the jiffy after, as the wheel's do.
         let timer = g.timer.load(Relaxed);
-        if over || g.gp_sleep.load(Relaxed) == 0 || g.stop[0].load(Relaxed) != 0 || rcu.jiffies() > timer {
+        if over || g.gp_sleep.load(Relaxed) == 0 || g.stop.load(Relaxed) != 0 || rcu.jiffies() > timer {
             break;
         }
         sched::schedule(cpu, (timer != u64::MAX).then(|| (timer + 1) * rcu.period));
@@ -546,16 +577,16 @@ fn nocb_gp_wait<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
     raw_spin_unlock(cpu, &g.lock);
 }
 
-/// `rcu_nocb_gp_kthread()`, rcuog: until [`RcuState::stop`]. `cpu` is a kernel thread's token.
-pub fn rcu_nocb_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
-    let g = &rcu.nocb_gp;
+/// `rcu_nocb_gp_kthread()`, the rcuog of a group: until [`RcuState::stop`].
+fn rcu_nocb_gp_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, group: u32) {
+    let g = rcu.nocb_gp.of(group);
     // ORDER: release; meets wake().
     g.gp_kthread.store(cpu.task.as_ptr(), Release);
-    while g.stop[0].load(Relaxed) == 0 {
-        nocb_gp_wait(cpu, rcu);
+    while g.stop.load(Relaxed) == 0 {
+        nocb_gp_wait(cpu, rcu, group);
     }
     g.gp_kthread.store(null_mut(), Release);
-    g.stop[0].store(0, Relaxed);
+    g.stop.store(0, Relaxed);
 }
 
 /// `nocb_cb_wait()`, its part after the sleep: one batch of one CPU.
@@ -574,14 +605,16 @@ fn nocb_cb<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuData<A>) {
     }
 }
 
-/// `rcu_nocb_cb_kthread()`, rcuo: calls what is ready of every CPU, a batch of each in turn, until [`RcuState::stop`].
-pub fn rcu_nocb_cb_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
-    let g = &rcu.nocb_gp;
+/// `rcu_nocb_cb_kthread()`, the rcuo of a worker: calls what is ready of it, and of the kernel threads that it looks after,
+/// a batch of each in turn, until [`RcuState::stop`].
+fn rcu_nocb_cb_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, worker: u32) {
+    let n = &rcu.rda.of(worker).nocb;
+    let mine = || rcu.rda.iter().filter(|rdp| served_with(rcu.nr_cpus, rdp.cpu) == worker);
     // ORDER: release; meets wake().
-    g.cb_kthread.store(cpu.task.as_ptr(), Release);
+    n.cb_kthread.store(cpu.task.as_ptr(), Release);
     loop {
         let mut any = false;
-        for rdp in rcu.rda.iter() {
+        for rdp in mine() {
             if rdp.nocb.cb_sleep.load(Relaxed) == 0 {
                 any = true;
                 nocb_cb(cpu, rcu, rdp);
@@ -591,15 +624,61 @@ pub fn rcu_nocb_cb_kthread<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>) {
             continue;
         }
         sched::set_current_state_sleeping(cpu);
-        if g.stop[1].load(Relaxed) != 0 {
+        if n.cb_stop.load(Relaxed) != 0 {
             break;
         }
-        if rcu.rda.iter().all(|r| r.nocb.cb_sleep.load(Relaxed) != 0) {
+        if mine().all(|r| r.nocb.cb_sleep.load(Relaxed) != 0) {
             sched::schedule(cpu, None);
         }
         sched::set_current_state_running(cpu);
     }
     sched::set_current_state_running(cpu);
-    g.cb_kthread.store(null_mut(), Release);
-    g.stop[1].store(0, Relaxed);
+    n.cb_kthread.store(null_mut(), Release);
+    n.cb_stop.store(0, Relaxed);
+}
+
+impl<A: Arch> RcuState<A> {
+    /// Threads that offloading needs (`rcu_spawn_cpu_nocb_kthread()` for each CPU); 0 where nothing is offloaded.
+    pub fn nocb_threads(&self) -> u32 {
+        if self.config.nocb { nocb_groups(self.nr_cpus) + self.nr_cpus } else { 0 }
+    }
+
+    /// Body of the `nth` of them, on a kernel thread's token of its own: the rcuogs, then the rcuos.
+    pub fn nocb_thread(&self, cpu: &Cpu<A>, nth: u32) {
+        match nth.checked_sub(nocb_groups(self.nr_cpus)) {
+            None => rcu_nocb_gp_kthread(cpu, self, nth),
+            Some(worker) => rcu_nocb_cb_kthread(cpu, self, worker),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `rcu_organize_nocb_kthreads()`: leaders by number of CPUs.
+    #[test]
+    fn groups_are_the_kernels() {
+        for (n, leaders) in [
+            (1, &[0][..]),
+            (2, &[0]),
+            (3, &[0]),
+            (4, &[0, 2]),
+            (6, &[0, 3]),
+            (7, &[0, 3, 6]),
+            (8, &[0, 4]),
+            (16, &[0, 4, 8, 12]),
+            (24, &[0, 6, 12, 18]),
+            (64, &[0, 8, 16, 24, 32, 40, 48, 56]),
+        ] {
+            let stride = nocb_gp_stride(n);
+            let got: Vec<u32> = (0..nocb_groups(n)).map(|g| g * stride).collect();
+            assert_eq!(got, leaders, "{n} CPUs");
+            // Each CPU is of the last leader at or before it; a kernel thread of some worker's group.
+            for cpu in 0..n {
+                assert_eq!(leaders[group_of(n, cpu) as usize], *leaders.iter().rfind(|l| **l <= cpu).unwrap());
+            }
+            assert!((n..3 * n).all(|t| group_of(n, t) < nocb_groups(n) && served_with(n, t) < n));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use crate::arch::arena::ARENA_SIZE;
 use crate::arch::native::{NativeMachine, OsCpu};
 use crate::arch::sim::{SimConfig, SimMachine};
 use crate::arch::{Native, Sim};
-use crate::cpu::splitmix64;
+use crate::cpu::{nr_kthreads, splitmix64};
 use crate::host::{Host, PinKind, Slot};
 use crate::init::KernelConfig;
 use crate::measure::outcome::{Outcome, ReuseSeen, Seated};
@@ -327,6 +327,8 @@ impl Session {
                     .map(|(a, b)| distance(a, b))
                     .collect();
                 cfg.bytes_per_node = bytes;
+                cfg.kernel_threads =
+                    nr_kthreads(slots.len() as u32, self.request.kernel.rcu.nocb).max(cfg.kernel_threads);
                 SimMachine::new(cfg)
                     .map(|m| Machine::Sim(Box::new(m)))
                     .map_err(|e| format!("the simulated machine: {e}"))

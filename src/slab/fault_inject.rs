@@ -6,7 +6,9 @@
 //! numbers are of a sequence of their own, numbered over all CPUs, so that the rest of a run draws what it would have
 //! drawn; nothing fails before [`FaultInjection::arm`] or `fail_nth`, so that a kernel can boot and a workload can set
 //! itself up. All allocations may fail, as with the kernel's ignore-gfp-wait and min-order at 0, but for those
-//! under [`FaultInjection::nofail`] (`__GFP_NOFAIL`). stub: filters by task, cache and stack trace; messages.
+//! under [`FaultInjection::nofail`] (`__GFP_NOFAIL`). Per-CPU memory is a page allocation here: the kernel's percpu allocator
+//! asks for pages only where its chunk is full, and each of its callers must bear the answer. stub: filters by task, cache
+//! and stack trace; messages.
 //!
 //! Costs nothing where off: a cache whose allocations may fail has its hooks bit set and leaves the fast path by it; the
 //! page allocator looks at one word beside those it reads anyway.
@@ -171,6 +173,11 @@ impl FaultInjection {
     #[inline(never)]
     pub(super) fn should_fail_alloc_page<A: Hardware>(&self, cpu: &Cpu<A>, order: u32) -> bool {
         self.should_fail(cpu, &self.fail_page_alloc, 1 << order)
+    }
+
+    /// Whether this allocation of per-CPU memory is to fail, as one of a page (`pcpu_alloc_pages()`).
+    pub fn should_fail_alloc_percpu<A: Hardware>(&self, cpu: &Cpu<A>) -> bool {
+        self.should_fail(cpu, &self.fail_page_alloc, 1)
     }
 
     fn should_fail<A: Hardware>(&self, cpu: &Cpu<A>, point: &FaultPoint, size: i64) -> bool {

@@ -23,7 +23,7 @@ use super::kvfree_def::{
     store_snap,
 };
 use super::page_alloc::{alloc_page, free_page};
-use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, kfree_rcu_sheaf};
+use super::sheaf_rcu::{flush_all_rcu_sheaves, flush_rcu_sheaf, flush_rcu_sheaves_on_cache, kfree_rcu_sheaf};
 use super::slub::kfree;
 use super::slub_bulk::kmem_cache_free_bulk;
 use super::slub_def::{KmemCache, virt_to_slab};
@@ -655,13 +655,32 @@ pub fn flush_rcu_sheaves<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>) {
 /// PORT: the kernel has every CPU flush its sheaves first. Here the caller's are flushed, and those of the others only
 /// where none of them is up; a worker flushes its own with [`flush_rcu_sheaves`].
 pub fn kvfree_rcu_barrier<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>) {
-    let st = &*slab.kvfree;
     if cpu.hooks.get().is_some() {
         flush_rcu_sheaves(cpu, slab);
     } else {
         // SAFETY: a CPU without hooks is alone: boot, shutdown, small tests.
         unsafe { flush_all_rcu_sheaves(cpu, slab) };
     }
+    __kvfree_rcu_barrier(cpu, slab);
+}
+
+/// `kvfree_rcu_barrier_on_cache()` of 7.x, and what 6.12 does in its place: of one cache, whose sheaves alone are flushed;
+/// batches are waited for whosever objects they hold. The callers are those of `kmem_cache_destroy()`.
+///
+/// # Safety
+/// As [`flush_all_cpus`](super::flush_all_cpus).
+pub(super) unsafe fn kvfree_rcu_barrier_on_cache<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
+    if s.sheaf_capacity != 0 {
+        // SAFETY: the caller's.
+        unsafe { flush_rcu_sheaves_on_cache(cpu, s) };
+        rcu_barrier(cpu, &s.state.rcu);
+    }
+    __kvfree_rcu_barrier(cpu, &s.state);
+}
+
+/// `__kvfree_rcu_barrier()`: the batches.
+fn __kvfree_rcu_barrier<A: Hardware>(cpu: &Cpu<A>, slab: &SlabState<A>) {
+    let st = &*slab.kvfree;
     loop {
         for krcp in st.krc.iter() {
             raw_spin_lock(cpu, &krcp.lock);

@@ -10,7 +10,7 @@ use crate::arch::{Acquire, Arch, Atomic, Full, Job, Machine, Relaxed, Sim};
 use crate::cpu::testing::for_test_set;
 use crate::cpu::tick::{exit_to_user_mode, idle_loop};
 use crate::cpu::workqueue::{flush_on_this_thread, kworker};
-use crate::cpu::{Cpu, splitmix64};
+use crate::cpu::{Cpu, Errno, splitmix64};
 use crate::rcu::{QsPolicy, RcuConfig, RcuHead, rcu_gp_kthread, rcu_read_lock, rcu_read_unlock};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -56,6 +56,45 @@ fn blocks_hold_507_and_what_finds_none_is_chained() {
     assert_eq!(k.outstanding(), 5, "the cache of pages");
     drain_page_caches(&cpu, &k.slab);
     assert_eq!(k.outstanding(), 0);
+}
+
+/// What `kfree_rcu()` was given is the cache's until it is freed: in chains, blocks, batches under way and sheaves that are
+/// not full. Destroying the cache waits for all of it, and not for what somebody still has.
+#[test]
+fn destroying_a_cache_waits_for_what_kfree_rcu_was_given() {
+    for allocator in [Allocator::Slub, Allocator::Sheaves] {
+        for (n, kept) in [(3, false), (KVFREE_BULK_MAX_ENTR + 40, false), (7, true)] {
+            let (k, cpu) = (boot(2, 1, 64, SlabOptions { allocator, ..EXACT }), Cpu::for_test(0));
+            let s = k.cache(vma_args(0));
+            let give = |n| {
+                for _ in 0..n {
+                    let p = get(&cpu, &s);
+                    // SAFETY: an object of ours; its first two words are the head.
+                    unsafe { kfree_rcu(&cpu, &s, p.cast(), p) };
+                }
+            };
+            give(n);
+            // These in chains and blocks under either allocator.
+            queue(&k, &cpu, &s, n);
+            flush_on_this_thread(&cpu, &k.slab.kvfree.wq);
+            give(n);
+            let pending = k.slab.kvfree.pending() as usize;
+            println!("{allocator:?}, {n}: {pending} wait in the engine");
+            assert!(allocator == Allocator::Sheaves || pending >= n, "{n}: {pending}");
+            let still_held = kept.then(|| get(&cpu, &s));
+            // SAFETY: the only CPU.
+            let destroy = || unsafe { kmem_cache_destroy(&cpu, &s) };
+            if let Some(p) = still_held {
+                assert_eq!(destroy(), Err(Errno::EBUSY));
+                assert_eq!((s.live_objects(), k.slab.kvfree.pending()), (1, 0), "what was given is freed nonetheless");
+                super::tests::free(&cpu, &s, p);
+            }
+            assert_eq!(destroy(), Ok(()), "{allocator:?}, {n}");
+            assert_eq!((k.slab.kvfree.pending(), s.live_objects(), s.nr_slabs(), s.nr_sheaves()), (0, 0, 0, 0));
+            drain_page_caches(&cpu, &k.slab);
+            assert_eq!(k.outstanding(), 0, "{allocator:?}, {n}");
+        }
+    }
 }
 
 #[test]

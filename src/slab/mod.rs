@@ -57,6 +57,7 @@ pub use kvfree_rcu::{KvfreeRcu, drain_page_caches, flush_rcu_sheaves, kfree_rcu,
 pub use page_alloc::{
     NUMA_NO_NODE, PageAllocator, alloc_page, alloc_pages, alloc_pages_node, build_zonelists, clear_page,
     drain_all_pages, free_page, free_pages, free_unref_folios, memblock_free_all, page_alloc_init,
+    page_alloc_init_with,
 };
 pub use reuse::{REUSE_BINS, Reuse, ReuseCount, reuse_bin};
 pub use sheaf::SlabSheaf;

@@ -265,8 +265,18 @@ pub fn page_alloc_init<A: Hardware>(
     nr_cpus: u32,
     node_of: &dyn Fn(u32) -> u32,
 ) -> KRef<PageAllocator<A>> {
+    page_alloc_init_with(arena, nr_cpus, NR_KTHREADS, node_of)
+}
+
+/// [`page_alloc_init`] of a kernel with more kernel threads.
+pub fn page_alloc_init_with<A: Hardware>(
+    arena: &Arena,
+    nr_cpus: u32,
+    nr_kthreads: u32,
+    node_of: &dyn Fn(u32) -> u32,
+) -> KRef<PageAllocator<A>> {
     let nr_nodes = arena.nr_nodes();
-    let nr_cpu_ids = nr_cpus + NR_KTHREADS;
+    let nr_cpu_ids = nr_cpus + nr_kthreads;
     let node = |c| if c < nr_cpus { node_of(c) } else { 0 };
     let zones = boot_slice(arena, 0, nr_nodes as usize, |nid| {
         let nid = nid as u32;

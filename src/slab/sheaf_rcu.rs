@@ -146,12 +146,21 @@ pub fn flush_rcu_sheaf<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
 pub unsafe fn flush_all_rcu_sheaves<A: Hardware>(cpu: &Cpu<A>, slab: &super::SlabState<A>) {
     slab.for_each_cache(|s| {
         if s.sheaf_capacity != 0 {
-            for c in s.cpu_slab.iter() {
-                // SAFETY: a cache with percpu sheaves; its CPUs stand still.
-                flush_rcu_sheaf_of(cpu, s, unsafe { c.sheaves() });
-            }
+            // SAFETY: the caller's.
+            unsafe { flush_rcu_sheaves_on_cache(cpu, s) };
         }
     });
+}
+
+/// `flush_rcu_sheaves_on_cache()`: of one cache, which has sheaves.
+///
+/// # Safety
+/// As [`flush_all_rcu_sheaves`].
+pub(super) unsafe fn flush_rcu_sheaves_on_cache<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) {
+    for c in s.cpu_slab.iter() {
+        // SAFETY: a cache with percpu sheaves; its CPUs stand still.
+        flush_rcu_sheaf_of(cpu, s, unsafe { c.sheaves() });
+    }
 }
 
 fn flush_rcu_sheaf_of<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, pcs: &SlubPercpuSheaves<A>) {

@@ -174,14 +174,36 @@ fn objects_in_sheaves_travel_unharmed_too() {
     assert!(busy >= 12, "too quiet: something was missing in {} of 16 runs", 16 - busy);
 }
 
-#[test]
-fn both_allocators_bear_4_to_64_cpus() {
-    for (nodes, cpus, steps) in [(1, 4, 1000), (2, 16, 700), (4, 64, 300)] {
-        let m = machine(nodes, cpus);
-        for (seed, allocator) in [(1, Allocator::Slub), (2, Allocator::Sheaves), (3, Allocator::Sheaves)] {
-            torture(&m, Plan { seed, flags: 0, allocator, cpus, steps });
+/// Seeds of the large machines: `FAULTLINE_SIM_SEEDS`, four by default.
+fn seeds() -> u64 {
+    std::env::var("FAULTLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4)
+}
+
+/// Every kind of cache on many CPUs: at the end each run finds its objects, slabs, sheaves and pages gone.
+fn bear(nodes: u32, cpus: u32, steps: u32) {
+    let m = machine(nodes, cpus);
+    for seed in 1..=seeds() {
+        for allocator in [Allocator::Slub, Allocator::Sheaves] {
+            for flags in [0, SLAB_TYPESAFE_BY_RCU] {
+                torture(&m, Plan { seed, flags, allocator, cpus, steps });
+            }
         }
     }
+}
+
+#[test]
+fn both_allocators_bear_4_cpus() {
+    bear(1, 4, 1000);
+}
+
+#[test]
+fn both_allocators_bear_16_cpus() {
+    bear(2, 16, 600);
+}
+
+#[test]
+fn both_allocators_bear_64_cpus() {
+    bear(4, 64, 260);
 }
 
 const TORN_SEED: &str = "FAULTLINE_TORN_SEED";

@@ -7,6 +7,7 @@
 //! real kernel. A cache that cannot be created is a mistake of the program, so creation panics (SLAB_PANIC).
 //! stub: the other kmalloc families, user-copy windows, debugging.
 
+use super::kvfree_rcu::kvfree_rcu_barrier_on_cache;
 use super::page_alloc::{MAX_PAGE_ORDER, PAGE_ALLOC_COSTLY_ORDER, boot_slice};
 use super::sheaf::{
     calculate_sheaf_capacity, init_barns, init_percpu_sheaves, own_percpu_sheaves, pcs_destroy, shrink_barns,
@@ -394,8 +395,9 @@ pub unsafe fn kmem_cache_shrink<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> 
     remain
 }
 
-/// `kmem_cache_destroy()`: gives everything back and forgets the cache. For a type-stable cache it waits for the pages
-/// of all emptied slabs.
+/// `kmem_cache_destroy()`: gives everything back and forgets the cache. Objects that were handed to `kfree_rcu()` are waited
+/// for (from 6.12 on), not those of a caller's own `call_rcu()`; for a type-stable cache also the pages of all emptied
+/// slabs.
 ///
 /// # Errors
 /// `EBUSY` when objects are live: the cache stays, and leaks.
@@ -404,7 +406,10 @@ pub unsafe fn kmem_cache_shrink<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> 
 /// As [`flush_all_cpus`]; after `Ok` nobody uses the cache. RCU works (its kernel thread runs), or nothing is pending.
 pub unsafe fn kmem_cache_destroy<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>) -> Result<(), Errno> {
     // SAFETY: the caller's.
-    unsafe { flush_all_cpus(cpu, s) };
+    unsafe {
+        kvfree_rcu_barrier_on_cache(cpu, s);
+        flush_all_cpus(cpu, s);
+    }
     if s.sheaf_capacity != 0 {
         // Sheaves behind a grace period name the cache.
         rcu_barrier(cpu, &s.state.rcu);

@@ -260,7 +260,7 @@ impl<A: Hardware> KmemCache<A> {
     }
 
     /// What waits of what this CPU queued. A callback is called on the CPU that queued it, but for offloaded ones: then
-    /// the one thread that calls them looks at all CPUs.
+    /// the threads that call them look at all CPUs.
     fn waiting_in(&self, c: &KmemCacheCpu<A>, what: Waiting) -> u64 {
         if self.state.rcu.config().nocb {
             return self.waiting(what);

@@ -2,7 +2,8 @@
 //! The allocator against what is known of the kernel's: geometry, exact counters of fixed workloads (slab.md 1.7, 6.2,
 //! 7.2), and invariants under random sequences and threads.
 
-use super::slab_common::{calculate_sizes, kmalloc_class};
+use super::model::slub::tables::ONE_OBJECT;
+use super::slab_common::{calculate_sizes, calculate_sizes_for, kmalloc_class};
 use super::*;
 use crate::arch::{Arena, Atomic, Relaxed};
 use crate::cpu::testing::for_test_set;
@@ -137,6 +138,102 @@ fn geometry_by_cpu_count_is_the_kernels() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The limits by the bytes of an object, at both sides of each border: order, objects, slabs of a CPU's stack, empty slabs
+/// that a node keeps, objects of a sheaf; and what is left over behind the last object.
+#[test]
+fn limits_and_tails_are_the_kernels() {
+    let g = |size, cpus, line, flags, allocator| {
+        let a = KmemCacheArgs { name: "t", size, flags, ..KmemCacheArgs::default() };
+        calculate_sizes_for(&a, cpus, line, allocator).unwrap()
+    };
+    // Objects that a CPU's stack is for, counted in full slabs twice over: 120, 52 from 256 bytes on, 24 from 1 KiB, 6 from
+    // 4 KiB.
+    for (size, objects, stack) in
+        [(248, 120u32, 15), (256, 52, 7), (1016, 52, 7), (1024, 24, 3), (4088, 24, 6), (4096, 6, 2)]
+    {
+        let g = g(size, 4, 64, 0, Allocator::Slub);
+        assert_eq!(g.cpu_partial_slabs, (2 * objects).div_ceil(g.objects), "{size}");
+        assert_eq!(g.cpu_partial_slabs, stack, "{size}");
+    }
+    // Half the logarithm, 5 at least and 10 at most.
+    for (size, kept) in [
+        (8, 5),
+        (192, 5),
+        (4088, 5),
+        (4096, 6),
+        (16_376, 6),
+        (16_384, 7),
+        (65_536, 8),
+        (1 << 18, 9),
+        (1 << 20, 10),
+        (1 << 22, 10),
+    ] {
+        for allocator in [Allocator::Slub, Allocator::Sheaves] {
+            assert_eq!(g(size, 4, 64, 0, allocator).min_partial, kept, "{size}");
+        }
+    }
+    for (size, capacity) in [(192, 60), (248, 60), (256, 28), (1016, 28), (1024, 12), (4088, 12), (4096, 4)] {
+        let g = g(size, 4, 64, 0, Allocator::Sheaves);
+        assert_eq!((g.sheaf_capacity, g.cpu_partial_slabs), (capacity, 0), "{size}");
+    }
+    // Behind the last object of a slab of one page.
+    for (size, tail) in [(160, 96), (176, 48), (184, 48), (192, 64), (256, 0), (40, 16)] {
+        let g = g(size, 4, 64, 0, Allocator::Slub);
+        assert_eq!((g.order, 4096 - g.objects as usize * g.size), (0, tail), "{size}");
+    }
+    // Lines of 128 bytes make one size of all VMAs.
+    for size in [160, 176, 184, 192] {
+        assert_eq!(g(size, 4, 128, SLAB_HWCACHE_ALIGN, Allocator::Slub).size, 256, "{size}");
+    }
+}
+
+/// Every request of 1 to 8192 bytes, and the caches of the classes, for 4 CPUs and for 64.
+#[test]
+fn kmalloc_classes_are_the_kernels() {
+    /// Order, objects, slabs of a CPU's stack.
+    type Shape = (u32, u32, u32);
+    const CLASSES: [(usize, [Shape; 2]); 13] = [
+        (8, [(0, 512, 1), (0, 512, 1)]),
+        (16, [(0, 256, 1), (0, 256, 1)]),
+        (32, [(0, 128, 2), (0, 128, 2)]),
+        (64, [(0, 64, 4), (0, 64, 4)]),
+        (96, [(0, 42, 6), (0, 42, 6)]),
+        (128, [(0, 32, 8), (0, 32, 8)]),
+        (192, [(0, 21, 12), (1, 42, 6)]),
+        (256, [(0, 16, 7), (1, 32, 4)]),
+        (512, [(1, 16, 7), (2, 32, 4)]),
+        (1024, [(2, 16, 3), (3, 32, 2)]),
+        (2048, [(3, 16, 3), (3, 16, 3)]),
+        (4096, [(3, 8, 2), (3, 8, 2)]),
+        (8192, [(3, 4, 3), (3, 4, 3)]),
+    ];
+    let mut below = 0;
+    for (class, _) in CLASSES {
+        for size in below + 1..=class {
+            assert_eq!(kmalloc_class(size), Some(class), "{size} bytes");
+        }
+        below = class;
+    }
+    assert_eq!((below, kmalloc_class(below + 1)), (8192, None));
+    for (i, cpus) in [4, 64].into_iter().enumerate() {
+        let cpu = Cpu::for_test(0);
+        for (class, want) in CLASSES {
+            let align = 1 << class.trailing_zeros();
+            let a = KmemCacheArgs { name: "t", size: class, align, ..KmemCacheArgs::default() };
+            let g = calculate_sizes(&a, cpus, 64).unwrap();
+            assert_eq!((g.size, g.order, g.objects, g.cpu_partial_slabs), (class, want[i].0, want[i].1, want[i].2));
+            assert_eq!(g.offset, class / 2 / 8 * 8, "{class}: the free pointer is in the middle");
+            let k = boot(2, 1, 8, EXACT);
+            let s = kmalloc_cache_create(&k.arena, k.slab, class);
+            assert!(s.name.starts_with("kmalloc-") && s.size() == class, "{}", s.name);
+            let p: Vec<_> = (0..3).map(|_| get(&cpu, &s)).collect();
+            // 96 by 32, 192 by 64, the others by themselves.
+            assert!(p.iter().all(|p| (*p as usize).is_multiple_of(align)), "{class}: {p:?}");
+            p.into_iter().for_each(|p| free(&cpu, &s, p));
+        }
+    }
 }
 
 #[test]
@@ -412,6 +509,16 @@ fn expect_row(live: usize, batch: usize, want: Row) {
 fn workload_r_freeing_at_once() {
     let (alloc, free) = ((6991, 93_009), (1996, 98_004));
     expect_row(1000, 0, Row { hot: 91_983, alloc, free, list_lock: 0, alloc_slab: 0, hw: 48, ..Row::default() });
+}
+
+/// One live object: the victim is always the other one. The whole row is the model's, too.
+#[test]
+fn workload_r_of_one_object() {
+    for (batch, [hot, fast, slow, free_fast, free_slow, list_lock, alloc_slab, hw]) in ONE_OBJECT {
+        let row =
+            Row { hot, alloc: (fast, slow), free: (free_fast, free_slow), list_lock, alloc_slab, hw, ..Row::default() };
+        expect_row(1, batch, row);
+    }
 }
 
 #[test]

@@ -215,6 +215,7 @@ mod tests {
         Cpu::for_test(0)
     }
 
+    /// L12, first part.
     #[test]
     fn a_dead_count_stays_dead_to_conditional_increments() {
         let cpu = cpu();

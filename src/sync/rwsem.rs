@@ -2,8 +2,13 @@
 //! `rw_semaphore`: the sleeping reader-writer lock behind `mmap_lock` and, before 6.15, behind each VMA's lock.
 //!
 //! Follows kernel/locking/rwsem.c and include/linux/rwsem.h of 6.12, without lock debugging and without PREEMPT_RT. 7.3
-//! differs by its wait list (a ring of waiters, 8 bytes less, which is not built) and, with its hung task detector, by
-//! [`rwsem_clear_reader_owned`] on each read unlock, an option of the kernel booted.
+//! differs by four things, of which `v7.3` runs 6.12's form of all but the last:
+//! - its wait list is a ring that the lock knows the first waiter of: 32 bytes in place of 40, so that in an `mm_struct`
+//!   what follows `mmap_lock` lies 8 bytes earlier; adding and taking out a waiter touches other waiters alike;
+//! - `rwsem_is_contended()` looks whether there is a first waiter; here, and in effect in both, it is the waiters bit;
+//! - a reader sets its task's state before it looks for its grant for the first time, which 6.12 does at the head of its
+//!   loop: the same order;
+//! - with its hung task detector [`rwsem_clear_reader_owned`] comes before each read unlock, an option of the kernel booted.
 //!
 //! Beside this file: the queue (`wait_list.rs`), optimistic spinning (`rwsem_spin.rs`).
 //!
@@ -626,12 +631,23 @@ pub(super) fn wait_to_be_given<A: Arch>(
 
 /// `rwsem_try_write_lock()`: with `wait_lock` held, for a queued writer. On success it has left the queue.
 fn rwsem_try_write_lock<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, waiter: &RwsemWaiter<A>) -> bool {
+    try_write_lock(cpu, sem, waiter, true)
+}
+
+/// [`rwsem_try_write_lock`], with the respect for another's handoff as a parameter, so that a model can do without.
+#[inline(always)]
+pub(super) fn try_write_lock<A: Arch>(
+    cpu: &Cpu<A>,
+    sem: &RwSemaphore<A>,
+    waiter: &RwsemWaiter<A>,
+    respects: bool,
+) -> bool {
     // SAFETY: at least `waiter` is queued, lock held.
     let first = unsafe { waiter_at(sem.wait_list.first()) };
     let mut count = sem.count.load(Relaxed);
     loop {
         let has_handoff = count & RWSEM_FLAG_HANDOFF != 0;
-        if has_handoff && first.handoff_set.load(Relaxed) != 0 && !std::ptr::eq(waiter, first) {
+        if respects && has_handoff && first.handoff_set.load(Relaxed) != 0 && !std::ptr::eq(waiter, first) {
             return false;
         }
         let mut new = count;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What tests and models ask of an rwsem and do to it: its invariants, its queue, states that nobody built up, and a twin
-//! that is broken on purpose.
+//! What tests and models ask of an rwsem and do to it: its invariants, its queue, states that nobody built up, and twins
+//! that are broken on purpose.
 
 use super::rwsem::{
-    RWSEM_FLAG_HANDOFF, RWSEM_FLAG_WAITERS, RWSEM_NONSPINNABLE, RWSEM_READER_BIAS, RWSEM_READER_SHIFT,
-    RWSEM_WRITER_LOCKED, RwSemaphore, prepare_waiter, wait_to_be_given,
+    RWSEM_FLAG_HANDOFF, RWSEM_FLAG_WAITERS, RWSEM_LOCK_MASK, RWSEM_NONSPINNABLE, RWSEM_READER_BIAS, RWSEM_READER_SHIFT,
+    RWSEM_WRITER_LOCKED, RwSemaphore, prepare_waiter, try_write_lock, wait_to_be_given,
 };
-use super::rwsem_spin::owner_task;
+use super::rwsem_spin::{owner_task, try_write_lock_unqueued};
 use super::{raw_spin_lock, raw_spin_unlock};
-use crate::arch::{Arch, Relaxed};
+use crate::arch::{Acquire, Arch, Relaxed};
 use crate::cpu::sched::TASK_KILLABLE;
 use crate::cpu::{Cpu, Errno};
 use std::ptr::NonNull;
@@ -99,6 +99,42 @@ impl<A: Arch> RwSemaphore<A> {
     pub(crate) fn down_read_killable_without_second_look(&self, cpu: &Cpu<A>) -> Result<(), Errno> {
         self.queue_reader(cpu);
         wait_to_be_given(cpu, self, &cpu.task.waiter, TASK_KILLABLE, |_| true)
+    }
+
+    /// The broken twin of a spinning writer: the handoff bit does not keep it out.
+    pub(crate) fn down_write_spinning_past_handoff(&self, cpu: &Cpu<A>) {
+        while !try_write_lock_unqueued(cpu, self, RWSEM_LOCK_MASK) {
+            A::cpu_relax();
+        }
+    }
+
+    /// The broken twin of a queued writer: a handoff to the one before it does not keep it back.
+    pub(crate) fn down_write_queued_past_handoff(&self, cpu: &Cpu<A>) {
+        let w = prepare_waiter(cpu, 0);
+        raw_spin_lock(cpu, &self.wait_lock);
+        if self.wait_list.is_empty() {
+            self.count.fetch_or(RWSEM_FLAG_WAITERS, Relaxed);
+        }
+        self.wait_list.add_tail(w);
+        while !try_write_lock(cpu, self, w, false) {
+            raw_spin_unlock(cpu, &self.wait_lock);
+            A::cpu_relax();
+            raw_spin_lock(cpu, &self.wait_lock);
+        }
+        raw_spin_unlock(cpu, &self.wait_lock);
+    }
+
+    /// The broken twin of a reader: it steals whenever there is no writer.
+    pub(crate) fn down_read_past_handoff(&self) {
+        let mut count = self.count.load(Relaxed);
+        loop {
+            if count & RWSEM_WRITER_LOCKED != 0 {
+                A::cpu_relax();
+                count = self.count.load(Relaxed);
+            } else if self.count.try_cmpxchg(count + RWSEM_READER_BIAS, &mut count, Acquire) {
+                return;
+            }
+        }
     }
 
     /// Puts a reader of `cpu` into the queue as the slow path does, without sleeping.

@@ -99,8 +99,14 @@ fn rwsem_rspin_threshold<A: Arch>(sem: &RwSemaphore<A>) -> u64 {
 
 /// `rwsem_try_write_lock_unqueued()`: past the queue, unless a handoff is under way.
 fn rwsem_try_write_lock_unqueued<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) -> bool {
+    try_write_lock_unqueued(cpu, sem, RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF)
+}
+
+/// [`rwsem_try_write_lock_unqueued`], with the bits that keep it out as a parameter, so that a model can do with fewer.
+#[inline(always)]
+pub(super) fn try_write_lock_unqueued<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, keep_out: i64) -> bool {
     let mut count = sem.count.load(Relaxed);
-    while count & (RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF) == 0 {
+    while count & keep_out == 0 {
         // ORDER: acquire; meets up_read() and up_write().
         if sem.count.try_cmpxchg(count | RWSEM_WRITER_LOCKED, &mut count, Acquire) {
             rwsem_set_owner(cpu, sem);

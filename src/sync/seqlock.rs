@@ -84,6 +84,7 @@ mod tests {
     use super::*;
     use crate::arch::Native;
 
+    /// L11, and of L15 the count that wraps.
     #[test]
     fn a_reader_notices_any_writer_and_only_a_writer() {
         let s = Seqcount::<Native>::new(u32::MAX - 1);

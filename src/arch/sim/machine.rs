@@ -40,7 +40,7 @@ pub struct SimConfig {
     pub distance: Vec<u32>,
     /// Memory of each node, bytes.
     pub bytes_per_node: usize,
-    /// CPUs beyond the workers, one for each kernel thread that may run; they are on node 0.
+    /// CPUs beyond the workers, one for each kernel thread that may run (`cpu::nr_kthreads()`); they are on node 0.
     pub kernel_threads: u32,
     /// What accesses cost.
     pub price: Price,

@@ -5,6 +5,12 @@
 //! over.
 //!
 //! The caches are shrunk and the per-CPU pages drained before each attempt, so that an object costs a page.
+//!
+//! Whether an allocation can be refused at all is a matter of where it is asked for: all objects go through
+//! `slab_pre_alloc_hook()`, one by one, in bulk and for prefilled sheaves; all pages, those of slabs and of big sheaves
+//! included, through `alloc_pages_node()`; per-CPU cells through `should_fail_alloc_percpu()`. [`SITES`] lists who asks, and
+//! who tests it; a file that is missing there fails a test. Not refused: what a kernel allocates while it boots, and
+//! what is under `nofail()`.
 
 use super::*;
 use crate::cpu::Errno;
@@ -32,6 +38,7 @@ on_every_variant! {
     fn faulting_unwinds = faulting;
     fn dropping_pages_and_exit_need_no_memory = dropping;
     fn a_new_mm_unwinds = new_mm;
+    fn a_new_mm_without_cells_unwinds = no_cells;
     fn forking_unwinds = forking;
     fn faults_in_files_unwind = file_faults;
     fn stores_into_a_tree_unwind = stores;
@@ -310,20 +317,47 @@ fn dropping<K: Kconfig<A = Native>>(boot: Boot) {
 
 fn new_mm<K: Kconfig<A = Native>>(boot: Boot) {
     with_failures::<K>(boot, |cpu, k| {
+        let mms = || (k.mm_cachep.live_objects(), k.percpu_counters.in_use());
+        let none = mms();
+        let mut failed = 0;
         for n in 1.. {
             dry(cpu, k);
+            let pages = k.pages.outstanding();
             k.slab.faults.set_fail_nth(cpu, n);
             let mm = try_mm_alloc(cpu, k);
             let met = k.slab.faults.set_fail_nth(cpu, 0) == 0;
             assert!(n != 1 || mm.is_none(), "no mm_struct, no mm");
+            assert!(met || mm.is_some(), "no mm, but nothing was refused");
             if let Some(mm) = mm {
                 mmput(cpu, k, mm);
+            } else {
+                failed += 1;
             }
+            assert_eq!(mms(), none, "allocation {n}");
+            dry(cpu, k);
+            // With sheaves, an empty one may have been made on the way, and stays.
+            assert!(k.pages.outstanding() == pages || boot.slab == Allocator::Sheaves, "allocation {n}");
             if !met {
-                assert!(n > 2);
                 break;
             }
         }
+        assert_eq!(failed, 3, "the structure, its top table, its counters' cells; a slab's page is asked for twice");
+    });
+}
+
+/// Cells that are really out, with nothing refused on purpose: the same way back.
+fn no_cells<K: Kconfig<A = Native>>(boot: Boot) {
+    with_failures::<K>(boot, |cpu, k| {
+        let mms = || (k.mm_cachep.live_objects(), k.percpu_counters.in_use());
+        let none = mms();
+        let mut taken = Vec::new();
+        while let Some(mm) = try_mm_alloc(cpu, k) {
+            taken.push(mm);
+        }
+        assert_eq!(k.percpu_counters.in_use() as usize, crate::sync::percpu_counter::GROUPS);
+        assert_eq!(k.mm_cachep.live_objects(), none.0 + taken.len() as i64);
+        taken.into_iter().for_each(|mm| mmput(cpu, k, mm));
+        assert_eq!(mms(), none);
     });
 }
 
@@ -582,4 +616,75 @@ fn growing<K: Kconfig<A = Native>>(boot: Boot) {
             );
         }
     });
+}
+
+/// Files that allocate, how many calls they make, and where each is refused: a test of this file, or of another.
+const SITES: [(&str, usize, &str); 16] = [
+    ("maple_tree/dup.rs", 1, "forking"),
+    ("maple_tree/prealloc.rs", 4, "stores, mapping, unmapping; alone: maple_tree/oracle.rs"),
+    ("mm/file.rs", 3, "file_faults"),
+    ("mm/fork.rs", 2, "new_mm, no_cells, forking"),
+    ("mm/mmu_gather.rs", 1, "dropping: a luxury"),
+    ("mm/pgtable.rs", 1, "faulting, new_mm, moving, forking"),
+    ("mm/rmap.rs", 2, "faulting, forking, growing"),
+    ("mm/util.rs", 1, "not refused: at boot"),
+    ("mm/vma_init.rs", 2, "mapping, mapping_over, unmapping, forking"),
+    ("mm/xarray.rs", 1, "file_faults"),
+    ("slab/kvfree_rcu.rs", 2, "a luxury: objects are chained instead; stores and unmapping of kernels with kfree_rcu"),
+    ("slab/memcg.rs", 1, "a luxury: the object is not charged; slab/memcg.rs"),
+    ("slab/page_alloc.rs", 2, "the callers' own, passed on"),
+    (
+        "slab/sheaf.rs",
+        2,
+        "every operation under @sheaves: without a sheaf, straight to the slabs; slab/sheaf_invariants.rs",
+    ),
+    ("slab/sheaf_bulk.rs", 1, "stores"),
+    ("slab/slub.rs", 2, "every operation: a new slab, first of its order, then of the least"),
+];
+
+#[test]
+fn every_allocation_site_is_known() {
+    const CALLS: [&str; 9] = [
+        "kmem_cache_alloc(",
+        "kmem_cache_alloc_node(",
+        "kmem_cache_alloc_bulk(",
+        "kmem_cache_prefill_sheaf(",
+        "kmem_cache_refill_sheaf(",
+        "alloc_page(",
+        "alloc_pages(",
+        "alloc_pages_node(",
+        "percpu_counter_init_many(",
+    ];
+    fn files(dir: &std::path::Path, out: &mut Vec<std::path::PathBuf>) {
+        for e in std::fs::read_dir(dir).unwrap() {
+            let p = e.unwrap().path();
+            if p.is_dir() { files(&p, out) } else { out.push(p) }
+        }
+    }
+    let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = Vec::new();
+    ["mm", "maple_tree", "slab", "sync", "rcu"].iter().for_each(|d| files(&src.join(d), &mut all));
+    let mut found: Vec<(String, usize)> = Vec::new();
+    for f in all {
+        let name = f.strip_prefix(&src).unwrap().to_str().unwrap().to_string();
+        if ["test", "model", "torture", "invariants", "oracle", "golden"].iter().any(|t| name.contains(t)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&f).unwrap();
+        // Tests at the foot of a file are no sites; nor are definitions and comments.
+        let text = text.split("#[cfg(test)]\nmod ").next().unwrap();
+        let code = text.lines().map(str::trim_start).filter(|l| !l.starts_with("//") && !l.contains("fn "));
+        // A longer name ends with a shorter one.
+        let called = |l: &str, c: &str| {
+            l.match_indices(c).filter(|(i, _)| !l[..*i].ends_with(|b: char| b == '_' || b.is_alphanumeric())).count()
+        };
+        let n: usize = code.map(|l| CALLS.iter().map(|c| called(l, c)).sum::<usize>()).sum();
+        if n > 0 {
+            found.push((name, n));
+        }
+    }
+    found.sort();
+    let mut known: Vec<_> = SITES.iter().map(|(f, n, _)| (f.to_string(), *n)).collect();
+    known.sort();
+    assert_eq!(found, known, "a site that nobody has thought of, or one that is gone");
 }

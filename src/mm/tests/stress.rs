@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Threads that fault against threads that map and unmap, on every variant: balances hold and nothing is left.
 //! On x86 a pass says little about orderings (that is what `src/check` is for); it says that locks, counts and
-//! memory are handed over whole.
+//! memory are handed over whole (L14: two address spaces that live off the same few slots).
 
 use super::*;
 use crate::cpu::Counter;

@@ -26,8 +26,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug)]
 struct Case {
     allocator: Allocator,
-    /// Bytes of an object, objects of a slab, slabs of a CPU's stack, objects of a sheaf: as published for 4 CPUs.
-    geometry: (usize, u32, usize, usize),
+    geometry: Published,
     nr_cpus: usize,
     nr_nodes: usize,
     typesafe: bool,
@@ -37,9 +36,15 @@ struct Case {
     seed: u64,
 }
 
-const G40: (usize, u32, usize, usize) = (40, 102, 3, 60);
-const G192: (usize, u32, usize, usize) = (192, 21, 12, 60);
-const G256: (usize, u32, usize, usize) = (256, 16, 7, 28);
+/// As published for 4 CPUs: bytes of an object, objects of a slab, slabs of a CPU's stack, objects of a sheaf, empty slabs
+/// that a node keeps.
+type Published = (usize, u32, usize, usize, usize);
+const G40: Published = (40, 102, 3, 60, 5);
+const G192: Published = (192, 21, 12, 60, 5);
+const G256: Published = (256, 16, 7, 28, 5);
+// The other limits of stacks, sheaves and lists.
+const G1024: Published = (1024, 16, 3, 12, 5);
+const G4096: Published = (4096, 8, 2, 4, 6);
 
 struct Pair {
     case: Case,
@@ -59,7 +64,7 @@ impl Pair {
     fn new(case: Case) -> Pair {
         let options = SlabOptions { allocator: case.allocator, hardened: case.hardened, ..EXACT };
         let k = boot(case.nr_cpus as u32, case.nr_nodes as u32, 24, options);
-        let (size, objects, cpu_partial_slabs, capacity) = case.geometry;
+        let (size, objects, cpu_partial_slabs, capacity, min_partial) = case.geometry;
         let s = k.cache(KmemCacheArgs {
             name: "twin",
             size,
@@ -84,7 +89,7 @@ impl Pair {
             nr_nodes: case.nr_nodes,
             objects,
             cpu_partial_slabs,
-            min_partial: 5,
+            min_partial,
             capacity,
             typesafe: case.typesafe,
             defrag: case.defrag,
@@ -394,6 +399,35 @@ fn run_all(allocator: Allocator, steps_each: u32) -> (usize, Vec<&'static str>) 
         }
     }
     (steps, NAMES.iter().zip(seen).filter(|n| n.1 == 0).map(|n| *n.0).collect())
+}
+
+/// Objects of a quarter of a page and of a page: shorter stacks and sheaves, a longer list.
+#[test]
+fn large_objects_keep_their_limits_too() {
+    for allocator in [Allocator::Slub, Allocator::Sheaves] {
+        for (i, geometry) in [G1024, G4096].into_iter().enumerate() {
+            for (nr_cpus, nr_nodes) in [(1, 1), (4, 2)] {
+                let seed = (i * 10 + nr_cpus) as u64;
+                let case = Case {
+                    allocator,
+                    geometry,
+                    nr_cpus,
+                    nr_nodes,
+                    typesafe: i == 1,
+                    defrag: true,
+                    hardened: false,
+                    steps: 7500,
+                    seed,
+                };
+                let t = run(case);
+                let n = |c: C| t.m.sum(c);
+                let (freed, locked, drained) = (n(C::free_slab), n(C::list_lock), n(C::cpu_partial_drain));
+                println!("{allocator:?} {geometry:?}: {freed} slabs given back, {locked} list locks, {drained} drains");
+                let quiet = freed < 20 || locked < 100 || allocator == Allocator::Slub && drained < 10;
+                assert!(!quiet, "too quiet: {case:?}");
+            }
+        }
+    }
 }
 
 /// A comparison of zeros is none: what a kernel counts must have moved.

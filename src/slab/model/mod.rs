@@ -11,7 +11,7 @@
 
 mod differential;
 mod sheaves;
-mod slub;
+pub(super) mod slub;
 
 use std::collections::VecDeque;
 

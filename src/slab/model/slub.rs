@@ -232,8 +232,12 @@ impl Model for Slub {
     }
 }
 
-mod tables {
+pub(in crate::slab) mod tables {
     use super::*;
+
+    /// Batch, and the row of one live object: see [`workload_r`].
+    pub(in crate::slab) const ONE_OBJECT: [(usize, [u64; 8]); 2] =
+        [(0, [99_999, 100_000, 0, 100_000, 0, 0, 0, 1]), (1024, [96, 92_931, 7069, 10, 98_294, 3508, 1841, 98])];
 
     fn alloc(m: &mut Slub, n: usize) -> Vec<Obj> {
         (0..n).map(|_| m.alloc(0, None)).collect()
@@ -293,6 +297,17 @@ mod tables {
             (1024, [94, 86_403, 13_597, 691, 97_613, 2809, 98, 146]),
         ] {
             assert_eq!(workload_r(&mut Slub::new(TABLES), 1000, batch, &[]).0, want, "rcu {batch}");
+        }
+    }
+
+    /// One live object: published are that all is fast, and of batches the slow frees, the slabs made and the most there
+    /// were. The rest is this model's, which the port's test repeats.
+    #[test]
+    fn workload_r_of_one_object_is_the_published_one() {
+        for (batch, want) in ONE_OBJECT {
+            let row = workload_r(&mut Slub::new(TABLES), 1, batch, &[]).0;
+            println!("{batch}: {row:?}");
+            assert_eq!(row, want, "rcu {batch}");
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | | invariant | held by |
 //! |---|---|---|
 //! | L1 | an rwsem that all have left is as new | `assert_quiet()` at the end of every test of `rwsem`, `rwsem_queue`, `killable`, `sleeps`, `starvation` and of `model/rwsem.rs` |
-//! | L2 | the count is the sum of its holders | `rwsem::the_count_is_the_sum_of_its_holders`, one CPU; several: the storms, by a witness of their own |
+//! | L2 | what operations return and what the words say, against a model of who may hold what | `rwsem_oracle`, 1 to 8 CPUs, simulated and threads; `rwsem::the_count_is_the_sum_of_its_holders`, one CPU |
 //! | L3 | downgrade | `rwsem_queue::a_downgrade_*`, `rwsem::readers_and_writers_*`, `model/rwsem.rs` |
 //! | L4 | starvation | `starvation`, exactly, in virtual time; `rwsem::a_*_gets_in_*` roughly, in real time; `mutex::a_waiter_among_*` |
 //! | L5 | handoff and waiters bit, who asked | `assert_flags()` in `killable::a_storm_*`; `rwsem_queue::an_impatient_*`, `killable::the_handoff_*` |
@@ -21,7 +21,7 @@
 //! | L13, L14 | `vm_refcnt`, reuse | `model/vm_refcnt.rs`: each value, each step, each reason to fall back; `check`, `mm/tests/stress.rs` |
 //! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; `mm/tests/mmap.rs` for faults across it and the hole of 2^31 sections |
 //! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, vm_refcnt, osq_lock, rwsem, mutex, spinlock, grace_period, rcu_barrier |
-//! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory and of `sync/`, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`). Thread sanitizer: a build (`race_check`), no run yet. The models check every [`Plain`] word of what they run, mm's locks among them |
+//! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory and of `sync/`, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`, `rwsem_oracle`). Thread sanitizer: a build (`race_check`), no run yet. The models check every [`Plain`] word of what they run, mm's locks among them |
 //! | L18 | locked instructions of the fast paths | `tests/codegen.rs` |
 //! | L19 | cost | `benches/primitives.rs`: each lock beside its parts written out by hand; `scripts/instructions --check` fails above 1.2 times their instructions; times, and two CPUs on one lock, are reported |
 //! | L20 | layout | const assertions beside each struct |
@@ -31,6 +31,7 @@ mod mutex;
 mod osq_lock;
 mod qspinlock;
 mod rwsem;
+mod rwsem_oracle;
 mod rwsem_queue;
 mod sleeps;
 mod starvation;
@@ -143,7 +144,7 @@ fn hold<A: Arch>(cpu: &Cpu<A>) {
     }
 }
 
-/// The facade adds nothing to a word; that it adds no instruction either is measured by `benches/primitives.rs`.
+/// L20, of the words themselves; structs have const assertions beside them. The facade adds nothing to a word; that it adds no instruction either is measured by `benches/primitives.rs`.
 #[test]
 fn native_words_are_the_words_themselves() {
     use crate::arch::Atomic;
@@ -158,4 +159,46 @@ fn native_words_are_the_words_themselves() {
     assert!(same::<RawSpinLock<Native>, u32>() && same::<Refcount<Native>, u32>() && same::<Seqcount<Native>, u32>());
     assert!(same::<Rcuwait<Native>, *const ()>());
     assert!(same::<RwSemaphore<Native>, [u64; 5]>());
+}
+
+/// Which files must name which invariant where they hold it: the table above is for readers, this for whoever moves a test.
+#[test]
+fn each_invariant_is_named_where_it_is_held() {
+    const HELD: [(u32, &[&str]); 20] = [
+        (1, &["src/sync/rwsem_probe.rs", "src/sync/tests/rwsem.rs"]),
+        (2, &["src/sync/tests/rwsem_oracle.rs"]),
+        (3, &["src/sync/tests/rwsem_queue.rs"]),
+        (4, &["src/sync/tests/starvation.rs"]),
+        (5, &["src/sync/rwsem_probe.rs", "src/sync/tests/rwsem_queue.rs"]),
+        (6, &["src/sync/tests/rwsem_queue.rs"]),
+        (7, &["src/sync/tests/rwsem_queue.rs"]),
+        (8, &["src/sync/tests/sleeps.rs", "src/model/rwsem.rs"]),
+        (9, &["src/sync/tests/qspinlock.rs"]),
+        (10, &["src/sync/tests/osq_lock.rs", "src/model/osq_lock.rs"]),
+        (11, &["src/sync/seqlock.rs", "src/model/seqcount.rs"]),
+        (12, &["src/sync/refcount.rs", "src/model/refcount.rs"]),
+        (13, &["src/model/vm_refcnt.rs"]),
+        (14, &["src/mm/tests/stress.rs"]),
+        (15, &["src/mm/tests/mmap.rs", "src/sync/seqlock.rs"]),
+        (16, &["src/model/mod.rs"]),
+        (17, &["scripts/miri"]),
+        (18, &["tests/codegen.rs"]),
+        (19, &["benches/primitives.rs"]),
+        (20, &["src/sync/tests/mod.rs"]),
+    ];
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = include_str!("mod.rs");
+    for (i, (l, files)) in HELD.into_iter().enumerate() {
+        assert_eq!(l, i as u32 + 1);
+        let name = format!("L{l}");
+        let named = |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == name);
+        assert!(
+            table.lines().any(|t| t.starts_with("//! |") && named(t.split('|').nth(1).unwrap_or(""))),
+            "{name}: no row"
+        );
+        for f in files {
+            let text = std::fs::read_to_string(root.join(f)).unwrap_or_else(|e| panic!("{f}: {e}"));
+            assert!(named(&text), "{f} does not name {name}");
+        }
+    }
 }

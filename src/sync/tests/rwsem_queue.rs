@@ -83,6 +83,7 @@ fn quiet_cpu(set: &CpuSet<Native>, id: u32) -> Cpu<Native> {
     cpu
 }
 
+/// L6.
 #[test]
 fn all_readers_of_the_queue_are_let_in_together_over_the_heads_of_writers() {
     let st = Stage::new(5);
@@ -104,6 +105,7 @@ fn all_readers_of_the_queue_are_let_in_together_over_the_heads_of_writers() {
     st.sem.assert_quiet();
 }
 
+/// L3, and between threads that write and read: `rwsem`.
 #[test]
 fn a_downgrade_lets_the_readers_in_and_keeps_the_writers_out() {
     let st = Stage::new(4);

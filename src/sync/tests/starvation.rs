@@ -18,7 +18,7 @@ const TICK: u64 = 4_000_000;
 const HOLD: u64 = 30_000;
 
 /// Lets `ns` pass: waits for a wake-up that never comes.
-fn work(never: &Atomic<Sim, u32>, ns: u64) {
+pub(super) fn work(never: &Atomic<Sim, u32>, ns: u64) {
     Sim::futex_wait(never.raw(), 0, Some(Sim::now() + ns));
 }
 
