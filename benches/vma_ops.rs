@@ -281,6 +281,7 @@ const CONTENDERS: [&str; 3] = ["v6.12", "refcnt+typesafe@sheaves", "this kernel"
 
 fn main() {
     let mut b = Bench::open("vma_ops");
+    b.sizes = true;
     if b.counts {
         return;
     }
