@@ -40,7 +40,7 @@ use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use urcu::{Flavours, Liburcu, MB, MEMB, MEMB_INLINED, QSBR, QSBR_INLINED, UrcuHead, Words};
+use urcu::{Flavours, Liburcu, MB, MEMB, MEMB_INLINED, QSBR, QSBR_INLINED, Registered, UrcuHead, Words, Worker};
 
 type K = Config<Native, Refcnt>;
 
@@ -622,16 +622,22 @@ unsafe extern "C" fn urcu_free(head: *mut UrcuHead) {
     }
 }
 
+/// Who queues to liburcu. First it leaves the readers: the worker that is freed behind it may wait for a grace period.
+struct Producer<'a> {
+    _registered: Registered<'a>,
+    _worker: Worker<'a>,
+}
+
 /// The same for liburcu: each thread with a worker of its own on the next CPU.
 fn urcu_rate(u: &Liburcu, cpus: &[u32], workers: &[u32], span: Span) -> f64 {
     let back: Vec<AtomicU64> = cpus.iter().map(|_| AtomicU64::new(0)).collect();
     let rate = peer_rate(cpus, span, |i| {
         let worker = u.worker(workers[(i + 1) % workers.len()]);
         worker.of_this_thread(true);
-        let (registered, words) = (u.registered(), u.words());
+        let (producer, words) = (Producer { _registered: u.registered(), _worker: worker }, u.words());
         let (back, mut queued) = (&back[i], 0u64);
         move || {
-            let (_, _) = (&worker, &registered);
+            let _ = &producer;
             let p = fresh().cast::<Queued>();
             // SAFETY: fresh and large enough; freed by its callback.
             unsafe {
@@ -724,16 +730,22 @@ type Wait = fn(&Cpu<Native>, &Kernel<K>);
 
 /// `times` times `wait`, ns each, while a thread on `cpu` reads; `make` is called there.
 fn beside_reader<F: FnMut()>(cpu: u32, times: usize, make: impl Fn() -> F + Sync, wait: impl Fn()) -> Vec<f64> {
-    let done = AtomicBool::new(false);
+    let (up, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut ns = Vec::with_capacity(times);
     std::thread::scope(|s| {
         s.spawn(|| {
             let _ = affinity::pin(cpu);
             let mut reader = make();
+            reader();
+            up.store(true, Ordering::Release);
             while !done.load(Ordering::Relaxed) {
                 reader();
             }
         });
+        // Without a reader there would be nobody to wait for.
+        while !up.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
         for _ in 0..times {
             let t = Instant::now();
             wait();
