@@ -151,6 +151,7 @@ pub struct Bench {
 impl Bench {
     /// Reads the arguments, pins the calling thread and says on what it runs.
     pub fn open(target: &'static str) -> Bench {
+        faultline::arch::native::check_processor().unwrap_or_else(|e| die(&e));
         let args: Vec<String> = std::env::args().skip(1).collect();
         let has = |a: &str| args.iter().any(|x| x == a);
         let quick = has("--quick") || std::env::var_os("FAULTLINE_QUICK").is_some_and(|v| v != "0");
@@ -333,7 +334,7 @@ impl Bench {
                 group: group.into(),
                 cpus,
                 ours: ours.clone(),
-                figures: figures.iter().filter(|f| f.name != row.ours).cloned().collect(),
+                figures: figures.iter().filter(|f| rows.iter().all(|r| r.ours != f.name)).cloned().collect(),
                 best: best.map(|b| b.name.clone()),
                 ratio,
                 target: row.target,
@@ -499,27 +500,31 @@ fn shown(f: &Figure, cpus: u32) -> String {
 fn ratios(told: &[Told]) -> String {
     let mut out =
         String::from("| case | port | ns | others, ns | ratio | at most | |\n|---|---|---:|---|---:|---:|---|\n");
-    let mut last = "";
+    let number = |v: f64| if v < 100.0 { format!("{v:.2}") } else { format!("{v:.0}") };
+    let mut last = ("", String::new());
     for t in told {
-        let case = if t.group == last { "" } else { &t.group };
-        last = &t.group;
         let others = t.figures.iter().map(|f| {
             let bold = if t.best.as_ref() == Some(&f.name) { "**" } else { "" };
             format!("{bold}{} {}{bold}", f.name, shown(f, t.cpus))
         });
         let others = others.collect::<Vec<_>>().join("; ");
-        let number = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v:.2}"));
-        out += &format!(
-            "| {case} | {} | {} | {others} | {} | {} | {} |\n",
-            t.ours.name,
-            shown(&t.ours, t.cpus),
-            number(t.ratio),
-            number(t.target),
-            t.verdict
-        );
+        let ours = &t.ours.name;
+        // What the line above says is not said again.
+        let (case, who) = (if last.0 == t.group { "" } else { &t.group }, if last.1 == others { "" } else { &others });
+        let (ns, ratio) = (shown(&t.ours, t.cpus), t.ratio.map_or(String::new(), number));
+        let target = t.target.map_or(String::new(), number);
+        out += &format!("| {case} | {ours} | {ns} | {who} | {ratio} | {target} | {} |\n", t.verdict);
+        last = (&t.group, others);
     }
-    let dear = told.iter().filter(|t| t.verdict == "not met" && !t.why.is_empty());
-    let dear: String = dear.map(|t| format!("- {}, {}: {}\n", t.group, t.ours.name, t.why)).collect();
+    let mut dear: Vec<(&str, Vec<String>)> = Vec::new();
+    for t in told.iter().filter(|t| t.verdict == "not met" && !t.why.is_empty()) {
+        let row = format!("{}: {}", t.group, t.ours.name);
+        match dear.iter_mut().find(|d| d.0 == t.why) {
+            Some(d) => d.1.push(row),
+            None => dear.push((t.why, vec![row])),
+        }
+    }
+    let dear: String = dear.iter().map(|(why, rows)| format!("- {}. Why: {why}.\n", rows.join("; "))).collect();
     if dear.is_empty() { out } else { format!("{out}\nNot met:\n\n{dear}") }
 }
 

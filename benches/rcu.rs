@@ -190,7 +190,9 @@ fn readers(b: &mut Bench, cpu: &Cpu<Native>, urcu: &Flavours) {
         }
         // 0.45 of the 25 instructions of liburcu's reader when it is inlined.
         let at_most = (!nested).then_some(0.45 * 25.0);
-        let rows = [Row { ours: "rcu_read_lock", against: PEERS, target: Some(0.75), at_most, ..ROW }];
+        let why = "an increment, and a decrement with a test for what waits for the end of the section; nested, a reader of \
+                   liburcu's is the two stores alone";
+        let rows = [Row { ours: "rcu_read_lock", against: PEERS, target: Some(0.75), at_most, why, ..ROW }];
         let group = if nested { "rcu/read lock+unlock, nested" } else { "rcu/read lock+unlock, outermost" };
         b.solo(group, 20_000, &mut c, &rows);
     }
