@@ -346,7 +346,7 @@ impl<A: Hardware> KmemCache<A> {
 
     /// Highest number of slabs in use at once; with several nodes the sum of each node's highest.
     pub fn slabs_high_water(&self) -> u64 {
-        self.node.iter().map(|n| n.slabs_hw.get()).sum()
+        self.node.iter().map(|n| n.slabs_hw.load(Relaxed)).sum()
     }
 
     /// Pages held, those that wait for a grace period included.
