@@ -189,6 +189,7 @@ macro_rules! group {
 
 fn main() {
     let mut bench = Bench::open("maple");
+    bench.sizes = true;
     let first = bench.cpus[0];
     let kernels = [("6.12 over slub", Allocator::Slub), ("7.3 over sheaves", Allocator::Sheaves)]
         .map(|(n, a)| Booted::new(n, a, first));

@@ -11,8 +11,8 @@
 //! `--test`: one pass, no verdicts. `FAULTLINE_QUICK=1` or `--quick`: fewer batches. A word without dashes: only groups
 //! whose name contains it. `--callgrind FILE`: no clock at all; each contender of one CPU runs inside
 //! [`faultline_counted`], one call after the other, and FILE says in the same order who it was (`scripts/instructions`).
-//! `--markdown`: at the end all figures as one table, a column for each size; `--write FILE`: puts that table into FILE,
-//! between the comments `<!-- NAME begins -->` and `<!-- NAME ends -->` (NAME: the bench).
+//! `--markdown`: at the end all figures as one table ([`Bench::sizes`]); `--write FILE`: puts that table into FILE, between the
+//! comments `<!-- NAME begins -->` and `<!-- NAME ends -->` (NAME: the bench).
 //! `FAULTLINE_OUT`: directory of `primitives.jsonl`, to which the rows are appended (default: `faultline` in the target
 //! directory).
 //!
@@ -73,10 +73,26 @@ pub struct Row {
     pub at_most: Option<f64>,
     /// Not only an aim: `scripts/instructions --check` fails where these instructions are exceeded.
     pub gate: bool,
+    /// What the port does there that the peers do not: printed where a target was not met.
+    pub why: &'static str,
 }
 
 /// A comparison without targets.
-pub const ROW: Row = Row { ours: "", against: &[], target: None, instructions: None, at_most: None, gate: false };
+pub const ROW: Row =
+    Row { ours: "", against: &[], target: None, instructions: None, at_most: None, gate: false, why: "" };
+
+/// A comparison as it was reported.
+struct Told {
+    group: String,
+    cpus: u32,
+    ours: Figure,
+    figures: Vec<Figure>,
+    best: Option<String>,
+    ratio: Option<f64>,
+    target: Option<f64>,
+    verdict: &'static str,
+    why: &'static str,
+}
 
 /// A contender's figure, ns per operation.
 #[derive(Clone, Debug)]
@@ -118,10 +134,14 @@ pub struct Bench {
     write: Option<String>,
     /// What was reported: operation, size, figures.
     told: Vec<(String, String, Vec<Figure>)>,
+    ratios: Vec<Told>,
     host: String,
     model: String,
     /// It only counts instructions.
     pub counts: bool,
+    /// Its table shows all contenders' figures on one CPU, a column for each size; else each comparison: the port, its
+    /// peers, the ratio, the ratio aimed at, and why it is dearer where it is.
+    pub sizes: bool,
     /// It is one pass to see that it works.
     pub tests: bool,
     /// The CPUs used: one a core, as many as there are.
@@ -131,6 +151,7 @@ pub struct Bench {
 impl Bench {
     /// Reads the arguments, pins the calling thread and says on what it runs.
     pub fn open(target: &'static str) -> Bench {
+        faultline::arch::native::check_processor().unwrap_or_else(|e| die(&e));
         let args: Vec<String> = std::env::args().skip(1).collect();
         let has = |a: &str| args.iter().any(|x| x == a);
         let quick = has("--quick") || std::env::var_os("FAULTLINE_QUICK").is_some_and(|v| v != "0");
@@ -154,7 +175,9 @@ impl Bench {
             rows: None,
             markdown: has("--markdown"),
             write,
+            sizes: false,
             told: Vec::new(),
+            ratios: Vec::new(),
             cases: count.map(|p| File::create(&p).unwrap_or_else(|e| die(&format!("{p}: {e}")))),
             host: host.id.name.clone(),
             model: host.id.cpu_model.clone(),
@@ -307,6 +330,17 @@ impl Bench {
                 Some(t) if ratio.is_some_and(|r| (r * 100.0).round() / 100.0 <= t) => "met",
                 Some(_) => "not met",
             };
+            self.ratios.push(Told {
+                group: group.into(),
+                cpus,
+                ours: ours.clone(),
+                figures: figures.iter().filter(|f| rows.iter().all(|r| r.ours != f.name)).cloned().collect(),
+                best: best.map(|b| b.name.clone()),
+                ratio,
+                target: row.target,
+                verdict,
+                why: row.why,
+            });
             let target = row.target.map_or("-".into(), |t| format!("<= {t:.2}"));
             print!("{group:<38} {:<26} {:>9.2} ns | ", row.ours, ours.ns);
             match (best, ratio) {
@@ -377,14 +411,19 @@ impl Drop for Bench {
             return;
         }
         let how = if self.tests || self.quick { "few batches: no figures to go by; " } else { "" };
+        let what = match self.sizes {
+            true => "fastest batch",
+            false => "fastest batch, or median and quartiles where two CPUs are at work",
+        };
         let head = format!(
-            "{how}fastest batch, ns an operation; {} ({}), commit {}, load {:.1} at the end.",
+            "{how}{what}, ns an operation; {} ({}), commit {}, load {:.1} at the end.",
             self.host,
             self.model,
             env!("FAULTLINE_COMMIT"),
             load()
         );
-        let table = format!("{head}\n\n{}", table(&self.told));
+        let table = if self.sizes { table(&self.told) } else { ratios(&self.ratios) };
+        let table = format!("{head}\n\n{table}");
         if self.markdown {
             println!("\n{table}");
         }
@@ -445,6 +484,48 @@ fn table(told: &[(String, String, Vec<Figure>)]) -> String {
         }
     }
     out
+}
+
+/// A figure, with its quartiles where it is a median.
+fn shown(f: &Figure, cpus: u32) -> String {
+    let n = |v: f64| if v < 1000.0 { format!("{v:.2}") } else { format!("{v:.0}") };
+    match cpus {
+        _ if !f.ns.is_finite() => "no undisturbed batch".into(),
+        1 => n(f.ns),
+        _ => format!("{} ({} to {})", n(f.ns), n(f.spread.0), n(f.spread.1)),
+    }
+}
+
+/// A line for each comparison, the best peer in bold, and below it why those rows are dear that missed their target.
+fn ratios(told: &[Told]) -> String {
+    let mut out =
+        String::from("| case | port | ns | others, ns | ratio | at most | |\n|---|---|---:|---|---:|---:|---|\n");
+    let number = |v: f64| if v < 100.0 { format!("{v:.2}") } else { format!("{v:.0}") };
+    let mut last = ("", String::new());
+    for t in told {
+        let others = t.figures.iter().map(|f| {
+            let bold = if t.best.as_ref() == Some(&f.name) { "**" } else { "" };
+            format!("{bold}{} {}{bold}", f.name, shown(f, t.cpus))
+        });
+        let others = others.collect::<Vec<_>>().join("; ");
+        let ours = &t.ours.name;
+        // What the line above says is not said again.
+        let (case, who) = (if last.0 == t.group { "" } else { &t.group }, if last.1 == others { "" } else { &others });
+        let (ns, ratio) = (shown(&t.ours, t.cpus), t.ratio.map_or(String::new(), number));
+        let target = t.target.map_or(String::new(), number);
+        out += &format!("| {case} | {ours} | {ns} | {who} | {ratio} | {target} | {} |\n", t.verdict);
+        last = (&t.group, others);
+    }
+    let mut dear: Vec<(&str, Vec<String>)> = Vec::new();
+    for t in told.iter().filter(|t| t.verdict == "not met" && !t.why.is_empty()) {
+        let row = format!("{}: {}", t.group, t.ours.name);
+        match dear.iter_mut().find(|d| d.0 == t.why) {
+            Some(d) => d.1.push(row),
+            None => dear.push((t.why, vec![row])),
+        }
+    }
+    let dear: String = dear.iter().map(|(why, rows)| format!("- {}. Why: {why}.\n", rows.join("; "))).collect();
+    if dear.is_empty() { out } else { format!("{out}\nNot met:\n\n{dear}") }
 }
 
 /// What callgrind counts: everything from its beginning to its return.

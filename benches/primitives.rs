@@ -299,7 +299,7 @@ impl Parts {
 
 /// A row that holds a lock of the port to its parts (invariant L19): a fifth more instructions at most.
 const fn to_parts(ours: &'static str, parts: &'static [&'static str], target: f64) -> Row {
-    Row { ours, against: parts, target: Some(target), instructions: Some(1.2), at_most: None, gate: true }
+    Row { ours, against: parts, target: Some(target), instructions: Some(1.2), gate: true, ..ROW }
 }
 
 /// The locks that a group compares, one of each.
@@ -402,6 +402,15 @@ fn contenders<'a>(way: Way, cpu: &'a Cpu<Native>, l: &'a Locks) -> Vec<Contender
 
 const PEERS: &[&str] = &["std", "parking_lot", "pthread"];
 
+/// What the port's locks do that the peers' do not.
+const OWNER: &str = "as in the kernel the lock names its owner, for those who spin: a store more at each lock, readers' locks included, \
+                     and the task is looked up for it";
+const HAND_OVER: &str = "waiters spin on the owner and the lock is handed over in order, so it changes CPUs at nearly each turn; who lets \
+                         the CPU that has it take it again and again looks best here, at the cost of those who wait";
+const CHECKS: &str =
+    "the port's reader makes the shape's checks and, as the kernel's, counts its outcome and tells apart why it failed";
+const SHARED: &str = "one count that both CPUs write, and around it the checks on the VMA that a plain lock has not";
+
 fn locks(b: &mut Bench, k: &Kernel<K<Refcnt>>, cpu: &Cpu<Native>) {
     let one = black_box(Box::new(Locks::new()));
     let ways: [(Way, &str, &[&'static str]); 3] = [
@@ -413,7 +422,7 @@ fn locks(b: &mut Bench, k: &Kernel<K<Refcnt>>, cpu: &Cpu<Native>) {
     for (way, name, ours) in ways {
         let mut list = contenders(way, cpu, &one);
         let mut rows: Vec<Row> =
-            ours.iter().map(|ours| Row { ours, against: PEERS, target: Some(1.0), ..ROW }).collect();
+            ours.iter().map(|ours| Row { ours, against: PEERS, target: Some(1.0), why: OWNER, ..ROW }).collect();
         match way {
             Way::Read => list.push(times!(None, "parts", parts.read())),
             Way::Write => list.push(times!(None, "parts", parts.write())),
@@ -436,7 +445,8 @@ fn locks(b: &mut Bench, k: &Kernel<K<Refcnt>>, cpu: &Cpu<Native>) {
             let cpu: &'static Cpu<Native> = Box::leak(Box::new(k.cpu(side as u32)));
             contenders(way, cpu, &one)
         };
-        let rows: Vec<Row> = ours.iter().map(|ours| Row { ours, against, target: Some(target), ..ROW }).collect();
+        let row = |&ours: &&'static str| Row { ours, against, target: Some(target), why: HAND_OVER, ..ROW };
+        let rows: Vec<Row> = ours.iter().map(row).collect();
         b.duo(&format!("lock/{name}, one lock, both CPUs"), 20_000, make, &rows);
     }
 }
@@ -644,8 +654,8 @@ fn vma_locks(b: &mut Bench, cpus: &[u32]) {
         ];
         let against = &["shape: all checks"];
         let rows = [
-            Row { ours: "refcnt 6.15", against, target: Some(1.1), ..ROW },
-            Row { ours: "rwsem_separate 6.12", against, target: Some(1.1), ..ROW },
+            Row { ours: "refcnt 6.15", against, target: Some(1.1), why: CHECKS, ..ROW },
+            Row { ours: "rwsem_separate 6.12", against, target: Some(1.1), why: CHECKS, ..ROW },
         ];
         b.solo("lock/per-VMA read", 5000, &mut list, &rows);
     }
@@ -659,8 +669,13 @@ fn vma_locks(b: &mut Bench, cpus: &[u32]) {
             times!(None, "pthread", other.pthread.0.read()),
         ]
     };
-    let rows =
-        ["refcnt 6.15", "rwsem_separate 6.12"].map(|ours| Row { ours, against: PEERS, target: Some(1.0), ..ROW });
+    let rows = ["refcnt 6.15", "rwsem_separate 6.12"].map(|ours| Row {
+        ours,
+        against: PEERS,
+        target: Some(1.0),
+        why: SHARED,
+        ..ROW
+    });
     b.duo("lock/per-VMA read, one VMA, both CPUs", 20_000, same, &rows);
     let apart = |side: usize| {
         let (n, o) = (new_ref.token(side), old_ref.token(side));

@@ -389,6 +389,20 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).expect("a power of two")
 }
 
+/// What a pair of the port's does that the peers and shapes do not.
+const PAIR: &str = "finds this CPU's block twice, where a kernel has a segment register, and the object's slab through its page's \
+                    record; checks that the slab is of this cache, asks whether there are hooks or somebody watches reuse, and \
+                    counts events. An allocator of one program's, or a bare model, does little of it";
+const SLOW_FREES: &str = "as in the kernel only the objects of the slab that this CPU allocates from come back by the fast path; each \
+                          other one is an exchange of 16 bytes on its slab's record, and slabs go to the CPU's stack and to the \
+                          node's list under its lock";
+const SHEAVES: &str = "a sheaf is shorter than the batch: what does not fit goes to and comes from the barn and the slabs, an exchange \
+                       on a slab's record each";
+const COLD: &str = "what a pair does more (the checks, the counters), and 6.12's frees to a slab that is not this CPU's: an exchange of \
+                    16 bytes each";
+const REMOTE: &str = "6.12's frees to another CPU's slab are exchanges on a record that both write; sheaves hand whole arrays over, \
+                      through a lock. mimalloc appends to the owner's list";
+
 /// Instructions of jemalloc, mimalloc and glibc as listed.
 type Listed = [Option<f64>; 3];
 
@@ -432,8 +446,8 @@ fn main() {
         c.push(Contender { listed: Some(30.0), ..Contender::new("shape: array", move |n| hot(array, n)) });
         c.push(Contender { listed: Some(42.0), ..Contender::new(EXCHANGE, move |n| hot(exchange, n)) });
         let rows = [
-            Row { ours: "slub 6.12", against: &[EXCHANGE], target: Some(1.1), at_most: Some(60.0), ..ROW },
-            Row { ours: "sheaves 7.3", against: PEERS, target: Some(0.65), instructions: Some(0.6), ..ROW },
+            Row { ours: "slub 6.12", against: &[EXCHANGE], target: Some(1.1), at_most: Some(60.0), why: PAIR, ..ROW },
+            Row { ours: "sheaves 7.3", against: PEERS, target: Some(0.65), instructions: Some(0.6), why: PAIR, ..ROW },
         ];
         b.solo(&format!("slab/hot pair, {size} B"), 2000, &mut c, &rows);
     }
@@ -446,8 +460,8 @@ fn main() {
         c.push(Contender { listed: Some(15.0), ..Contender::new("shape: list", move |n| batches(list, n, lifo)) });
         c.push(Contender { listed: Some(37.0), ..Contender::new("shape: array", move |n| batches(array, n, lifo)) });
         let rows = [
-            Row { ours: "slub 6.12", against: PEERS, target: Some(2.2), ..ROW },
-            Row { ours: "sheaves 7.3", against: PEERS, target: Some(0.9), ..ROW },
+            Row { ours: "slub 6.12", against: PEERS, target: Some(2.2), why: SLOW_FREES, ..ROW },
+            Row { ours: "sheaves 7.3", against: PEERS, target: Some(0.9), why: SHEAVES, ..ROW },
         ];
         b.solo(&format!("slab/1000 and 1000, {order}"), 10 * BATCH as u64, &mut c, &rows);
     }
@@ -465,7 +479,8 @@ fn main() {
         let (mut l, mut a) = (Held { o: list, w: Waiting::new(waiting) }, Held { o: array, w: Waiting::new(waiting) });
         c.push(Contender::new("shape: list", move |n| l.run(n)));
         c.push(Contender::new("shape: array", move |n| a.run(n)));
-        let rows = ["slub 6.12", "sheaves 7.3"].map(|ours| Row { ours, against: PEERS, target: Some(0.7), ..ROW });
+        let rows =
+            ["slub 6.12", "sheaves 7.3"].map(|ours| Row { ours, against: PEERS, target: Some(0.7), why: COLD, ..ROW });
         b.solo(&format!("slab/init, {waiting} waiting"), batch, &mut c, &rows);
     }
 
@@ -482,7 +497,8 @@ fn main() {
         c.push(across("glibc", side, Malloc(System, layout(256)), &rings[2]));
         c
     };
-    let rows = ["slub 6.12", "sheaves 7.3"].map(|ours| Row { ours, against: PEERS, target: Some(1.0), ..ROW });
+    let rows =
+        ["slub 6.12", "sheaves 7.3"].map(|ours| Row { ours, against: PEERS, target: Some(1.0), why: REMOTE, ..ROW });
     b.duo("slab/allocate here, free there", 20_000, make, &rows);
 
     for (b, cpu) in kernels.iter().zip(&tokens) {

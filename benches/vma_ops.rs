@@ -4,8 +4,8 @@
 //!
 //! Both go through `mm::Call`: the port by `mm::syscall`, the kernel by the system call itself. The kernel also pays
 //! for entering and leaving it, for TLB flushes and, in a guest, for nested page tables; the port for neither. So a
-//! ratio of the two is context and no claim. Instructions are counted in `benches/maple.rs` (docs/instructions.md). A pair
-//! of calls that undo each other is one operation here.
+//! ratio of the two is context and no claim. A pair of calls that undo each other is one operation here. Instructions
+//! (docs/instructions.md) are the port's alone, without ticks: what waits for a grace period is called between the batches.
 //!
 //! The field: VMAs of four pages with holes of four between them, readable and writable, never touched except where a
 //! row says so. Places are drawn at random, as a repeated walk would train the predictors.
@@ -13,7 +13,7 @@
 //! A port's memory is gone before the kernel's turn, else fork would copy its page tables too; the child of the kernel's
 //! fork does get the rest of this process, a few dozen VMAs, and the time to wait for its end is counted.
 
-#[expect(dead_code, reason = "no two CPUs and no instruction counts here")]
+#[expect(dead_code, reason = "no two CPUs here")]
 mod peers;
 
 use faultline::arch::Native;
@@ -25,7 +25,10 @@ use faultline::mm::syscall::{Process, syscall};
 use faultline::mm::variant;
 use faultline::mm::vma_lock::{refcnt::Refcnt, rwsem_separate::RwsemSeparate};
 use faultline::mm::{Call, mm_alloc, mmput};
-use peers::{Bench, Figure, ROW, Row};
+use faultline::rcu::rcu_barrier;
+use faultline::slab::kvfree_rcu_barrier;
+use peers::{Bench, Contender, Figure, ROW, Row};
+use std::cell::RefCell;
 use std::sync::Mutex;
 
 const PAGE: u64 = 4096;
@@ -251,7 +254,7 @@ fn measure<S: Calls>(s: &mut S, b: &Bench, vmas: u64, out: &mut Vec<Vec<f64>>) {
 
 fn names() -> Vec<&'static str> {
     let mut n: Vec<_> = operations::<Host>().iter().map(|o| o.0).collect();
-    n.extend(["fork and exit, untouched", "fork and exit, a page of each touched"]);
+    n.extend(FORKS);
     n
 }
 
@@ -277,14 +280,58 @@ fn port<K: Kconfig<A = Native>>(b: &Bench, variant: &str, vmas: u64, out: &mut V
     }
 }
 
+/// Counts the instructions of the rows of build `K`, which is `variant`'s.
+fn count<K: Kconfig<A = Native>>(b: &mut Bench, variant: &'static str, vmas: u64) {
+    let cpus = [OsCpu { cpu: b.cpus[0], node: 0 }];
+    let machine = NativeMachine::new(&cpus, 512 << 20, |_, _| 10).unwrap_or_else(|e| peers::die(&e.to_string()));
+    let config = variant::parse(variant).unwrap_or_else(|e| peers::die(&e)).configure(KernelConfig::default());
+    let k = start_kernel::<K>(&machine, &config);
+    let cpu = &k.cpu(0);
+    let settle = || {
+        kvfree_rcu_barrier(cpu, &k.slab);
+        rcu_barrier(cpu, &k.rcu);
+    };
+    {
+        let s = RefCell::new(Port { cpu, k: &k, p: Process::new(mm_alloc(cpu, &k)) });
+        for i in 0..vmas {
+            s.borrow_mut().call(mmap(FIELD + i * 2 * PAGES * PAGE, PAGES));
+        }
+        let places = RefCell::new(Places::new(vmas));
+        let mut row = |name: &str, batch: u64, turn: &dyn Fn()| {
+            let run = |n| (0..n).for_each(|_| turn());
+            let mut c = [Contender { after: Some(Box::new(settle)), ..Contender::new(variant, run) }];
+            b.solo(&format!("vma_ops/{vmas} VMAs/{name}"), batch, &mut c, &[Row { ours: variant, ..ROW }]);
+        };
+        settle();
+        for (name, f) in operations::<Port<'_, K>>() {
+            row(name, 100, &|| f(&mut s.borrow_mut(), places.borrow_mut().draw()));
+        }
+        let [fork, touched] = FORKS;
+        row(fork, 1, &|| s.borrow_mut().fork_exit());
+        for i in 0..vmas {
+            s.borrow_mut().call(Call::Write { addr: FIELD + i * 2 * PAGES * PAGE, value: 1 });
+        }
+        row(touched, 1, &|| s.borrow_mut().fork_exit());
+    }
+    settle();
+    let left = shutdown(cpu, &k);
+    assert!(left.is_clean(), "{left:?}");
+}
+
+/// The rows behind [`operations`].
+const FORKS: [&str; 2] = ["fork and exit, untouched", "fork and exit, a page of each touched"];
+
 const CONTENDERS: [&str; 3] = ["v6.12", "refcnt+typesafe@sheaves", "this kernel"];
 
 fn main() {
     let mut b = Bench::open("vma_ops");
-    if b.counts {
-        return;
-    }
+    b.sizes = true;
     for vmas in [10, 100, 1000, 10_000] {
+        if b.counts {
+            count::<Config<Native, RwsemSeparate>>(&mut b, CONTENDERS[0], vmas);
+            count::<Config<Native, Refcnt>>(&mut b, CONTENDERS[1], vmas);
+            continue;
+        }
         if !b.wants(&format!("vma_ops/{vmas} VMAs")) || b.tests && vmas > 100 {
             continue;
         }

@@ -24,6 +24,32 @@ need_packages() {
     fi
 }
 
+# want_packages WHY PACKAGE...: installs what is missing where it may (root, apt-get); else says what is lost without it.
+want_packages() {
+    lost=$1
+    shift
+    command -v dpkg-query >/dev/null || return 0
+    missing=""
+    for p in "$@"; do
+        dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
+    done
+    [ -z "$missing" ] && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing:$missing"
+        # shellcheck disable=SC2086 # a list
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } \
+            >/dev/null 2>&1 && return 0
+        say "apt-get could not install$missing: $lost"
+    else
+        say "not installed:$missing: $lost"
+    fi
+}
+
+# liburcu, a peer of benches/rcu.rs that is loaded at run time.
+want_peers() {
+    want_packages "benches/rcu.rs leaves its rows out" liburcu8
+}
+
 need_rust() {
     if ! command -v cargo >/dev/null && [ -r "$HOME/.cargo/env" ]; then
         # shellcheck disable=SC1091 # written by rustup

@@ -19,7 +19,7 @@ use crate::cpu::{AllLockNodes, Cpu, LockNodes, PerCpu, Task, nr_kthreads, sched}
 use crate::maple_tree::{MapleRules, MapleState, maple_tree_init_with};
 use crate::mm::file::{FileState, files_init};
 use crate::mm::kconfig::{Kconfig, Mm};
-use crate::mm::mm_types::DEFAULT_MAX_MAP_COUNT;
+use crate::mm::mm_types::{DEFAULT_MAX_MAP_COUNT, MMAP_LOCK_OFFSET, mm_shift};
 use crate::mm::pgtable::alloc_zeroed_page;
 use crate::mm::rmap::{anon_vma_args, anon_vma_chain_args};
 use crate::mm::rules::MmRules;
@@ -62,6 +62,8 @@ pub struct KernelConfig {
     pub hung_task_blocker: bool,
     /// Rules of the maple tree; none: those of the version that the allocator is of.
     pub maple_rules: Option<MapleRules>,
+    /// Where in its line every `mmap_lock` lies, bytes: a multiple of 8 below 64.
+    pub mmap_lock_offset: u32,
 }
 
 impl Default for KernelConfig {
@@ -78,6 +80,7 @@ impl Default for KernelConfig {
             vma_cache: VmaCache::CallRcu,
             hung_task_blocker: false,
             maple_rules: None,
+            mmap_lock_offset: MMAP_LOCK_OFFSET,
         }
     }
 }
@@ -162,7 +165,7 @@ unsafe impl<A: Hardware> Send for KernelState<A> {}
 
 /// Boots. The calling thread is CPU 0 for the time of the call.
 pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &KernelConfig) -> Kernel<K> {
-    let mm = (size_of::<Mm<K>>(), align_of::<Mm<K>>());
+    let mm = size_of::<Mm<K>>();
     let state = boot(machine, config, mm, vma_state_init::<K::A, K::Lock>);
     Kernel { state, _build: PhantomData }
 }
@@ -170,11 +173,11 @@ pub fn start_kernel<K: Kconfig>(machine: &<K::A as Hardware>::Machine, config: &
 /// Makes what depends on the lock protocol: [`vma_state_init`].
 type VmaStateInit<A> = fn(&Arena, KRef<SlabState<A>>, VmaCache) -> KRef<VmaState<A>>;
 
-/// `mm`: size and alignment of an mm_struct.
+/// `mm`: size of an mm_struct.
 fn boot<A: Hardware>(
     machine: &A::Machine,
     config: &KernelConfig,
-    mm: (usize, usize),
+    mm: usize,
     vma_state_init: VmaStateInit<A>,
 ) -> KernelState<A> {
     machine.reset();
@@ -208,8 +211,8 @@ fn boot<A: Hardware>(
         slab,
         KmemCacheArgs {
             name: "mm_struct",
-            size: mm.0,
-            align: mm.1,
+            size: mm + mm_shift(config.mmap_lock_offset),
+            align: 64,
             flags: SLAB_HWCACHE_ALIGN | SLAB_PANIC | SLAB_ACCOUNT,
             ..KmemCacheArgs::default()
         },

@@ -114,6 +114,9 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         (with(&["--mode", "fiber"]), &["--mode", "fiber", "thread"]),
         (with(&["--pin", "left"]), &["--pin", "left", "compact"]),
         (with(&["--hz", "0"]), &["--hz", "0", "accepted"]),
+        (with(&["--mmap-lock-offset", "12"]), &["--mmap-lock-offset", "12", "accepted", "multiple of 8"]),
+        (with(&["--mmap-lock-offset", "64"]), &["--mmap-lock-offset", "64", "0 to 56"]),
+        (with(&["--mmap-lock-offset", "-8"]), &["--mmap-lock-offset", "-8", "accepted"]),
         (with(&["--qs-policy", "never"]), &["--qs-policy", "never", "always"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--out", &foreign]), &["foreign.jsonl"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--out", &at("")]), &["--out"]),
@@ -170,6 +173,8 @@ fn options_of_the_kernel_are_recorded_and_balances_hold_under_them() {
         (&["--qs-policy", "timer", "--hz", "1000"], "hz", "1000"),
         (&["--slab-debug", "F"], "slab_debug", "F"),
         (&["--maple-rules", "6.18"], "maple_rules", "6.18"),
+        (&["--mmap-lock-offset", "56"], "mmap_lock_offset", "56"),
+        (&["--mmap-lock-offset", "0", "--memcg"], "mmap_lock_offset", "0"),
     ] {
         let _ = std::fs::remove_file(&path);
         ok(&[&base[..], args, &rest].concat());

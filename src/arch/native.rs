@@ -24,6 +24,28 @@ use std::time::Instant;
 #[derive(Clone, Copy, Debug)]
 pub struct Native;
 
+/// What the processor must have beyond what the compiler assumes of its kind: on x86-64 the 16-byte exchange, which the
+/// first ones of that architecture had not.
+///
+/// # Errors
+/// What is missing, in one line.
+pub fn check_processor() -> Result<(), String> {
+    #[cfg(target_arch = "x86_64")]
+    let has = std::arch::is_x86_feature_detected!("cmpxchg16b");
+    // CASP, or a pair of exclusive accesses: every one has one of them.
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = true;
+    needs_exchange(has)
+}
+
+fn needs_exchange(has: bool) -> Result<(), String> {
+    if has {
+        Ok(())
+    } else {
+        Err("this processor has no 16-byte exchange (cmpxchg16b, the flag cx16): run it on another".into())
+    }
+}
+
 /// A word: the std atomic itself.
 #[repr(transparent)]
 pub struct NativeCell<T: Prim>(T::Std);
@@ -672,6 +694,14 @@ mod tests {
         });
         // The shortest slice of a Linux scheduler is 0.7 ms; a wait that yields costs some tens of microseconds.
         assert!(spent < u64::from(TURNS) * 400_000, "{spent} ns for {TURNS} turns");
+    }
+
+    #[test]
+    fn a_processor_without_the_exchange_is_named_in_one_line() {
+        let e = needs_exchange(false).unwrap_err();
+        assert!(e.contains("cx16") && !e.contains('\n'), "{e}");
+        assert_eq!(needs_exchange(true), Ok(()));
+        assert_eq!(check_processor(), Ok(()), "these tests run the exchange");
     }
 
     #[test]

@@ -87,6 +87,12 @@ pub fn main() -> i32 {
         Ok(c) => c,
         Err(e) => return usage(&e),
     };
+    // Those that run the port would end by an illegal instruction.
+    let runs = matches!(cli.verb, Verb::Run(_) | Verb::Check(_) | Verb::Fuzz(_) | Verb::Replay(_) | Verb::Trace(_));
+    if runs && let Err(e) = crate::arch::native::check_processor() {
+        eprintln!("faultline: {e}");
+        return 2;
+    }
     let r = match cli.verb {
         Verb::List(a) => list::main(&a),
         Verb::Run(a) => {

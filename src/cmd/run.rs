@@ -13,6 +13,7 @@ use crate::host::{Host, PinKind};
 use crate::init::KernelConfig;
 use crate::maple_tree::MapleRules;
 use crate::measure::run::Stop;
+use crate::mm::mm_types::MMAP_LOCK_OFFSET;
 use crate::mm::variant::{self, Variant};
 use crate::rcu::QsPolicy;
 use crate::report::session::{Request, Session, World};
@@ -108,6 +109,11 @@ pub struct Args {
     /// Whose rules the maple tree follows: 6.12, 6.18 or 7.3 [default: 7.3 with sheaves, else 6.12]
     #[arg(long, value_name = "VERSION")]
     maple_rules: Option<String>,
+    /// Where in its cache line mmap_lock lies: 40 as in 6.12, 56 as from 6.13 to 6.18 (count and owner in two lines), or
+    /// another multiple of 8
+    #[arg(long, value_name = "BYTES", default_value_t = MMAP_LOCK_OFFSET, allow_negative_numbers = true)]
+    #[arg(value_parser = line_offset)]
+    mmap_lock_offset: u32,
     /// Refuse allocations of objects on purpose (failslab), by chance: 0.001 or 1/1000, at most 0.5
     #[arg(long, value_name = "P", value_parser = chance)]
     fail_slab: Option<u32>,
@@ -128,6 +134,14 @@ pub(super) fn whole<T: FromStr + PartialOrd + Display>(s: &str, least: T, most: 
     match s.parse() {
         Ok(v) if v >= least && v <= most => Ok(v),
         _ => Err(format!("accepted: a whole number, {least} to {most}")),
+    }
+}
+
+/// A word's place in a line of 64 bytes.
+fn line_offset(s: &str) -> Result<u32, String> {
+    match s.parse() {
+        Ok(v) if v < 64 && v % 8 == 0 => Ok(v),
+        _ => Err("accepted: a multiple of 8, 0 to 56".into()),
     }
 }
 
@@ -328,7 +342,8 @@ fn request(a: &Args) -> Result<Request, Failure> {
             Some(known.ok_or_else(|| Failure::Input(format!("--maple-rules {v}: accepted: 6.12, 6.18, 7.3")))?)
         }
     };
-    let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, maple_rules, ..kernel };
+    let mmap_lock_offset = a.mmap_lock_offset;
+    let mut kernel = KernelConfig { hung_task_blocker: a.hung_task_blocker, maple_rules, mmap_lock_offset, ..kernel };
     kernel.slab.memcg = a.memcg;
     kernel.slab.init_on_alloc = a.init_on_alloc;
     kernel.slab.debug = a.slab_debug.as_deref().map_or(Ok(false), slab_debug)?;

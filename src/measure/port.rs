@@ -23,7 +23,7 @@ use crate::mm::vma_lock::VmaLockEvent;
 use crate::mm::vmstat::VmEvent;
 use crate::mm::{self, Kconfig, MmPtr};
 use crate::rcu::{QsPolicy, RcuCounter, RcuExtCounter, StallReport};
-use crate::slab::{FaultAttr, Reuse, alloc_page, free_pages};
+use crate::slab::{FaultAttr, Reuse, SLUB_STATS, alloc_page, free_pages};
 use crate::sync::{LockEvent, Saturation};
 use crate::trace::Program;
 use crate::workload::{Mode, PAGE, Seat, Space, Workload};
@@ -520,6 +520,8 @@ fn describe<A: Hardware>(c: &KernelConfig, k: &KernelState<A>) -> BTreeMap<Strin
         ("wait", c.wait.name().to_string()),
         ("hung_task_blocker", c.hung_task_blocker.to_string()),
         ("maple_rules", k.maple.rules.name().to_string()),
+        ("mmap_lock_offset", c.mmap_lock_offset.to_string()),
+        ("slub_stats", SLUB_STATS.to_string()),
     ];
     pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
 }

@@ -13,7 +13,7 @@ use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::memory::{copy_page_range, get_mm_counter_sum};
 use super::mm_types::{
     MmStruct, NR_MM_COUNTERS, VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_NOHUGEPAGE, VM_WIPEONFORK, VmaFields,
-    vma_pages,
+    mm_shift, vma_pages,
 };
 use super::mmap::exit_mmap;
 use super::mmap_lock::{mmap_write_lock, mmap_write_unlock};
@@ -57,9 +57,10 @@ pub fn mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> MmPtr<K> {
 /// `mm_alloc()` and `mm_init()`: an empty address space with one user; `None` when out of memory or of cells for resident
 /// counters.
 pub fn try_mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<MmPtr<K>> {
-    let p = NonNull::new(kmem_cache_alloc(cpu, &k.mm_cachep).cast::<MmStruct<K::A, K::Lock>>())?;
-    // SAFETY: a fresh object of the mm cache, which nobody knows.
+    let object = NonNull::new(kmem_cache_alloc(cpu, &k.mm_cachep))?;
+    // SAFETY: a fresh object of the mm cache, which nobody knows and which has that many bytes more than the structure.
     let mm = unsafe {
+        let p = object.add(mm_shift(k.config().mmap_lock_offset)).cast::<MmStruct<K::A, K::Lock>>();
         p.write(MmStruct::new());
         let flags = MT_FLAGS_ALLOC_RANGE | MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU;
         MmStruct::mm_mt_slot(p.as_ptr()).write(MapleTree::new(flags));
@@ -68,7 +69,7 @@ pub fn try_mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<MmPtr<
     let pgd = pgd_alloc(cpu, k);
     if pgd.is_null() {
         // SAFETY: nobody knows it.
-        unsafe { kmem_cache_free(cpu, &k.mm_cachep, p.as_ptr().cast()) };
+        unsafe { kmem_cache_free(cpu, &k.mm_cachep, object.as_ptr()) };
         return None;
     }
     mm.pgd.set(pgd);
@@ -77,7 +78,7 @@ pub fn try_mm_alloc<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>) -> Option<MmPtr<
     {
         pgd_free(cpu, k, mm);
         // SAFETY: nobody knows it.
-        unsafe { kmem_cache_free(cpu, &k.mm_cachep, p.as_ptr().cast()) };
+        unsafe { kmem_cache_free(cpu, &k.mm_cachep, object.as_ptr()) };
         return None;
     }
     Some(mm)
@@ -101,8 +102,11 @@ pub(super) fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
         warn_on_once(cpu, mm.map_count.get() != 0);
         pgd_free(cpu, k, mm);
         percpu_counter_destroy_many(cpu, &k.percpu_counters, &mm.rss_stat);
-        // SAFETY: the last reference.
-        unsafe { kmem_cache_free(cpu, &k.mm_cachep, mm.as_ptr().cast()) };
+        // SAFETY: the last reference, and the object that it was made in.
+        unsafe {
+            let object = mm.as_ptr().cast::<u8>().sub(mm_shift(k.config().mmap_lock_offset));
+            kmem_cache_free(cpu, &k.mm_cachep, object);
+        }
     }
 }
 

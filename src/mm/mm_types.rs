@@ -646,8 +646,24 @@ pub const MM_ANONPAGES: usize = 1;
 /// Index of pages of shared memory.
 pub const MM_SHMEMPAGES: usize = 3;
 
+/// Where in its line `mmap_lock` lies in [`MmStruct`], bytes: 6.12's place, by its fields on x86-64 without lock debugging.
+pub const MMAP_LOCK_OFFSET: u32 = 40;
+
+/// How far into its memory an `mm_struct` begins, so that `mmap_lock` lies `offset` bytes behind the beginning of a line.
+/// `offset` is a multiple of 8 below 64.
+pub const fn mm_shift(offset: u32) -> usize {
+    (offset as usize).wrapping_sub(MMAP_LOCK_OFFSET as usize) % 64
+}
+
 /// `struct mm_struct`, as far as the port needs it, with the kernel's neighbourhood of the hot fields.
-#[repr(C, align(64))]
+///
+/// Which line holds `count` and which `owner` of `mmap_lock`, and with which of them the fields around share it, is the
+/// kernel configuration's doing: 40 bytes into a line in 6.12, 56 from 6.13 to 6.18 (three more words of `mm_cid`), where
+/// the two fall into different lines, and by the fields alone 24 in 7.2 and later (`mm_cid` has lines of its own). So it is an
+/// option of the run ([`mm_shift`]): the memory of an mm begins on a line, the structure at a distance of up to 56 bytes
+/// behind that. PORT: a kernel would put the distance between two fields; here what lies before `mmap_lock` moves
+/// with it, and `mm_count` stays alone in its line all the same.
+#[repr(C)]
 pub struct MmStruct<A: Arch, L: VmaLock> {
     /// References to the structure; all users together hold one. Alone in its line.
     pub mm_count: Refcount<A>,
@@ -851,6 +867,7 @@ const _: () = {
     assert!(offset_of!(Mm612, pgd) == 120 && offset_of!(Mm612, mm_users) == 132);
     assert!(offset_of!(Mm612, pgtables_bytes) == 152 && offset_of!(Mm612, map_count) == 160);
     assert!(offset_of!(Mm612, page_table_lock) == 164 && offset_of!(Mm612, mmap_lock) == 168);
+    assert!(168 % 64 == MMAP_LOCK_OFFSET && align_of::<Mm612>() == 8);
     assert!(offset_of!(Mm612, mm_lock_seq) == 224 && offset_of!(Mm612, total_vm) == 248);
     assert!(offset_of!(Mm612, data_vm) == 272 && offset_of!(Mm612, def_flags) == 296);
     assert!(offset_of!(Mm612, start_brk) == 344 && offset_of!(Mm612, brk) == 352);

@@ -71,7 +71,7 @@ pub use slab_common::{
 pub use slub::{flush_all_cpus, flush_cpu_slab, kfree, kmem_cache_alloc, kmem_cache_alloc_node, kmem_cache_free};
 pub use slub_bulk::{kmem_cache_alloc_bulk, kmem_cache_free_bulk};
 pub use slub_def::{KmemCache, Slab};
-pub use stat::StatItem;
+pub use stat::{SLUB_STATS, StatItem};
 
 use crate::arch::arena::KRef;
 use crate::arch::{Arena, Hardware, Native, Plain};

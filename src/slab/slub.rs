@@ -337,9 +337,9 @@ pub(super) fn inc_slabs_node<A: Hardware>(s: &KmemCache<A>, nid: u32, objects: u
     let n = s.get_node(nid);
     let now = n.nr_slabs.fetch_add(1, Relaxed) + 1;
     n.total_objects.fetch_add(u64::from(objects), Relaxed);
-    if now > n.slabs_hw.get() {
-        n.slabs_hw.set(now);
-    }
+    // Another CPU may be at it too: the higher one stays.
+    let mut seen = n.slabs_hw.load(Relaxed);
+    while now > seen && !n.slabs_hw.try_cmpxchg(now, &mut seen, Relaxed) {}
 }
 
 /// `dec_slabs_node()`

@@ -10,7 +10,7 @@ use super::SlabState;
 use super::barn::NodeBarn;
 use super::page_alloc::{PG_SLAB, Page, page_to_nid, virt_to_head_page};
 use super::reuse::ReuseCpu;
-use super::stat::{HighWater, StatItem, Stats, Unpriced};
+use super::stat::{HighWater, StatItem, Stats};
 use crate::arch::arena::{KRef, RECORD_SIZE, record_page};
 use crate::arch::{Atomic, Hardware, Native, Plain, Relaxed};
 use crate::cpu::{Cpu, PerCpu};
@@ -189,7 +189,7 @@ pub struct KmemCacheNode<A: Hardware> {
     pub(super) last: Plain<A, *mut Slab<A>>,
     pub(super) nr_slabs: Atomic<A, u64>,
     pub(super) total_objects: Atomic<A, u64>,
-    pub(super) slabs_hw: Unpriced,
+    pub(super) slabs_hw: Atomic<Native, u64>,
 }
 
 impl<A: Hardware> KmemCacheNode<A> {
@@ -201,7 +201,7 @@ impl<A: Hardware> KmemCacheNode<A> {
             last: Plain::new(null_mut()),
             nr_slabs: Atomic::new(0),
             total_objects: Atomic::new(0),
-            slabs_hw: Plain::new(0),
+            slabs_hw: Atomic::new(0),
         }
     }
 

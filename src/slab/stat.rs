@@ -5,6 +5,10 @@
 //! frees share the line of the freelist. The words are the host's own ([`Unpriced`]), so no simulated clock pays for them;
 //! natively they cost one plain add an event, in every variant alike. 64 bits; the kernel's are 32 bits wide.
 //!
+//! As there, whether it counts is decided when the program is built: the feature `slub_stats`, on by default. Without it
+//! only what the port itself goes by is kept up ([`StatItem::is_kept`]), the other counters are in no report, and the record
+//! says so (kconfig `slub_stats`). Nothing else depends on it. The golden tests of this floor read the counters.
+//!
 //! The two allocators share some names and have some of their own; [`StatItem::exists_in`] says which, and
 //! [`SlabState::for_each_stat`] reports only those. Two shared names change their meaning: with sheaves
 //! `alloc_fastpath` and `free_fastpath` are a sheaf's (even one that had to be filled first), and `free_slowpath` counts
@@ -22,6 +26,9 @@ use super::slub_def::{KmemCache, KmemCacheCpu};
 use super::{Allocator, SlabState};
 use crate::arch::{Hardware, Native, Plain, Relaxed};
 use crate::cpu::Cpu;
+
+/// CONFIG_SLUB_STATS
+pub const SLUB_STATS: bool = cfg!(feature = "slub_stats");
 
 /// A counter that no world prices.
 pub type Unpriced = Plain<Native, u64>;
@@ -159,6 +166,25 @@ stat_items! {
 }
 
 impl StatItem {
+    /// Whether this build keeps the counter: all with CONFIG_SLUB_STATS; without, those from which follows what a cache
+    /// holds and what waits for a grace period. They are bumped per slab, per sheaf, or for an object that is put into a
+    /// sheaf to wait; none on the way of an ordinary allocation or free.
+    pub const fn is_kept(self) -> bool {
+        use StatItem as I;
+        SLUB_STATS
+            || matches!(
+                self,
+                I::SheafAlloc
+                    | I::SheafFree
+                    | I::FreeRcuSheaf
+                    | I::FreeRcuSheafDone
+                    | I::PagesTaken
+                    | I::PagesGiven
+                    | I::TypesafeQueued
+                    | I::TypesafeFreed
+            )
+    }
+
     /// Whether `allocator` has this counter.
     pub const fn exists_in(self, allocator: Allocator) -> bool {
         use StatItem as I;
@@ -210,6 +236,9 @@ impl Stats {
     /// `stat_add()`
     #[inline(always)]
     pub(super) fn add(&self, i: StatItem, n: u64) {
+        if !i.is_kept() {
+            return;
+        }
         let c = &self.0[i as usize];
         c.set(c.get().wrapping_add(n));
     }
@@ -292,7 +321,8 @@ impl<A: Hardware> KmemCache<A> {
     }
 
     /// Objects allocated and not freed. What lies in a sheaf is not allocated, and neither is what waits in one for a
-    /// grace period; with 6.12's allocator an object is live until its callback frees it.
+    /// grace period; with 6.12's allocator an object is live until its callback frees it. Means nothing where the build
+    /// does not count ([`SLUB_STATS`]).
     pub fn live_objects(&self) -> i64 {
         let (mut up, mut down) = (0u64, 0u64);
         for c in self.cpu_slab.iter() {
@@ -316,7 +346,7 @@ impl<A: Hardware> KmemCache<A> {
 
     /// Highest number of slabs in use at once; with several nodes the sum of each node's highest.
     pub fn slabs_high_water(&self) -> u64 {
-        self.node.iter().map(|n| n.slabs_hw.get()).sum()
+        self.node.iter().map(|n| n.slabs_hw.load(Relaxed)).sum()
     }
 
     /// Pages held, those that wait for a grace period included.
@@ -342,14 +372,16 @@ impl<A: Hardware> SlabState<A> {
         }
     }
 
-    /// Calls `f` with `cache.item` and its sum, for every cache and every item that the allocator in use has, and with
+    /// Calls `f` with `cache.item` and its sum, for every cache and every item that the build keeps and the allocator in use has, and with
     /// the figures derived from them.
     pub fn for_each_stat(&self, mut f: impl FnMut(String, u64)) {
         self.for_each_cache(|s| {
-            for &i in StatItem::ALL.iter().filter(|i| i.exists_in(self.options.allocator)) {
+            for &i in StatItem::ALL.iter().filter(|i| i.is_kept() && i.exists_in(self.options.allocator)) {
                 f(format!("{}.{}", s.name, i.name()), s.stat_sum(i));
             }
-            f(format!("{}.live_objects", s.name), s.live_objects() as u64);
+            if SLUB_STATS {
+                f(format!("{}.live_objects", s.name), s.live_objects() as u64);
+            }
             f(format!("{}.nr_slabs", s.name), s.nr_slabs());
             f(format!("{}.slabs_high_water", s.name), s.slabs_high_water());
             f(format!("{}.slab_pages", s.name), s.slab_pages());

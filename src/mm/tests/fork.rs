@@ -27,6 +27,7 @@ on_every_variant! {
     fn what_a_child_does_not_get = not_inherited;
     fn a_lock_ends_in_the_child = unlocked;
     fn the_zero_page_is_nobodys = zero_page;
+    fn every_mmap_lock_lies_where_it_was_asked_for = lock_offset;
 }
 
 fn map<K: Kconfig<A = Native>>(cpu: &Cpu<Native>, k: &Kernel<K>, mm: MmPtr<K>, p: u64, n: u64) {
@@ -367,4 +368,24 @@ fn zero_page<K: Kconfig<A = Native>>(boot: Boot) {
         assert_eq!(pte_lookup::<K>(child, BASE), 0);
         mmput(cpu, k, child);
     });
+}
+
+/// Parents and children, in memory that a child before them had; the books are closed at each offset.
+fn lock_offset<K: Kconfig<A = Native>>(boot: Boot) {
+    for offset in (0..64).step_by(8) {
+        let config = KernelConfig { mmap_lock_offset: offset, ..config(boot) };
+        with_config::<K>(&config, |cpu, k, mm| {
+            map(cpu, k, mm, 0, 4);
+            put(cpu, k, mm, 1, 7);
+            let of = |mm: MmPtr<K>| (&raw const mm.mmap_lock).addr() % 64;
+            for _ in 0..3 {
+                let child = fork(cpu, k, mm);
+                assert_eq!((of(mm), of(child), get(cpu, k, child, 1)), (offset as usize, offset as usize, 7));
+                let line = |mm: MmPtr<K>| (&raw const mm.mm_count).addr() / 64;
+                let mt = (&raw const *mm.mm_mt()).addr() / 64;
+                assert!(line(mm) != mt && line(mm) != line(child), "mm_count is alone in its line");
+                mmput(cpu, k, child);
+            }
+        });
+    }
 }
