@@ -6,7 +6,8 @@
 //! has found the VMA before it begins), the allocator (one place, handed out again at once, the free pointer over
 //! `vm_start`: the way of a CPU's own freelist, which orders nothing. From CPU to CPU memory goes by a slab's record, with the
 //! port's own exchange loops, `small_slab.rs`), RCU's grace period (memory that waits for one is
-//! handed out when the reader that found the VMA has left its section, and that reader must have met one life in it).
+//! handed out when the reader that found the VMA has left its section, and that reader must have met one life in it; the section
+//! in which it lets go of the lock is waited for, too).
 //!
 //! Nothing here is inlined: with fourteen protocols, two worlds and a dozen cases that took the compiler longer than all the rest.
 //!
@@ -76,8 +77,8 @@ pub struct Slot<W: Arch, L: VmaLock> {
     slab: SmallSlab<W>,
     /// Whether memory waits for a grace period before it is handed out again.
     waits: bool,
-    /// Whether the reader that found the VMA has not yet left its section.
-    walking: Atomic<W, u32>,
+    /// Whether the reader is inside RCU: with a VMA that it has found, or while it lets go of the lock.
+    reading: Atomic<W, u32>,
     /// The word that counts holders.
     holders: *const u8,
     /// Told when an mm is freed.
@@ -126,7 +127,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
             has: std::array::from_fn(|_| Plain::new(0)),
             slab: SmallSlab::new(),
             waits: !at_once && !Self::typesafe(),
-            walking: Atomic::new(0),
+            reading: Atomic::new(0),
             holders: std::ptr::null(),
             freed,
         });
@@ -147,7 +148,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         s.attach(cpu, A);
         s.end(cpu, A);
         // It is inside RCU before the scenario begins: it has found the VMA.
-        s.walking.store(1, Relaxed);
+        s.reading.store(1, Relaxed);
         s.name_words();
         log::begun();
         s
@@ -164,7 +165,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         }
         word(&self.owner, "owner");
         word(&self.claim, "claim");
-        word(&self.walking, "the reader's section");
+        word(&self.reading, "the reader's section");
         word(&self.slab.pair, "freelist and counters");
         word(&self.slab.link[VMA], "link");
         let v = &self.vma;
@@ -236,7 +237,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     fn grace_period(&self) {
         if self.waits {
             // ORDER: acquire: what the reader did in its section is over.
-            smp_cond_load_acquire(&self.walking, |walking| walking == 0);
+            smp_cond_load_acquire(&self.reading, |reading| reading == 0);
         }
     }
     #[inline(never)]
@@ -422,7 +423,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         L::lookup_done(cpu);
         assert!(!rcu_read_lock_held(cpu), "RCU was not left");
         // ORDER: release, meets grace_period().
-        self.walking.store(0, Release);
+        self.reading.store(0, Release);
         match found {
             StartRead::Detached => Seen::Missed,
             StartRead::Contended(cause) => Seen::Aborted(cause),
@@ -430,7 +431,11 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
                 let first = self.check(None);
                 held();
                 self.check(Some(first));
+                // ORDER: relaxed: the writer that frees the VMA has the lock from this reader, and so sees this or later.
+                self.reading.store(1, Relaxed);
                 L::vma_end_read(cpu, self.vma());
+                // ORDER: release, meets grace_period().
+                self.reading.store(0, Release);
                 Seen::Locked
             }
         }
