@@ -8,10 +8,12 @@
 use super::*;
 use crate::arch::Relaxed;
 use crate::arch::arena::KRef;
-use crate::mm::mm_types::{MmRef, VmAreaStruct615, VmaFields, VmaRef};
+use crate::mm::mm_types::{MmRef, VmAreaStruct73, VmAreaStruct615, VmaFields, VmaRef};
 use crate::mm::vma_lock::refcnt::{Refcnt, VMA_LOCK_OFFSET, VMA_REF_LIMIT};
+use crate::mm::vma_lock::refcnt_exclude::{RefcntExclude, VM_REFCNT_LIMIT};
 use crate::mm::vma_lock::rwsem::{Member, Rwsem, Vma};
 use crate::mm::vma_lock::{AbortCause, Claim::*, Claims, Reuse, StartRead, point};
+use crate::rcu::rcu_read_unlock;
 use crate::sync::{down_write, down_write_trylock, up_write};
 
 /// What is wrong. The number is `Broken`'s.
@@ -204,6 +206,8 @@ enum Detach {
     OnlyTries,
     /// It does not let go of it.
     Keeps,
+    /// The attach of a VMA that was put back does not write-lock it.
+    NoRelock,
 }
 
 fn detach<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, how: Detach) {
@@ -219,7 +223,7 @@ fn detach<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, how: Detach) {
     }
     vma.detached.store(1, Relaxed);
     vma.vm_lock_seq().store(u32::MAX, Relaxed);
-    if got && matches!(how, Detach::Right | Detach::OnlyTries) {
+    if got && matches!(how, Detach::Right | Detach::OnlyTries | Detach::NoRelock) {
         up_write(cpu, &vma.vm_lock);
     }
 }
@@ -234,6 +238,11 @@ macro_rules! member {
             const ORIGIN: &'static str = "a test";
             const ABOUT: &'static str = "rwsem_detach_locked_reset with a line wrong";
             const CLAIMS: Claims = [Busted; 10];
+            fn before_attach<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
+                if Detach::$how != Detach::NoRelock {
+                    Rwsem::<Self>::vma_start_write(cpu, vma);
+                }
+            }
             fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
                 detach(cpu, vma, Detach::$how);
             }
@@ -250,15 +259,118 @@ member!(StoresTooLate, StoresTooLate, false);
 member!(OnlyTries, OnlyTries, false);
 member!(KeepsIt, Keeps, false);
 member!(InitAtFree, Right, true);
+member!(NoRelock, NoRelock, false);
+
+/// How a scenario fails, if it does.
+///
+/// # Panics
+/// Where it fails by anything that is no invariant.
+fn fails<L: VmaLock>(id: &str) -> Option<(String, String)> {
+    let s = shown_of::<L>(&Request::new(L::NAME, id, Bound::QUICK));
+    assert!(s.shown.is_some(), "{s:?}");
+    s.wrong.map(|w| (id.to_string(), w.message))
+}
 
 /// The first scenario that fails, and how.
 fn noticed<L: VmaLock>() -> Option<(String, String)> {
     // What they are made of is busted in T6 by itself.
-    SCENARIOS.iter().filter(|(id, _)| *id != "T6").find_map(|(id, _)| {
-        let request = Request::new(L::NAME, id, Bound::QUICK);
-        let s = shown_of::<L>(&request);
-        s.wrong.map(|w| ((*id).to_string(), w.message))
-    })
+    SCENARIOS.iter().filter(|(id, _)| *id != "T6").find_map(|(id, _)| fails::<L>(id))
+}
+
+/// `refcnt_exclude` with the two steps of its repair in this order.
+#[derive(Clone, Copy, Debug)]
+struct Repair<const PUT_FIRST: bool>;
+
+fn vma_of_exclude<A: Arch, const P: bool>(v: VmaRef<A, Repair<P>>) -> VmaRef<A, RefcntExclude> {
+    // SAFETY: the two differ by a type that only pointers to the mm have in them.
+    unsafe { KRef::new(std::ptr::NonNull::new_unchecked(v.as_ptr().cast())) }
+}
+
+fn mm_of_exclude<A: Arch, const P: bool>(mm: MmRef<A, Repair<P>>) -> MmRef<A, RefcntExclude> {
+    // SAFETY: as above; what waits in the mm is the same.
+    unsafe { KRef::new(std::ptr::NonNull::new_unchecked(mm.as_ptr().cast())) }
+}
+
+impl<const P: bool> VmaLock for Repair<P> {
+    const NAME: &'static str = "broken";
+    const ORIGIN: &'static str = "a test";
+    const ABOUT: &'static str = "refcnt_exclude with two lines the other way round";
+    const CLAIMS: Claims = [Holds; 10];
+    const REUSE: Reuse = Reuse::Tolerates;
+    const DETACH_AT_EXIT: bool = true;
+    type Vma<A: Arch> = VmAreaStruct73<A, Self>;
+    type WriterWait<A: Arch> = <RefcntExclude as VmaLock>::WriterWait<A>;
+
+    fn vma_lock_init<A: Arch>(vma: VmaRef<A, Self>, constructed: bool) {
+        RefcntExclude::vma_lock_init(vma_of_exclude(vma), constructed);
+    }
+    fn vma_start_read<A: Arch>(
+        cpu: &Cpu<A>,
+        mm: MmRef<A, Self>,
+        vma: VmaRef<A, Self>,
+        mmdrop: impl FnOnce(MmRef<A, Self>),
+    ) -> StartRead {
+        if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.word().load(Relaxed) {
+            rcu_read_unlock(cpu);
+            return StartRead::Contended(AbortCause::SeqEarly);
+        }
+        if let Err(old) = vma.vm_refcnt.inc_not_zero_limited_acquire(cpu, VM_REFCNT_LIMIT) {
+            rcu_read_unlock(cpu);
+            return if old == 0 { StartRead::Detached } else { StartRead::Contended(AbortCause::Writer) };
+        }
+        A::pause_point(point::VM_MM);
+        if !Self::vma_is_of(mm, vma) {
+            // SAFETY: the count keeps that mm, for so long.
+            let other = unsafe { KRef::new(std::ptr::NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) };
+            rcu_read_unlock(cpu);
+            if P {
+                Self::vma_end_read(cpu, vma);
+                other.mm_count.inc(cpu);
+            } else {
+                other.mm_count.inc(cpu);
+                Self::vma_end_read(cpu, vma);
+            }
+            mmdrop(other);
+            return StartRead::Contended(AbortCause::OtherMm);
+        }
+        if vma.vm_lock_seq().load(Relaxed) == mm.mm_lock_seq.raw_read() {
+            Self::vma_end_read(cpu, vma);
+            rcu_read_unlock(cpu);
+            return StartRead::Contended(AbortCause::SeqLate);
+        }
+        rcu_read_unlock(cpu);
+        StartRead::Locked
+    }
+    fn lookup_done<A: Arch>(_cpu: &Cpu<A>) {}
+    fn vma_is_of<A: Arch>(mm: MmRef<A, Self>, vma: VmaRef<A, Self>) -> bool {
+        RefcntExclude::vma_is_of(mm_of_exclude(mm), vma_of_exclude(vma))
+    }
+    fn vma_start_read_locked<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) -> bool {
+        RefcntExclude::vma_start_read_locked(cpu, vma_of_exclude(vma))
+    }
+    fn vma_end_read<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        RefcntExclude::vma_end_read(cpu, vma_of_exclude(vma));
+    }
+    fn vma_start_write<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        RefcntExclude::vma_start_write(cpu, vma_of_exclude(vma));
+    }
+    fn vma_mark_attached<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        RefcntExclude::vma_mark_attached(cpu, vma_of_exclude(vma));
+    }
+    fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: VmaRef<A, Self>) {
+        RefcntExclude::vma_mark_detached(cpu, vma_of_exclude(vma));
+    }
+    fn vma_lock_is_free<A: Arch>(vma: VmaRef<A, Self>) -> bool {
+        RefcntExclude::vma_lock_is_free(vma_of_exclude(vma))
+    }
+}
+
+/// The mistaken reader must pin the other mm before it counts down, not behind.
+#[test]
+fn the_pin_comes_before_the_put() {
+    assert_eq!(fails::<Repair<false>>("T6"), None);
+    let (_, how) = fails::<Repair<true>>("T6").expect("the mm is gone when it is pinned");
+    assert!(how.starts_with("I9"), "{how}");
 }
 
 macro_rules! all {
@@ -272,6 +384,7 @@ fn a_line_that_is_wrong_is_noticed() {
     rows.push(("the detach does not wait for the semaphore", noticed::<Rwsem<OnlyTries>>()));
     rows.push((KEEPS, noticed::<Rwsem<KeepsIt>>()));
     rows.push((INIT, noticed::<Rwsem<InitAtFree>>()));
+    rows.push((NO_RELOCK, noticed::<Rwsem<NoRelock>>()));
     for (what, how) in &rows {
         println!("{what}: {how:?}");
     }
@@ -286,13 +399,15 @@ fn a_line_that_is_wrong_is_noticed() {
 
 const KEEPS: &str = "the detach keeps the semaphore";
 const INIT: &str = "a free initialises the semaphore";
+const NO_RELOCK: &str = "a VMA that is put back has lost the section's mark";
 /// Lines that one invariant is there for.
-const BY: [(&str, &str); 5] = [
+const BY: [(&str, &str); 6] = [
     (LINES[10], "I5: range, flags or page_prot"),
     (LINES[11], "I7"),
     (LINES[12], "I8"),
     (LINES[13], "I12"),
     (KEEPS, "I8"),
+    (NO_RELOCK, "I3"),
 ];
 
 /// The very copies that the lines are taken out of.

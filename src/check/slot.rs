@@ -331,11 +331,12 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// W5.
     #[inline(never)]
     pub fn free(&self, cpu: &Cpu<W>) {
-        assert!(!Self::typesafe() || L::vma_lock_is_free(self.vma()), "freed while attached");
+        assert!(!Self::typesafe() || L::vma_lock_is_free(self.vma()), "I8: freed while attached");
         self.initialises(|| L::vma_freed(cpu, self.vma()));
         if Self::typesafe() {
             self.vma.vm_start().store(FREE_POINTER, Relaxed);
         }
+        self.owner.set(0);
         let claim = self.claim.get();
         if claim != 0 {
             self.has[claim as usize - 1].set(0);
@@ -370,6 +371,14 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         }
         assert_eq!(got[0], VMA, "a slab hands out last come first");
     }
+    /// Nobody has found the VMA yet.
+    pub fn unfound(&self) {
+        self.reading.store(0, Relaxed);
+    }
+    /// From here on the reader has, and is inside RCU.
+    pub fn found(&self) {
+        self.reading.store(1, Relaxed);
+    }
     /// A section of `m` that removes and frees the VMA.
     #[inline(never)]
     pub fn remove(&self, cpu: &Cpu<W>, m: usize) {
@@ -402,7 +411,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         let seq = &self.mms[A].mm_lock_seq;
         let Some(begun) = seq.try_begin() else { return };
         let (start, end) = (self.sibling.vm_start().load(Relaxed), self.sibling.vm_end().load(Relaxed));
-        assert!(seq.read_retry(begun) || end == start + SIZE, "a section was seen half done, and not noticed");
+        assert!(seq.read_retry(begun) || end == start + SIZE, "I5: a section was seen half done, and not noticed");
     }
     /// `mmdrop()`
     #[inline(never)]
@@ -421,7 +430,7 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
         let found = L::lock_vma_found(cpu, self.mm(A), self.vma(), ADDRESS, |mm| self.mmdrop(cpu, mm));
         assert!(life.is_none_or(|life| life == self.generation.get()), "I4: another life in a reader's section");
         L::lookup_done(cpu);
-        assert!(!rcu_read_lock_held(cpu), "RCU was not left");
+        assert!(!rcu_read_lock_held(cpu), "I10: RCU was not left");
         // ORDER: release, meets grace_period().
         self.reading.store(0, Release);
         match found {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The eleventh protocol of CONTRIBUTING.md, as its author would write it, compiled and checked: one file and one line of the
-//! list. It is P6 as it was first said: `vm_mm` is cleared in the region that marks a VMA detached, too.
+//! list. It is P6 with the reset where P2 has it, at the free, and under the semaphore there too: so that what a section puts back
+//! has its mark still.
 // The text from here to the last brace is CONTRIBUTING.md's.
 use crate::arch::{Arch, Relaxed};
 use crate::cpu::Cpu;
@@ -9,26 +10,32 @@ use crate::mm::vma_lock::rwsem::{Member, Rwsem, Vma};
 use crate::mm::vma_lock::{Claim::*, Claims};
 use crate::sync::{down_write, up_write};
 
-/// `rwsem_detach_locked_mm`: detached, the owner and the sequence are all settled under the VMA's own semaphore.
+/// `rwsem_detach_locked_free`: detached is stored under the VMA's own semaphore, and a free resets the sequence under it.
 #[derive(Clone, Copy, Debug)]
-pub struct DetachLockedMm;
+pub struct DetachLockedFree;
 
 /// The protocol.
-pub type RwsemDetachLockedMm = Rwsem<DetachLockedMm>;
+pub type RwsemDetachLockedFree = Rwsem<DetachLockedFree>;
 
-impl Member for DetachLockedMm {
-    const NAME: &'static str = "rwsem_detach_locked_mm";
+impl Member for DetachLockedFree {
+    const NAME: &'static str = "rwsem_detach_locked_free";
     const ORIGIN: &'static str = "2024-12-11";
-    const ABOUT: &'static str = "detached, vm_mm and the sequence's reset are stored under the VMA's own semaphore";
+    const ABOUT: &'static str =
+        "detached, and at the free the sequence's reset, are stored under the VMA's own semaphore";
     const CLAIMS: Claims = [Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds];
 
     fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
         // ORDER: acquire, meets up_read() of vma_end_read(): no reader has V from here on.
         down_write(cpu, &vma.vm_lock);
         vma.detached.store(1, Relaxed);
-        vma.vm_mm().store(std::ptr::null_mut(), Relaxed);
-        vma.vm_lock_seq().store(u32::MAX, Relaxed);
         // ORDER: release, meets the trylock of vma_start_read(): whoever gets the lock now sees V detached at R5.
+        up_write(cpu, &vma.vm_lock);
+    }
+    fn freed<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
+        // ORDER: acquire, meets up_read() of vma_end_read(): a stale reader that looks at the mark is gone.
+        down_write(cpu, &vma.vm_lock);
+        vma.vm_lock_seq().store(u32::MAX, Relaxed);
+        // ORDER: release, meets the trylock of vma_start_read(): who sees the reset sees V detached.
         up_write(cpu, &vma.vm_lock);
     }
 }
@@ -41,8 +48,8 @@ use crate::mm::vma_lock::{SCENARIOS, VmaLock};
 #[test]
 fn the_worked_example_is_what_it_claims() {
     for (id, _) in SCENARIOS {
-        let request = Request::new(RwsemDetachLockedMm::NAME, id, Bound::QUICK);
-        let s = shown_of::<RwsemDetachLockedMm>(&request);
+        let request = Request::new(RwsemDetachLockedFree::NAME, id, Bound::QUICK);
+        let s = shown_of::<RwsemDetachLockedFree>(&request);
         assert!(s.as_declared(), "{s:?}");
     }
 }

@@ -222,13 +222,18 @@ fn judge(shown: &[Shown]) -> Result<(), Failure> {
     let bad: Vec<_> = shown
         .iter()
         .filter(|s| !s.as_declared())
-        .map(|s| format!("{} {}: declared {}, shown {}", s.scenario, s.protocol, word(s.declared), word(s.shown)))
+        .map(|s| {
+            let ended = s.wrong.as_ref().filter(|_| s.shown.is_none());
+            let ended =
+                ended.map_or(String::new(), |w| format!(", for it ended by what is no invariant: {}", w.message));
+            format!("{} {}: declared {}, shown {}{ended}", s.scenario, s.protocol, word(s.declared), word(s.shown))
+        })
         .collect();
     if bad.is_empty() { Ok(()) } else { Err(Failure::Check(bad.join("\n"))) }
 }
 
-/// A run of W is not told access by access: it has millions. What goes wrong in it is what goes wrong in the first scenario
-/// that is busted, and that one's steps stand for it.
+/// A run of W is not told access by access: it has millions. The steps of the smallest scenario that is busted stand beside it, and
+/// are said to be that one's: whether they are why the run failed nobody has looked.
 fn steps_for_the_whole(shown: &mut [Shown], pool: &Pool, bound: Bound) -> Result<(), Failure> {
     let told = |s: &Shown| s.wrong.as_ref().is_some_and(|w| !w.steps.is_empty());
     for i in 0..shown.len() {
@@ -246,7 +251,7 @@ fn steps_for_the_whole(shown: &mut [Shown], pool: &Pool, bound: Bound) -> Result
             None => pool.run(&[Request::new(&name, id, bound)]).map_err(Failure::Check)?.pop(),
         };
         if let (Some(w), Some(least)) = (&mut shown[i].wrong, least.and_then(|s| s.wrong)) {
-            w.case = format!("{}; the steps are those of {id}: {}", w.case, least.message);
+            w.case = format!("{}; the steps are not its own but those of {id}: {}", w.case, least.message);
             w.steps = least.steps;
         }
     }
@@ -390,5 +395,21 @@ mod tests {
                 Err(e) => panic!("{e:?}"),
             }
         }
+    }
+
+    /// What is no invariant is no verdict, whatever was declared, and is told.
+    #[test]
+    fn what_ends_by_anything_else_is_busted_in_nobodys_favour() {
+        for message in ["null pointer dereference occurred", "index out of bounds", "I am no invariant"] {
+            let mut s = cell(Some(Busted), Some(Holds));
+            s.wrong = Some(Wrong { case: String::new(), message: String::new(), preemptions: None, steps: Vec::new() });
+            failed(&mut s, message.into());
+            assert_eq!(s.shown, None, "{message}");
+            let Err(Failure::Check(m)) = judge(&[s]) else { panic!("{message}: a verdict") };
+            assert!(m.starts_with("T0 refcnt: declared busted, shown nothing") && m.ends_with(message), "{m}");
+        }
+        let mut s = cell(Some(Busted), None);
+        failed(&mut s, "I3: write-locked by A".into());
+        assert_eq!(s.shown, Some(Busted));
     }
 }

@@ -113,7 +113,7 @@ pub(super) fn mmdrop<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, mm: MmPtr<K>) {
 /// fork(2) as far as memory goes.
 ///
 /// # Errors
-/// `ENOMEM`
+/// `ENOMEM`; `EINTR` at a fatal signal.
 pub fn sys_fork<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, oldmm: MmPtr<K>) -> Result<MmPtr<K>, Errno> {
     K::A::charge(Work::KernelEntry);
     dup_mm(cpu, k, oldmm)
@@ -122,7 +122,7 @@ pub fn sys_fork<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, oldmm: MmPtr<K>) -> 
 /// `dup_mm()`: a copy of `oldmm`, with one user.
 ///
 /// # Errors
-/// `ENOMEM`
+/// `ENOMEM`; `EINTR` at a fatal signal.
 pub fn dup_mm<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, oldmm: MmPtr<K>) -> Result<MmPtr<K>, Errno> {
     let mm = try_mm_alloc(cpu, k).ok_or(Errno::ENOMEM)?;
     // The kernel copies the whole structure and then sets anew what is the child's own.
@@ -204,7 +204,8 @@ fn dup_vmas<K: Kconfig>(
     vmi: &mut MaState<'_, K::A>,
 ) -> Result<(), Stopped<K>> {
     while let Some(mpnt) = vma_next::<K>(cpu, vmi) {
-        K::Lock::vma_start_write(cpu, mpnt);
+        // 7.x; before, and where nothing can be killed, vma_start_write().
+        K::Lock::vma_start_write_killable(cpu, mpnt).map_err(|e| (Some(mpnt), e))?;
         let flags = mpnt.vm_flags().load(Relaxed);
         let pages = vma_pages::<K::A, K::Lock>(&mpnt);
         if flags & VM_DONTCOPY != 0 {

@@ -101,6 +101,15 @@ pub fn warn_on_once<A: Arch>(cpu: &Cpu<A>, bad: bool) {
     }
 }
 
+/// `VM_WARN_ON_ONCE()`, of CONFIG_DEBUG_VM, which kernels that people run do without: looked at where debug assertions are on
+/// (tests), and not there in a build that is timed.
+#[inline(always)]
+pub fn vm_warn_on_once<A: Arch>(cpu: &Cpu<A>, bad: impl FnOnce() -> bool) {
+    if cfg!(debug_assertions) {
+        warn_on_once(cpu, bad());
+    }
+}
+
 #[cold]
 #[inline(never)]
 fn warned<A: Arch>(cpu: &Cpu<A>) {

@@ -18,7 +18,7 @@ use crate::mm::vma_lock::rwsem::{Member, Rwsem};
 use crate::mm::vma_lock::rwsem_keep_seq::KeepSeq;
 use crate::mm::vma_lock::rwsem_reset_on_free::ResetOnFree;
 use crate::mm::vma_lock::{StartRead, VmaLockEvent};
-use crate::mm::{Config, vm_mmap, vm_munmap};
+use crate::mm::{Config, sys_fork, vm_mmap, vm_munmap};
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
 use crate::sync::{down_read_trylock, up_read};
 
@@ -104,6 +104,26 @@ fn a_killed_writer_leaves_the_lock_as_it_was() {
         flush_signals(cpu);
         mmap_write_unlock(cpu, &mm);
         assert_eq!(cpu.counters.get(VmaLockEvent::WriterWait), 1);
+    });
+}
+
+/// A fork that waits for a reader of the second of three VMAs goes with its caller, and leaves both mms whole.
+#[test]
+fn a_fork_that_waits_for_a_reader_can_be_killed() {
+    with_mm::<Newest>(NEWEST, |cpu, k, mm| {
+        for page in [0, 4, 8] {
+            vm_mmap(cpu, k, mm, Some(BASE + page * P), 2 * P, RW).unwrap();
+        }
+        let vma = vma_at(cpu, k, mm, 4);
+        let locked = lock_vma_under_rcu(cpu, k, mm, BASE + 4 * P).expect("nobody writes");
+        send_sigkill(cpu.task);
+        assert_eq!(sys_fork(cpu, k, mm).err(), Some(Errno::EINTR));
+        flush_signals(cpu);
+        assert_eq!(vma.vm_refcnt.read(), 2, "the reader has it still");
+        RefcntExclude::vma_end_read(cpu, locked);
+        let child = sys_fork(cpu, k, mm).expect("nobody is in the way");
+        assert_eq!(walk(cpu, k, child, 0), [(0, 2), (4, 6), (8, 10)]);
+        mmput(cpu, k, child);
     });
 }
 

@@ -40,7 +40,7 @@ use crate::arch::arena::KRef;
 use crate::arch::{Acquire, Arch, Relaxed, smp_rmb};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, MmStruct, VmAreaStruct615, VmaFields, VmaRef};
-use crate::mm::vmstat::warn_on_once;
+use crate::mm::vmstat::{vm_warn_on_once, warn_on_once};
 use crate::sync::{Rcuwait, rcuwait_wait_event, rcuwait_wake_up};
 use std::ptr::NonNull;
 
@@ -122,6 +122,13 @@ fn vma_exit_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) -> bool {
     vma.vm_refcnt.sub_return_old(cpu, VMA_LOCK_OFFSET) == VMA_LOCK_OFFSET
 }
 
+/// `vma_assert_write_locked()`
+#[inline(always)]
+fn vma_assert_write_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
+    // ORDER: both relaxed: as W1.
+    vm_warn_on_once(cpu, || vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
+}
+
 impl VmaLock for Refcnt {
     const NAME: &'static str = "refcnt";
     const ORIGIN: &'static str = "v6.15";
@@ -201,8 +208,8 @@ impl VmaLock for Refcnt {
 
     #[inline(always)]
     fn vma_mark_attached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
-        // ORDER: relaxed: the sequences as in W1; no reader can raise a count of 0.
-        warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
+        vma_assert_write_locked(cpu, vma);
+        // ORDER: relaxed: no reader can raise a count of 0.
         warn_on_once(cpu, vma.vm_refcnt.read() != 0);
         // ORDER: release, meets R3 of vma_start_read(): whoever sees the count sees every field of this incarnation.
         vma.vm_refcnt.set_release(1);
@@ -210,8 +217,8 @@ impl VmaLock for Refcnt {
 
     #[inline(always)]
     fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
-        // ORDER: relaxed: the sequences as in W1; of the count only that it is not 0 matters, which is this writer's doing.
-        warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
+        vma_assert_write_locked(cpu, vma);
+        // ORDER: relaxed: only that it is not 0 matters, which is this writer's doing.
         warn_on_once(cpu, vma.vm_refcnt.read() == 0);
         // ORDER: release (acquire at 0): pairs with readers' puts, so that a free object has no reader.
         if !vma.vm_refcnt.dec_and_test(cpu) {

@@ -12,7 +12,7 @@
 //! `vma_start_read()` leaves RCU on every failure, because dropping that reference may end an mm, which is too much work for
 //! inside RCU. So each retry enters RCU again, and the walk goes back to the address: nodes it stood on may be gone
 //! ([`VmaLock::lookup_again`]). The range is looked at outside RCU, which the count makes good.
-//! A writer that waits may be killed ([`VmaLock::vma_start_write_killable`]); fork uses it.
+//! A writer that waits may be killed ([`VmaLock::vma_start_write_killable`]); fork, which is killed with its caller, uses it.
 //!
 //! Layout: that of `refcnt`: 192 bytes that begin on a line, 42 in two pages; `vm_lock_seq` (40) in the first, `vm_refcnt`
 //! (128) at the head of the third. New are two halves of a page offset, in what was room beside each of the two (44, 132). A
@@ -32,7 +32,7 @@ use crate::arch::{Acquire, Arch, Hardware, Relaxed, smp_rmb};
 use crate::cpu::{Cpu, Errno};
 use crate::maple_tree::{MaState, mas_set};
 use crate::mm::mm_types::{MmRef, VmAreaStruct73, VmaFields, VmaRef};
-use crate::mm::vmstat::warn_on_once;
+use crate::mm::vmstat::{vm_warn_on_once, warn_on_once};
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
 use crate::sync::{Rcuwait, rcuwait_wait_event, rcuwait_wait_event_killable, rcuwait_wake_up};
 use std::ptr::NonNull;
@@ -171,7 +171,7 @@ fn seq_to_lock<A: Arch>(vma: Vma<A>) -> Option<u32> {
 #[inline(always)]
 fn vma_assert_write_locked<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
     // ORDER: both relaxed: as W1 in seq_to_lock().
-    warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
+    vm_warn_on_once(cpu, || vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
 }
 
 /// The end of `vma_start_read()` for a VMA of another mm.

@@ -15,15 +15,15 @@
 //! INVARIANT: `detached` is true from the constructor (or allocation) on, false from right after the store into the tree
 //! (or before it, where the store cannot fail) until the removal from it.
 //!
-//! PORT: the wait of a writer for readers is counted ([`VmaLockEvent::WriterWait`]), for which a contended writer tries
-//! the semaphore once more than in C: one failed exchange in front of a sleep.
+//! PORT: the wait of a writer for readers is counted ([`VmaLockEvent::WriterWait`], [`VmaLockEvent::DetachWait`]), for which a
+//! contended writer tries the semaphore once more than in C: one failed exchange in front of a sleep.
 
 use super::{AbortCause, Claims, Reuse, StartRead, VmaLock, VmaLockEvent, point};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Hardware, Relaxed, smp_rmb, smp_wmb};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, VmAreaStructV5, VmaFields, VmaRef};
-use crate::mm::vmstat::warn_on_once;
+use crate::mm::vmstat::vm_warn_on_once;
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
 use crate::sync::{RwSemaphore, down_read, down_read_trylock, down_write, down_write_trylock, up_read, up_write};
 use std::fmt::Debug;
@@ -45,6 +45,10 @@ pub trait Member: Copy + Send + Sync + Debug + 'static {
     const REUSE: Reuse = Reuse::Tolerates;
     /// Whether W1 may skip the semaphore.
     const EARLY_EXIT: bool = true;
+    /// In front of the store that attaches, which may be of a VMA that this very section has detached
+    /// (`reattach_vmas()`): what it takes for the section to have it write-locked.
+    #[inline(always)]
+    fn before_attach<A: Arch>(_cpu: &Cpu<A>, _vma: Vma<A, Self>) {}
     /// W3.
     #[inline(always)]
     fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
@@ -74,28 +78,28 @@ fn mm_of<A: Arch, M: Member>(vma: Vma<A, M>) -> MmRef<A, Rwsem<M>> {
     unsafe { KRef::new(NonNull::new_unchecked(vma.vm_mm().load(Relaxed))) }
 }
 
-/// `down_write()` that says when it had to wait.
+/// `down_write()` that counts as `wait` where it had to wait.
 #[inline(always)]
-pub(super) fn down_write_counted<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
+pub(super) fn down_write_counted<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wait: VmaLockEvent) {
     // ORDER: acquire: for whom, callers say.
     if !down_write_trylock(cpu, sem) {
-        down_write_contended(cpu, sem);
+        down_write_contended(cpu, sem, wait);
     }
 }
 
 #[cold]
 #[inline(never)]
-fn down_write_contended<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>) {
-    cpu.count(VmaLockEvent::WriterWait);
+fn down_write_contended<A: Arch>(cpu: &Cpu<A>, sem: &RwSemaphore<A>, wait: VmaLockEvent) {
+    cpu.count(wait);
     // ORDER: acquire, as the trylock's.
     down_write(cpu, sem);
 }
 
-/// Warns unless the section has the VMA write-locked.
+/// `vma_assert_write_locked()`
 #[inline(always)]
 pub(super) fn assert_write_locked<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>) {
     // ORDER: relaxed: as W1 of vma_start_write().
-    warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
+    vm_warn_on_once(cpu, || vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
 }
 
 /// W3 as posted: a flag, and nothing that keeps readers of other mms away.
@@ -219,7 +223,7 @@ impl<M: Member> VmaLock for Rwsem<M> {
             return;
         }
         // ORDER: acquire, meets up_read() of vma_end_read(): what readers did under the lock is seen.
-        down_write_counted(cpu, &vma.vm_lock);
+        down_write_counted(cpu, &vma.vm_lock, VmaLockEvent::WriterWait);
         // ORDER: relaxed: R2 may see it at any time; R4 sees it through the semaphore.
         vma.vm_lock_seq().store(seq, Relaxed);
         // ORDER: release, meets the trylock of vma_start_read() (E1).
@@ -227,7 +231,8 @@ impl<M: Member> VmaLock for Rwsem<M> {
     }
 
     #[inline(always)]
-    fn vma_mark_attached<A: Arch>(_cpu: &Cpu<A>, vma: Vma<A, M>) {
+    fn vma_mark_attached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, M>) {
+        M::before_attach(cpu, vma);
         if reused::<M>() {
             // ORDER: write barrier, meets the read barrier behind R5: vm_mm and range come before the flag.
             smp_wmb::<A>();

@@ -15,6 +15,11 @@
 //! the reset V's first W1 in its next life always waits, and with W1 always in the semaphore every one does; a reader in between
 //! sees V detached, or delays A until it is gone.
 //!
+//! The reset has a price that the proposal did not see, `reattach_vmas()`: a removal that fails, of which some VMAs are
+//! detached already, marks them attached again in the same section. The reset has taken the section's mark from them, and a reader
+//! would pass R2 to R5 while the writer, which made the mark in this section, takes the VMA for its own (I3; T2, "put back").
+//! So its attach is W1 first: nothing for a VMA that has the mark, the semaphore for one that was put back.
+//!
 //! One hole is left with the reset: a section whose number is the reset's value, the 2^31st of an mm, skips the
 //! semaphore for a fresh VMA. `rwsem_detach_locked_write` has no such hole.
 //!
@@ -25,7 +30,7 @@
 //! avoid, and put the flag into the lock word instead (`refcnt`).
 
 use super::rwsem::{Member, Rwsem, Vma, assert_write_locked, down_write_counted};
-use super::{Claim::*, Claims};
+use super::{Claim::*, Claims, VmaLock, VmaLockEvent};
 use crate::arch::{Arch, Relaxed};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::VmaFields;
@@ -54,7 +59,7 @@ pub type RwsemDetachLockedWrite = Rwsem<DetachLockedWrite>;
 fn mark_detached_locked<A: Arch, M: Member>(cpu: &Cpu<A>, vma: Vma<A, M>, reset: bool) {
     assert_write_locked(cpu, vma);
     // ORDER: acquire, meets up_read() of vma_end_read(): no reader has V from here on.
-    down_write_counted(cpu, &vma.vm_lock);
+    down_write_counted(cpu, &vma.vm_lock, VmaLockEvent::DetachWait);
     // ORDER: both relaxed: a reader sees them through the semaphore.
     vma.detached.store(1, Relaxed);
     if reset {
@@ -83,6 +88,10 @@ impl Member for DetachLockedReset {
     const ABOUT: &'static str = "detached and the sequence's reset are stored under the VMA's own semaphore";
     const CLAIMS: Claims = [Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds, Holds];
 
+    #[inline(always)]
+    fn before_attach<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
+        RwsemDetachLockedReset::vma_start_write(cpu, vma);
+    }
     #[inline(always)]
     fn mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A, Self>) {
         mark_detached_locked(cpu, vma, true);

@@ -27,12 +27,12 @@
 //! because the enum of three wants it; the order of accesses is the same.
 
 use super::rwsem::down_write_counted;
-use super::{AbortCause, Claim::*, Claims, Reuse, StartRead, VmaLock, point};
+use super::{AbortCause, Claim::*, Claims, Reuse, StartRead, VmaLock, VmaLockEvent, point};
 use crate::arch::arena::KRef;
 use crate::arch::{Arch, Relaxed};
 use crate::cpu::Cpu;
 use crate::mm::mm_types::{MmRef, MmStruct, VmAreaStruct612, VmaFields, VmaLockObject, VmaRef};
-use crate::mm::vmstat::warn_on_once;
+use crate::mm::vmstat::vm_warn_on_once;
 use crate::rcu::{rcu_read_lock, rcu_read_unlock};
 use crate::sync::{down_read, down_read_trylock, up_read, up_write};
 use std::ptr::NonNull;
@@ -145,7 +145,7 @@ impl VmaLock for RwsemSeparate {
         }
         let sem = vm_lock(vma);
         // ORDER: acquire, meets up_read() of vma_end_read(): what readers did under the lock is seen.
-        down_write_counted(cpu, &sem.lock);
+        down_write_counted(cpu, &sem.lock, VmaLockEvent::WriterWait);
         // ORDER: relaxed: R2 may see it at any time; R4 sees it through the semaphore.
         vma.vm_lock_seq().store(seq, Relaxed);
         // ORDER: release, meets the trylock of vma_start_read() (E1).
@@ -161,13 +161,14 @@ impl VmaLock for RwsemSeparate {
 
     #[inline(always)]
     fn vma_mark_detached<A: Arch>(cpu: &Cpu<A>, vma: Vma<A>) {
-        // ORDER: relaxed: as W1 of vma_start_write().
-        warn_on_once(cpu, vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
+        // vma_assert_write_locked(). ORDER: relaxed: as W1 of vma_start_write().
+        vm_warn_on_once(cpu, || vma.vm_lock_seq().load(Relaxed) != mm_of(vma).mm_lock_seq.word().load(Relaxed));
         // ORDER: relaxed: reaches a reader by E2.
         vma.detached.store(1, Relaxed);
     }
 
     fn vma_lock_is_free<A: Arch>(vma: Vma<A>) -> bool {
+        // ORDER: relaxed: no reader can find V any more, and each that did is out of its section.
         !vm_lock(vma).lock.is_locked()
     }
 }
