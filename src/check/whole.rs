@@ -4,10 +4,10 @@
 //!
 //! What is looked at while a reader has the lock, twice with others running in between: the tree of its mm has this VMA
 //! at its address (I6, and I2 with it), and the VMA says that it is this mm's (I1); the section of a writer does not
-//! have it (I3); its range, flags and page_prot stay (I4, I5); the lock says that a reader has it (I7). When all calls
-//! are done: the lock of every VMA in a tree is free and says that it is in one (I8; of the others a free warns), and
-//! every fault was a success, a retry or an abort (I13). At the end: no warning, as many VMAs freed as allocated, and
-//! nothing left.
+//! have it (I3); its range, flags and page_prot stay (I5; lives are not numbered here, I4); the lock says that a reader
+//! has it (I7). When all calls are done: the lock of every VMA in a tree is free and says that it is in one (I8; of the
+//! others a free warns), and every fault was a success, a retry or an abort (I13). At the end: no warning, as many VMAs
+//! freed as allocated, and nothing left.
 //!
 //! The allocator, RCU, the tree, the calls are the real ones, which the small kernel of [`super::slot`] replaces. For it,
 //! interleavings are drawn and not enumerated: three of four by random delays, one by priorities ([`Priorities`]). Every one

@@ -26,7 +26,8 @@
 //! at a removal; `vma_lock_reader_wake`, readers that let go under a writer's bit and went to wake it, asleep or not.
 //!
 //! PORT: the writer's wait test is an acquire. The kernel's is relaxed: its control dependency orders later stores
-//! only, so by the letter the writer could miss plain stores that readers made under the lock (`anon_vma`).
+//! only, so by the letter the writer could miss plain stores that readers made under the lock (T7's word; `anon_vma` has a
+//! lock of its own besides).
 //!
 //! Left as merged, and busted by it (T6; found in July 2025, repaired in `refcnt_exclude`): a mistaken reader of another
 //! mm wakes that mm's writer after its decrement, through an mm that may be gone by then. No VMA is locked falsely, so the
