@@ -37,6 +37,8 @@ struct Row {
     protocols: Vec<String>,
     scenario: String,
     answer: String,
+    /// Of the file that was answered.
+    crc32: String,
     note: String,
 }
 
@@ -47,16 +49,17 @@ fn dir() -> PathBuf {
 fn rows() -> Vec<Row> {
     let text = fs::read_to_string(dir().join("answers.tsv")).unwrap();
     let mut lines = text.lines();
-    assert_eq!(lines.next(), Some("file\tkind\tprotocols\tscenario\tanswer\tnote"));
+    assert_eq!(lines.next(), Some("file\tkind\tprotocols\tscenario\tanswer\tcrc32\tnote"));
     let row = |l: &str| {
         let f: Vec<_> = l.split('\t').collect();
-        let [file, kind, protocols, scenario, answer, note] = f[..] else { panic!("six fields: {l}") };
+        let [file, kind, protocols, scenario, answer, crc32, note] = f[..] else { panic!("seven fields: {l}") };
         Row {
             name: file.strip_suffix(".litmus").unwrap_or_else(|| panic!("{file}")).into(),
             kind: kind.into(),
             protocols: protocols.split(',').filter(|p| *p != "-").map(str::to_string).collect(),
             scenario: scenario.into(),
             answer: answer.into(),
+            crc32: crc32.into(),
             note: note.into(),
         }
     };
@@ -105,6 +108,9 @@ fn every_test_has_an_answer_and_every_answer_a_test() {
         let text = fs::read_to_string(dir().join(format!("{}.litmus", r.name))).unwrap();
         assert!(text.starts_with(&format!("C {}\n", r.name)), "{}: has another name inside", r.name);
         assert!(text.contains(&format!("\n * Answer: {}\n", r.answer)), "{}: says another answer", r.name);
+        let mut crc = flate2::Crc::new();
+        crc.update(text.as_bytes());
+        assert_eq!(format!("{:08x}", crc.sum()), r.crc32, "{0}: changed since herd7 answered: scripts/litmus {0}", r.name);
         assert!(matches!(r.answer.as_str(), "Never" | "Sometimes"), "{r:?}");
         assert!(matches!(r.kind.as_str(), "claim" | "impossible" | "edge" | "twin" | "port"), "{r:?}");
         for p in &r.protocols {
