@@ -110,7 +110,12 @@ fn every_test_has_an_answer_and_every_answer_a_test() {
         assert!(text.contains(&format!("\n * Answer: {}\n", r.answer)), "{}: says another answer", r.name);
         let mut crc = flate2::Crc::new();
         crc.update(text.as_bytes());
-        assert_eq!(format!("{:08x}", crc.sum()), r.crc32, "{0}: changed since herd7 answered: scripts/litmus {0}", r.name);
+        assert_eq!(
+            format!("{:08x}", crc.sum()),
+            r.crc32,
+            "{0}: changed since herd7 answered: scripts/litmus {0}",
+            r.name
+        );
         assert!(matches!(r.answer.as_str(), "Never" | "Sometimes"), "{r:?}");
         assert!(matches!(r.kind.as_str(), "claim" | "impossible" | "edge" | "twin" | "port"), "{r:?}");
         for p in &r.protocols {

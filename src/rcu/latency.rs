@@ -14,11 +14,13 @@
 //! callback counts once, however long it waited.
 
 use super::{RcuCounter, RcuHead};
-use crate::arch::{Arch, Native, Plain};
+use crate::arch::{Acquire, Arch, Atomic, Native, Relaxed, Release};
 use crate::cpu::{Cpu, splitmix64};
 
-/// A word of the host's: never priced, one writer, read by others at any time.
-pub(super) type Unpriced = Plain<Native, u64>;
+/// A word of the host's: never priced, one writer at a time, read by others at any time. The writer is the CPU, or while a
+/// callback is followed the thread that calls it; the callback's queue orders the first before the second, and `Mark::next` the
+/// second before the first.
+type Unpriced = Atomic<Native, u64>;
 
 /// Samples a ring holds.
 pub const SAMPLES: usize = 2048;
@@ -37,24 +39,25 @@ const LONG_NS: u64 = 64;
 
 impl Ring {
     pub fn new() -> Self {
-        Ring { n: Plain::new(0), at: std::array::from_fn(|_| Plain::new(0)) }
+        Ring { n: Atomic::new(0), at: std::array::from_fn(|_| Atomic::new(0)) }
     }
 
     /// One that ended at `now`.
     pub fn put(&self, now: u64, ns: u64) {
-        let n = self.n.get();
+        // ORDER: relaxed but the last: whoever reads so many has them.
+        let n = self.n.load(Relaxed);
         let long = (ns / LONG_NS).min(u64::from(u32::MAX));
-        self.at[n as usize % SAMPLES].set((now / WHEN_NS) << 32 | long);
-        self.n.set(n + 1);
+        self.at[n as usize % SAMPLES].store((now / WHEN_NS) << 32 | long, Relaxed);
+        self.n.store(n + 1, Release);
     }
 
     /// Appends those that ended in `[from, to)`, taken to whole milliseconds, oldest first.
     pub fn between(&self, from: u64, to: u64, out: &mut Vec<u64>) {
-        let n = self.n.get() as usize;
+        let n = self.n.load(Acquire) as usize;
         let when = from / WHEN_NS..to / WHEN_NS;
         out.extend(
             (n.saturating_sub(SAMPLES)..n)
-                .map(|i| self.at[i % SAMPLES].get())
+                .map(|i| self.at[i % SAMPLES].load(Relaxed))
                 .filter(|s| when.contains(&(s >> 32)))
                 .map(|s| (s & u64::from(u32::MAX)) * LONG_NS),
         );
@@ -72,7 +75,7 @@ pub(crate) struct Mark {
 
 impl Mark {
     pub fn new() -> Self {
-        Mark { next: Plain::new(1), head: Plain::new(0) }
+        Mark { next: Atomic::new(1), head: Atomic::new(0) }
     }
 }
 
@@ -87,7 +90,7 @@ pub(crate) struct Tracer {
 
 impl Tracer {
     pub fn new() -> Self {
-        Tracer { queued_at: Plain::new(0), drawn_at: Plain::new(0), ring: Ring::new() }
+        Tracer { queued_at: Atomic::new(0), drawn_at: Atomic::new(0), ring: Ring::new() }
     }
 
     pub fn ring(&self) -> &Ring {
@@ -97,18 +100,22 @@ impl Tracer {
     /// A new token counts from 0 again.
     pub fn restart<A: Arch>(&self, cpu: &Cpu<A>, mark: &Mark) {
         let n = cpu.counters.get(RcuCounter::CallbacksQueued);
-        self.drawn_at.set(n);
-        mark.head.set(0);
-        mark.next.set(n + 1);
+        // ORDER: relaxed: nothing is followed.
+        self.drawn_at.store(n, Relaxed);
+        mark.head.store(0, Relaxed);
+        mark.next.store(n + 1, Relaxed);
     }
 
     /// `head` was just queued, and is the one to follow.
     #[cold]
     #[inline(never)]
     pub fn begin<A: Arch>(&self, mark: &Mark, head: *mut RcuHead<A>) {
-        mark.next.set(u64::MAX);
-        mark.head.set(head as usize as u64);
-        self.queued_at.set(A::now());
+        // ORDER: acquire, meets the release in end(), which another thread may have run.
+        mark.next.load(Acquire);
+        // ORDER: relaxed: the queue that `head` is about to go into publishes it.
+        mark.next.store(u64::MAX, Relaxed);
+        mark.head.store(head as usize as u64, Relaxed);
+        self.queued_at.store(A::now(), Relaxed);
     }
 
     /// The one followed is about to be called; `queued`: the count of callbacks queued on its CPU, where this is it.
@@ -117,12 +124,15 @@ impl Tracer {
     #[inline(never)]
     pub fn end<A: Arch>(&self, mark: &Mark, queued: Option<u64>) {
         let now = A::now();
-        self.ring.put(now, now.saturating_sub(self.queued_at.get()));
-        mark.head.set(0);
-        let Some(queued) = queued else { return mark.next.set(0) };
-        let window = queued.saturating_sub(self.drawn_at.get()) + 1;
-        self.drawn_at.set(queued);
-        mark.next.set(queued + 1 + splitmix64(queued ^ now) % window);
+        self.ring.put(now, now.saturating_sub(self.queued_at.load(Relaxed)));
+        mark.head.store(0, Relaxed);
+        let next = queued.map_or(0, |queued| {
+            let window = queued.saturating_sub(self.drawn_at.load(Relaxed)) + 1;
+            self.drawn_at.store(queued, Relaxed);
+            queued + 1 + splitmix64(queued ^ now) % window
+        });
+        // ORDER: release, meets begin(): the next one is followed when this one is done with.
+        mark.next.store(next, Release);
     }
 }
 

@@ -583,7 +583,8 @@ pub(super) fn rcu_do_batch<A: Arch>(cpu: &Cpu<A>, rcu: &RcuState<A>, rdp: &RcuDa
             break;
         }
         count += 1;
-        if rhp as usize as u64 == rdp.mark.head.get() {
+        // ORDER: relaxed: of the one that is followed the queue has brought all.
+        if rhp as usize as u64 == rdp.mark.head.load(Relaxed) {
             rcu.tracers
                 .of(rdp.cpu)
                 .end::<A>(&rdp.mark, (!offloaded).then(|| cpu.counters.get(RcuCounter::CallbacksQueued)));
@@ -793,7 +794,8 @@ unsafe fn __call_rcu_common<A: Arch>(
     }
     check_cb_ovld(cpu, rcu, rdp);
     cpu.count(RcuCounter::CallbacksQueued);
-    if cpu.counters.get(RcuCounter::CallbacksQueued) >= rdp.mark.next.get() {
+    // ORDER: relaxed: begin() looks again.
+    if cpu.counters.get(RcuCounter::CallbacksQueued) >= rdp.mark.next.load(Relaxed) {
         rcu.tracers.this(cpu).begin::<A>(&rdp.mark, head);
     }
     if rdp.offloaded {

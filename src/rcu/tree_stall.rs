@@ -19,14 +19,13 @@
 
 use super::RcuCounter;
 use super::context_tracking::ContextTracking;
-use super::latency::Unpriced;
 use super::rcu_seq::{rcu_seq_ctr, ulong_cmp_ge, ulong_cmp_lt};
 use super::tree::{
     RCU_GP_FLAG_INIT, RcuState, raw_spin_lock_rcu_node, raw_spin_unlock_rcu_node, rcu_force_quiescent_state,
     rcu_gp_in_progress,
 };
 use super::tree_init::{RcuData, RcuNode};
-use crate::arch::{Acquire, Arch, Atomic, Plain, Relaxed, Release, smp_mb, smp_rmb};
+use crate::arch::{Acquire, Arch, Atomic, Native, Plain, Relaxed, Release, smp_mb, smp_rmb};
 use crate::cpu::Cpu;
 use crate::sync::{RawSpinLock, raw_spin_trylock, raw_spin_unlock};
 use std::fmt;
@@ -235,6 +234,9 @@ const KINDS: [StallKind; 4] =
     [StallKind::SelfDetected, StallKind::Detected, StallKind::NotStarted, StallKind::Expedited];
 const HEAD_WORDS: usize = 16;
 const CPU_WORDS: usize = 7;
+
+/// A word of the host's: never priced.
+type Unpriced = Plain<Native, u64>;
 
 /// A report as words, so that it can be read while the next is written.
 struct Slot {

@@ -663,6 +663,41 @@ fn priorities_let_one_run_at_a_time_and_change_as_often_as_was_said() {
     assert_eq!(s.a.0.load(Rlx), 100);
 }
 
+/// A failure that takes two lost turns, planted: one CPU opens a window and closes it, the other must look twice, once
+/// inside and once behind.
+#[test]
+fn priorities_find_what_takes_as_many_changes_as_they_draw_and_nothing_deeper() {
+    let m = machine(1, 2);
+    let run = |seed, changes| {
+        m.reset();
+        m.set_priorities(Some(Priorities { seed, changes, within: 30, gap_ns: 1_000_000 }));
+        let s = shared(&m, 0);
+        let noise = move || {
+            for _ in 0..10 {
+                s.futex.0.fetch_add(1, Full);
+            }
+        };
+        let window = move || {
+            noise();
+            s.a.0.store(1, Rlx);
+            s.a.0.store(0, Rlx);
+            noise();
+        };
+        let looks = move || {
+            noise();
+            let inside = s.a.0.load(Rlx) == 1;
+            let behind = s.a.0.load(Rlx) == 0;
+            s.b.0.store(u32::from(inside && behind), Rlx);
+            noise();
+        };
+        m.run(vec![worker(0, window), worker(1, looks)]);
+        s.b.0.load(Rlx) == 1
+    };
+    let found: Vec<_> = (0..3).map(|changes| (0..4000).filter(|&seed| run(seed, changes)).count()).collect();
+    // With two: a chance of 1 in 2 * 30^2 at least, 2.2 of 4000.
+    assert!(found[0] == 0 && found[1] == 0 && found[2] > 0, "{found:?}");
+}
+
 #[test]
 fn nothing_happens_while_the_machine_is_frozen() {
     let m = machine(1, 2);
