@@ -14,7 +14,7 @@ use crate::rcu::rcu_barrier;
 use crate::slab::page_alloc::PG_SLAB;
 use StatItem as I;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Barrier, Mutex};
 
 type S = *mut Slab<Native>;
 
@@ -204,11 +204,13 @@ fn torture(flags: u32, threads: u32) {
     let s = k.cache(vma_args(flags));
     let set = for_test_set::<Native>(threads);
     let mail: Vec<Mutex<Vec<usize>>> = (0..threads).map(|_| Mutex::new(Vec::new())).collect();
+    let all_here = Barrier::new(threads as usize);
     std::thread::scope(|t| {
         for id in 0..threads {
-            let (set, mail) = (set.clone(), &mail);
+            let (set, mail, all_here) = (set.clone(), &mail, &all_here);
             t.spawn(move || {
                 let cpu = set.cpu(id);
+                all_here.wait();
                 let take = |p: *mut u8| {
                     assert!(!p.is_null());
                     assert_eq!(stamp(p).swap(u64::from(id) + 1, Full), 0, "{p:p} handed out twice");
@@ -236,6 +238,8 @@ fn torture(flags: u32, threads: u32) {
                         }
                     }
                     if i % 64 == 0 {
+                        // On a busy machine one would be through before the next begins.
+                        std::thread::yield_now();
                         let post = std::mem::take(&mut *mail[id as usize].lock().unwrap());
                         post.into_iter().for_each(|p| give(p as *mut u8));
                     }
