@@ -19,9 +19,9 @@ use faultline::arch::native::{NativeMachine, OsCpu};
 use faultline::cpu::{Cpu, splitmix64};
 use faultline::init::{Kernel, KernelConfig, shutdown, start_kernel};
 use faultline::maple_tree::{
-    MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MaState, MapleTree, mas_empty_area, mas_empty_area_rev, mas_find,
-    mas_next, mas_preallocate, mas_set_range, mas_store_gfp, mas_store_prealloc, mas_walk, mt_destroy, mt_validate,
-    mtree_load,
+    MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MaState, MapleTree, mas_empty_area,
+    mas_empty_area_rev, mas_find, mas_next, mas_preallocate, mas_set_range, mas_store_gfp, mas_store_prealloc,
+    mas_walk, mt_destroy, mt_validate, mtree_load,
 };
 use faultline::mm::kconfig::Config;
 use faultline::mm::madvise::{MADV_DODUMP, MADV_DONTDUMP};

@@ -18,8 +18,8 @@
 #[expect(dead_code, reason = "no two CPUs here")]
 mod peers;
 
-use faultline::arch::{Native, Relaxed};
 use faultline::arch::native::{NativeMachine, OsCpu};
+use faultline::arch::{Native, Relaxed};
 use faultline::cpu::{Cpu, splitmix64, tick};
 use faultline::init::{Kernel, KernelConfig, run_on_cpus, shutdown, start_kernel};
 use faultline::mm::kconfig::{Config, Kconfig};
