@@ -117,6 +117,8 @@ fn bad_input_is_one_line_that_names_it_and_exit_code_2() {
         (with(&["--mmap-lock-offset", "12"]), &["--mmap-lock-offset", "12", "accepted", "multiple of 8"]),
         (with(&["--mmap-lock-offset", "64"]), &["--mmap-lock-offset", "64", "0 to 56"]),
         (with(&["--mmap-lock-offset", "-8"]), &["--mmap-lock-offset", "-8", "accepted"]),
+        (with(&["--maple-rules", "x"]), &["--maple-rules x", "accepted: 6.12, 6.18, 7.3"]),
+        (v(&["fuzz", "--against", "model", "--every", "0"]), &["--every 0", "accepted", "1 to 1000000"]),
         (with(&["--qs-policy", "never"]), &["--qs-policy", "never", "always"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--out", &foreign]), &["foreign.jsonl"]),
         (v(&["run", "--variant", "v6.12", "--workload", "brk1", "--out", &at("")]), &["--out"]),

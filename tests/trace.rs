@@ -110,6 +110,36 @@ fn a_truncated_archive_is_replayed_as_far_as_it_goes() {
     assert!(text(&o.stderr).contains("no memory call in this file"), "{}", text(&o.stderr));
 }
 
+/// What a damaged archive still gives is replayed, and a call that is cut off is not: both with one line each.
+#[test]
+fn a_cut_call_and_a_broken_archive_are_told_and_what_came_before_is_replayed() {
+    let cut = GOOD.replace("7 exit_group(0) = ?\n7 +++ exited with 0 +++\n", "7 munmap(0x7f0000001000, 4096) = 0");
+    let (_d, path) = log("x.log", cut.as_bytes());
+    let o = run(&[&path, "--variant", "v6.12", "--json"]);
+    let err = text(&o.stderr);
+    assert_eq!(o.status.code(), Some(0), "{err}");
+    assert!(err.starts_with(&format!("faultline: {path}:3: the last line is cut off")), "{err}");
+    assert!(err.contains("record the log anew") && err.lines().count() == 1, "{err}");
+    let calls = |o: &Output| {
+        let v: Value = serde_json::from_slice(&o.stdout).expect("JSON");
+        v["files"][0]["variants"][0]["kinds"]["munmap"]["calls"].as_u64()
+    };
+    assert_eq!(calls(&o), Some(1), "of two the whole one");
+    assert_eq!(run(&[&path, "--strict"]).status.code(), Some(2));
+    let many: String = (0..5000u64).map(|i| format!("7 munmap({:#x}, 4096) = 0\n", (i * 7919 % 5000) << 12)).collect();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gz.write_all(many.as_bytes()).expect("in memory");
+    let gz = gz.finish().expect("in memory");
+    let (_d, path) = log("x.log.gz", &gz[..gz.len() / 2]);
+    let o = run(&[&path, "--variant", "v6.12", "--json"]);
+    let err = text(&o.stderr);
+    let done = calls(&o).unwrap_or(0);
+    assert!(done > 1500, "{done} calls of half an archive: {err}");
+    // The line that the damage cut, and the damage.
+    let at = err.rsplit_once(&format!("faultline: {path}:{}: the file cannot be read on from here", done + 1));
+    assert!(at.is_some_and(|(before, _)| before.contains("cut off")) && err.lines().count() == 2, "{done}: {err}");
+}
+
 #[test]
 fn files_that_are_none_and_arguments_that_make_no_sense() {
     let (_d, empty) = log("empty.log", b"");

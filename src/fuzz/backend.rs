@@ -205,8 +205,22 @@ pub const COUNTED: [(&str, bool); 9] = [
 pub const NODES_TAKEN: usize = 6;
 /// The place of the tree's writes in it.
 pub const TREE_WRITES: usize = 7;
+/// The place of chain links that are allocated in it.
+pub const CHAIN_LINKS: usize = 4;
 /// Numbers, in the order of [`COUNTED`].
 pub type Counts = [u16; COUNTED.len()];
+
+/// What counts of what a call was seen to take. At a fork the host's tracepoint is hit by every VMA that is put into the
+/// copied tree, which the port does not count as writes. Of an exit nothing counts: a kernel may take a task's counters
+/// away before its address space (6.18 does).
+pub fn counts_of(c: &Call, mut seen: Counts) -> Counts {
+    match c {
+        Call::Fork => seen[TREE_WRITES] = 0,
+        Call::Exit => seen = Counts::default(),
+        _ => {}
+    }
+    seen
+}
 
 /// The answer to a call.
 #[derive(Clone, Copy, Debug, Default)]
@@ -215,7 +229,7 @@ pub struct Step {
     pub result: i64,
     /// Hash of what was looked at.
     pub hash: u64,
-    /// What the call cost, where it is counted; zero for a fork and an exit.
+    /// What the call cost, where it is counted; of a fork only in a bare process, and not all ([`counts_of`]).
     pub counts: Counts,
 }
 

@@ -12,8 +12,8 @@
 //! It cannot tell how many nodes were freed: in kernels with kfree_rcu() for them no tracepoint shows it.
 
 use super::backend::{
-    Backend, COUNTED, Counts, FILES, Hash, Limit, Look, MAX_DEPTH, OFFSETS, PAGE, Resource, Setup, Step, Stop, WINDOW,
-    byte_word, file_byte, hash_vmas, signal_result,
+    Backend, CHAIN_LINKS, COUNTED, FILES, Hash, Limit, Look, MAX_DEPTH, OFFSETS, PAGE, Resource, Setup, Step, Stop,
+    WINDOW, byte_word, counts_of, file_byte, hash_vmas, signal_result,
 };
 use super::helper::{FILTERS, REFUSED, TRACEPOINTS, procmap_query, safe};
 use super::kernel::tracepoint;
@@ -46,8 +46,11 @@ pub struct Bare {
     files: Vec<OwnedFd>,
     inodes: Vec<u64>,
     ids: [u64; COUNTED.len()],
-    /// Keep the tracepoints switched on: switching them on and off waits for all CPUs.
-    _anchors: Counters,
+    /// Of the empty process. They also keep the tracepoints switched on: switching them on and off waits for all CPUs.
+    anchors: Counters,
+    /// Links that the page of code has to the anon_vmas of those that the process of the round descends from, which the
+    /// port's does not.
+    ancestors: u64,
     /// Processes of the round, the running one last.
     round: Vec<Running>,
     setup: Setup,
@@ -159,7 +162,7 @@ impl Bare {
         let anchors = Counters::open(empty, &ids, u16::MAX);
         let setup = Setup::plain(crate::mm::MmRules::V6_12, 8);
         let round = Vec::new();
-        Ok(Bare { empty, files, inodes, ids, _anchors: anchors, round, setup, _one_thread: PhantomData })
+        Ok(Bare { empty, files, inodes, ids, anchors, ancestors: 0, round, setup, _one_thread: PhantomData })
     }
 
     fn now(&self) -> Result<&Running, Stop> {
@@ -386,7 +389,9 @@ impl Backend for Bare {
             return Err(stop("rounds at the limit of VMAs and about placement are the helper's".into()));
         }
         self.fill()?;
+        let before = self.anchors.read();
         let (r, child) = answer(self.empty, libc::SYS_fork, [0; 6])?;
+        self.ancestors = (self.anchors.read()[CHAIN_LINKS] - before[CHAIN_LINKS]).saturating_sub(1);
         self.adopt(child.ok_or_else(|| stop(format!("fork: {r}")))?)?;
         let pid = self.now()?.pid;
         if setup.heap && !set_start_brk(pid, CODE, setup.start_brk()).map_err(stop)? {
@@ -404,16 +409,21 @@ impl Backend for Bare {
 
     fn run(&mut self, first: u64, calls: &[Call], look: &Look, out: &mut Vec<Step>) -> Result<(), Stop> {
         for (i, c) in calls.iter().enumerate() {
+            // The process that makes the call: a fork's work is the parent's.
+            let at = self.round.len().saturating_sub(1);
             let before = self.now()?.counters.read();
             let result = self.call(c)?;
             if result == REFUSED {
                 return Err(Stop(format!("a call that would leave the window was refused: {c:?}")));
             }
-            let mut counts = Counts::default();
-            if !matches!(c, Call::Fork | Call::Exit) {
-                let after = self.now()?.counters.read();
-                counts = std::array::from_fn(|i| (after[i] - before[i]) as u16);
+            // Who has exited has no counters any more.
+            let after = self.round.get(at).map_or(before, |p| p.counters.read());
+            let mut taken: [u64; COUNTED.len()] = std::array::from_fn(|i| after[i] - before[i]);
+            if matches!(c, Call::Fork) {
+                // Where they are not counted there is nothing to take off.
+                taken[CHAIN_LINKS] = taken[CHAIN_LINKS].saturating_sub(self.ancestors);
             }
+            let counts = counts_of(c, taken.map(|n| n as u16));
             out.push(Step { result, hash: self.look(first + i as u64, look)?, counts });
         }
         Ok(())

@@ -8,7 +8,7 @@
 
 use super::backend::{
     Backend, COUNTED, FILES, Hash, Limit, Look, OFFSETS, PAGE, Promise, Resource, Setup, Space, Step, Stop, WINDOW,
-    byte_word, file_byte, hash_coverage, hash_vmas, result_of, signal_result,
+    byte_word, counts_of, file_byte, hash_coverage, hash_vmas, result_of, signal_result,
 };
 use super::probe::{Feature, Features};
 use crate::arch::native::{NativeMachine, OsCpu};
@@ -385,8 +385,11 @@ impl<K: Kconfig<A = Native>> Backend for Port<K> {
                 return Ok(());
             };
             let after = round.counts();
-            let counted = |i: usize| round.setup.counted >> i & 1 == 1 && !matches!(c, Call::Fork | Call::Exit);
+            // In another process than a bare one a fork is the helper's too, and not counted there.
+            let helpers = round.setup.bare.is_none() && matches!(c, Call::Fork);
+            let counted = |i: usize| round.setup.counted >> i & 1 == 1 && !helpers;
             let counts = std::array::from_fn(|i| if counted(i) { (after[i] - before[i]) as u16 } else { 0 });
+            let counts = counts_of(c, counts);
             let hash = round.look(first + i as u64, look);
             out.push(Step { result, hash, counts });
         }

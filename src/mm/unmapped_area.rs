@@ -4,7 +4,8 @@
 //! dup: hints, the search from the top down and its fall-back from the bottom up, the gap that a stack keeps below
 //! itself, large sizes that are aligned for huge pages, the arena of `MAP_32BIT`, the order in which the cursor moves
 //! in a search. stub: five-level page tables, randomisation, shadow stacks, the colouring of one family of processors,
-//! huge pages of shared memory (off unless an administrator wants them), so that its method is the plain search.
+//! huge pages of shared memory (`shmem_enabled`: off unless an administrator wants them), so that its method
+//! (`shmem_get_unmapped_area()`, 6.12 to 7.x) is the plain search for anonymous shared memory, too.
 //!
 //! Under `mmap_lock` for write.
 

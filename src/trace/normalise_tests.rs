@@ -6,7 +6,7 @@ use crate::trace::parse::parse;
 use proptest::prelude::*;
 
 fn trace(text: &str) -> Trace {
-    let log = parse("t.log", text.as_bytes());
+    let log = parse("t.log", format!("{}\n", text.trim_end()).as_bytes());
     assert_eq!(log.problems, []);
     normalise(&log, 0)
 }

@@ -10,7 +10,8 @@
 //! ended, that knows where it began. INVARIANT: events are in order of [`Event::line`].
 //!
 //! A line that is none of this is a [`Problem`] and the reading goes on; what a problem's line did to memory is then
-//! missing. Calls that are not memory calls are counted by name.
+//! missing. So is a call at the end of the file without a newline behind it: nobody can tell whether its result is all
+//! there, and half an address is an address. Calls that are not memory calls are counted by name.
 
 use super::flags::{self, CLONE, MADV, MAP, MCL, MLOCK, MREMAP, Names, PRCTL, PROT, number};
 use crate::mm::Call;
@@ -182,28 +183,35 @@ struct Head<'a> {
     rest: &'a str,
 }
 
-/// Reads a log. An error of the file itself (a truncated archive, a directory) ends it and is a problem like the others.
+/// Why a call at the end of the file is not taken.
+const CUT: &str = "the last line is cut off (no newline ends it) and left out: record the log anew, or end the line if it \
+                   is whole";
+
+/// Reads a log. An error of the file itself (a truncated archive, a directory) ends it and is a problem like the others,
+/// behind all that could be read.
 pub fn parse(file: &str, mut input: impl BufRead) -> Log {
-    let mut p = Parser { log: Log { file: file.to_string(), ..Log::default() }, open: BTreeMap::new(), clock: 0 };
+    let log = Log { file: file.to_string(), ..Log::default() };
+    let mut p = Parser { log, open: BTreeMap::new(), clock: 0, cut: false };
     let mut raw = Vec::new();
     loop {
         raw.clear();
-        match input.read_until(b'\n', &mut raw) {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(e) => {
-                p.log.lines += 1;
-                p.problem(p.log.lines, format!("the file cannot be read on from here: {e}"), "");
-                break;
-            }
+        // What came before an error is in `raw`.
+        let damage = input.read_until(b'\n', &mut raw).err();
+        if raw.is_empty() && damage.is_none() {
+            break;
         }
         p.log.lines += 1;
-        let whole = raw.ends_with(b"\n");
+        p.cut = !raw.ends_with(b"\n");
         let text = String::from_utf8_lossy(&raw);
         let text = text.trim_end();
         if let Err(why) = p.line(text) {
-            let why = if whole { why } else { format!("the last line is cut off: {why}") };
+            let why = if p.cut && why != CUT { format!("{CUT}: {why}") } else { why };
             p.problem(p.log.lines, why, text);
+        }
+        if let Some(e) = damage {
+            let why = format!("the file cannot be read on from here, copy or record it anew: {e}");
+            p.problem(p.log.lines, why, "");
+            break;
         }
     }
     p.end()
@@ -214,6 +222,8 @@ struct Parser {
     open: BTreeMap<u32, Open>,
     /// Sum of the relative times so far, us.
     clock: u64,
+    /// No newline ends the line.
+    cut: bool,
 }
 
 impl Parser {
@@ -333,6 +343,9 @@ impl Parser {
         time_us: Option<u64>,
         tid: u32,
     ) -> Result<(), String> {
+        if self.cut {
+            return Err(CUT.into());
+        }
         let (args, rest) = close(args).ok_or("the call has no closing parenthesis")?;
         let result = rest.trim_start().strip_prefix('=').ok_or("the call has no result")?.trim();
         let Some(sys) = call(name, args)? else {

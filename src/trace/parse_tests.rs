@@ -4,7 +4,14 @@
 use super::*;
 use proptest::prelude::*;
 
+/// A log of lines that are whole.
 fn read(text: &str) -> Log {
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    cut(&format!("{text}{end}"))
+}
+
+/// A log as it stands, whole or not.
+fn cut(text: &str) -> Log {
     parse("t.log", text.as_bytes())
 }
 
@@ -279,11 +286,64 @@ fn a_bad_line_is_named_with_file_line_and_text_and_the_rest_is_read() {
         assert!(message.contains(why) && message.lines().count() == 1, "{message}");
         assert_eq!(log.events.len(), 2, "{text}");
     }
-    let log = read("1 brk(NULL) = 0x1000\n1 mmap(NULL, 40");
-    assert!(log.problems[0].why.starts_with("the last line is cut off"), "{:?}", log.problems);
     let long = format!("x{}", "y".repeat(5000));
     let log = read(&long);
     assert!(log.problems[0].text.len() < 300 && log.problems[0].text.ends_with("..."));
+}
+
+/// Wherever a file ends within its last call, what is left of that call is a problem and nothing else: half a result would
+/// be another address.
+#[test]
+fn a_call_that_no_newline_ends_is_a_problem_and_left_out() {
+    for (whole, name) in [
+        ("1 mmap(NULL, 4096, 0x3, 0x22, -1, 0) = 0x7f0012345000", "a call"),
+        ("2 <... munmap resumed>) = -1 EINVAL (Invalid argument)", "the rest of one"),
+        ("1 getpid() = 12345", "no memory call"),
+    ] {
+        let before = "2 munmap(0x1000, 4096 <unfinished ...>\n1 brk(NULL) = 0x1000\n";
+        for end in 3..=whole.len() {
+            let log = cut(&format!("{before}{}", &whole[..end]));
+            assert_eq!(log.problems.len(), 1, "{name}: {}", &whole[..end]);
+            let m = log.problems[0].to_string();
+            assert!(m.starts_with("t.log:3: the last line is cut off") && m.ends_with(whole[..end].trim_end()), "{m}");
+            assert!(m.contains("record the log anew") && m.lines().count() == 1, "{m}");
+            assert_eq!(log.lines, 3);
+            let calls = log.events.iter().filter(|e| matches!(e.what, What::Call(_, Ret::Value(_)))).count();
+            assert_eq!((calls, log.unknown.len()), (1, 0), "{name}: {:?}", log.events);
+        }
+        assert_eq!(cut(&format!("{before}{whole}\n")).problems, [], "{name}");
+    }
+    // Lines that say themselves where they end.
+    for whole in ["1 +++ exited with 0 +++", "1 --- SIGCHLD {si_signo=SIGCHLD} ---", "1 brk(NULL <unfinished ...>"] {
+        assert_eq!(cut(&format!("1 brk(NULL) = 0x1000\n{whole}")).problems, [], "{whole}");
+    }
+}
+
+/// Text, and then an error.
+struct Damaged<'a>(&'a [u8]);
+
+impl std::io::Read for Damaged<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.0.is_empty() {
+            return Err(std::io::Error::other("a broken block"));
+        }
+        self.0.read(out)
+    }
+}
+
+#[test]
+fn what_came_before_damage_is_read_and_the_damage_told() {
+    let damaged = |text: &str| parse("t.log.gz", std::io::BufReader::new(Damaged(text.as_bytes())));
+    let told = |log: &Log| log.problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    const DAMAGE: &str = "the file cannot be read on from here, copy or record it anew: a broken block: ";
+    let log = damaged("1 brk(NULL) = 0x1000\n1 brk(0x2000) = 0x20");
+    assert_eq!((log.events.len(), log.lines), (1, 2));
+    assert_eq!(told(&log), [format!("t.log.gz:2: {CUT}: 1 brk(0x2000) = 0x20"), format!("t.log.gz:2: {DAMAGE}")]);
+    // At the end of a line; and behind a line that is whole without its newline.
+    let log = damaged("1 brk(NULL) = 0x1000\n");
+    assert_eq!((log.events.len(), told(&log)), (1, vec![format!("t.log.gz:2: {DAMAGE}")]));
+    let log = damaged("1 brk(NULL) = 0x1000\n1 +++ exited with 0 +++");
+    assert_eq!((log.events.len(), told(&log)), (2, vec![format!("t.log.gz:2: {DAMAGE}")]));
 }
 
 /// A call cut in two at a place where strace may cut it: anywhere before the closing parenthesis.

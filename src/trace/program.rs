@@ -331,7 +331,7 @@ mod tests {
     use crate::trace::parse::parse;
 
     fn program(text: &str) -> Program {
-        let log = parse("t.log", text.as_bytes());
+        let log = parse("t.log", format!("{}\n", text.trim_end()).as_bytes());
         assert_eq!(log.problems, []);
         Program::new(&normalise(&log, 0)).unwrap()
     }
