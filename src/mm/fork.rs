@@ -128,6 +128,7 @@ pub fn dup_mm<K: Kconfig>(cpu: &Cpu<K::A>, k: &Kernel<K>, oldmm: MmPtr<K>) -> Re
     // The kernel copies the whole structure and then sets anew what is the child's own.
     for (to, from) in [
         (&mm.mmap_base, &oldmm.mmap_base),
+        (&mm.mmap_legacy_base, &oldmm.mmap_legacy_base),
         (&mm.task_size, &oldmm.task_size),
         (&mm.start_code, &oldmm.start_code),
         (&mm.end_code, &oldmm.end_code),
