@@ -630,7 +630,8 @@ struct Producer<'a> {
     _worker: Worker<'a>,
 }
 
-/// The same for liburcu: each thread with a worker of its own on the next CPU.
+/// The same for liburcu: each thread with a worker of its own on the next CPU. What is queued counts: up to `MOST_WAITING` a
+/// thread are not back when the span ends, which is in liburcu's favour.
 fn urcu_rate(u: &Liburcu, cpus: &[u32], workers: &[u32], span: Span) -> f64 {
     let back: Vec<AtomicU64> = cpus.iter().map(|_| AtomicU64::new(0)).collect();
     let rate = peer_rate(cpus, span, |i| {

@@ -72,3 +72,22 @@ pub fn for_test_set_waiting<A: Arch>(n: u32, wait: Wait) -> CpuSet<A> {
         table,
     }))
 }
+
+/// A whole number, 1 or more, that the environment asks for.
+///
+/// # Panics
+/// Where it is anything else: who asks for much must not get little.
+#[cfg(test)]
+pub(crate) fn asked(name: &str) -> Option<u64> {
+    let v = std::env::var(name).ok()?;
+    let n = v.parse().ok().filter(|&n| n > 0);
+    Some(n.unwrap_or_else(|| panic!("{name}={v}: accepted: a whole number, 1 or more")))
+}
+
+/// Seeds of simulated machines: as many as `FAULTLINE_SIM_SEEDS` asks for, from number `FAULTLINE_SIM_FIRST` on; `default` from 1
+/// on.
+#[cfg(test)]
+pub(crate) fn seeds(default: u64) -> std::ops::Range<u64> {
+    let first = asked("FAULTLINE_SIM_FIRST").unwrap_or(1);
+    first..first + asked("FAULTLINE_SIM_SEEDS").unwrap_or(default)
+}

@@ -6,6 +6,7 @@ use super::golden::fingerprint;
 use super::*;
 use crate::arch::arena::KRef;
 use crate::arch::{Arena, Native};
+use crate::cpu::testing::asked;
 use crate::cpu::{Cpu, splitmix64};
 use crate::rcu::{RcuConfig, RcuState, rcu_barrier};
 use crate::slab::{Allocator, FaultAttr, SlabOptions, SlabState, kmem_cache_init, kvfree_rcu_barrier, page_alloc_init};
@@ -439,10 +440,7 @@ fn fuzz(mix: Mix) -> Met {
 /// `FAULTLINE_MAPLE_STEPS=5000000`: that many in all, in place of some 300,000.
 #[test]
 fn random_operations() {
-    let steps = match std::env::var("FAULTLINE_MAPLE_STEPS") {
-        Ok(v) => v.parse().expect("FAULTLINE_MAPLE_STEPS is a number"),
-        Err(_) => 300_000,
-    };
+    let steps = asked("FAULTLINE_MAPLE_STEPS").unwrap_or(300_000);
     let mixes: [(u32, u64, u64, u64, u64); 7] = [
         // flags, share of 100, keys, stride, span
         (MM_MT_FLAGS, 14, 40, 0x1000, 4),

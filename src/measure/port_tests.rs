@@ -12,6 +12,7 @@ use crate::arch::Sim;
 use crate::arch::sim::{Jitter, SimConfig, SimMachine, UNLABELLED, UNMAPPED};
 use crate::cpu::nr_kthreads;
 use crate::cpu::sched::Wait;
+use crate::cpu::testing::seeds;
 use crate::init::KernelConfig;
 use crate::measure::outcome::Outcome;
 use crate::mm::variant::{self, Variant};
@@ -20,11 +21,7 @@ use crate::slab::FaultAttr;
 use crate::workload::{LIST, Mode};
 use crate::{with_variant, with_workload};
 use std::collections::BTreeSet;
-
-/// Interleavings: the first without delays. `default`: where nothing is asked for.
-fn seeds(default: u64) -> u64 {
-    std::env::var("FAULTLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
-}
+use std::ops::Range;
 
 fn machine(nodes: u32, cpus: u32) -> SimMachine {
     SimMachine::new(SimConfig { bytes_per_node: 256 << 20, ..SimConfig::nodes(nodes, cpus / nodes) }).unwrap()
@@ -42,13 +39,14 @@ fn run(m: &SimMachine, v: &Variant, workload: &str, mode: Mode, us: u64, seed: u
     with_variant!(v, Sim, K => with_workload!(workload, W => sample::<K, W>(m, &plan)))
 }
 
-/// Each of `variants` and every workload on `cpus` CPUs, in `seeds` interleavings, for `us` of virtual time each. Workloads in
-/// which all CPUs fight for one lock take a hundred times as many accesses as the others, so these have `storm_us`.
-fn matrix(variants: &[Variant], seeds: u64, nodes: u32, cpus: u32, us: u64, storm_us: u64) {
+/// Each of `variants` and every workload on `cpus` CPUs, in an interleaving for each of `seeds` (1: without delays), for `us` of
+/// virtual time each. Workloads in which all CPUs fight for one lock take a hundred times as many accesses as the others, so
+/// these have `storm_us`.
+fn matrix(variants: &[Variant], seeds: Range<u64>, nodes: u32, cpus: u32, us: u64, storm_us: u64) {
     let m = machine(nodes, cpus);
     let asked = std::env::var_os("FAULTLINE_SIM_SEEDS").is_some();
     let mut bad = Vec::new();
-    for seed in 0..seeds {
+    for seed in seeds.map(|n| n - 1) {
         for w in LIST {
             let storm = ["munmap_storm", "fault_vs_unmap"].contains(&w.name);
             let us = if storm { storm_us } else { us };

@@ -4,7 +4,8 @@
 //! The data is race-checked, so that a lock let through too early shows as a race. A lost wake-up hangs.
 //!
 //! The handoff: who has found its bit set and comes later, in any of the five ways there are, gets the lock after the
-//! waiter that it is for. Each way that could steal has a twin that does.
+//! waiter that it is for. A spinner, a queued writer and a reader that steal are
+//! caught; trylocks that would have no twin.
 
 use super::{Failure, caught, explore};
 use crate::arch::loom::{Loom, with_clock_step};

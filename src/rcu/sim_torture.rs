@@ -10,6 +10,8 @@ use super::sim_tests::{Ran, busy_until, now, run_jittered};
 use super::*;
 use crate::arch::sim::Jitter;
 use crate::arch::{Acquire, Full, Relaxed, Sim};
+use crate::cpu::splitmix64;
+use crate::cpu::testing::seeds;
 use crate::cpu::tick::{exit_to_user_mode, sysvec_apic_timer_interrupt};
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +40,7 @@ unsafe fn free(_: &Cpu<A>, head: *mut RcuHead<A>) {
     // SAFETY: the caller's; leaked.
     let e = unsafe { &*head.cast::<Element>() };
     e.state.store(FREED, Relaxed);
-    e.calls.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(e.calls.fetch_add(1, Ordering::Relaxed), 0, "a callback called twice");
     e.called_of_cpu.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -51,6 +53,8 @@ fn element(called_of_cpu: &'static AtomicU64) -> *mut Element {
 struct Outcome {
     /// Readers that found something freed.
     torn: u64,
+    /// Calls of `synchronize_rcu()`, of its expedited form, of `rcu_barrier()`.
+    waits: [u64; 3],
     ran: Ran,
 }
 
@@ -59,6 +63,7 @@ fn torture(n: u32, cfg: RcuConfig, seed: u64, bug: Bug, ms: u64) -> Outcome {
     let slots: [Atomic<A, *mut Element>; SLOTS] = std::array::from_fn(|_| Atomic::new(null_mut()));
     let called: Vec<&'static AtomicU64> = (0..n).map(|_| &*Box::leak(Box::new(AtomicU64::new(0)))).collect();
     let [torn, queued] = [const { AtomicU64::new(0) }; 2];
+    let waits = [const { AtomicU64::new(0) }; 3];
     let jitter = Jitter { seed, every: 30, max_ns: 5_000, at_names: false };
     let ran = run_jittered(n, cfg, 0, Some(jitter), |cpu, rcu| {
         if cpu.id == 0 {
@@ -67,7 +72,8 @@ fn torture(n: u32, cfg: RcuConfig, seed: u64, bug: Bug, ms: u64) -> Outcome {
         let mine = called[cpu.id as usize];
         let (mut given, end) = (0, now() + ms * 1_000_000);
         while now() < end {
-            let r = cpu.random();
+            // A CPU's own numbers are the same in every run.
+            let r = splitmix64(cpu.random() ^ seed);
             let slot = &slots[(r >> 8) as usize % SLOTS];
             match r >> 16 & 31 {
                 0..4 => {
@@ -84,18 +90,21 @@ fn torture(n: u32, cfg: RcuConfig, seed: u64, bug: Bug, ms: u64) -> Outcome {
                 }
                 4 if r >> 24 & 7 == 0 => {
                     let old = slot.swap(element(mine), Full);
-                    if r >> 28 & 1 == 0 {
-                        synchronize_rcu(cpu, rcu)
+                    let expedited = r >> 28 & 1 == 1;
+                    if expedited {
+                        synchronize_rcu_expedited(cpu, rcu);
                     } else {
-                        synchronize_rcu_expedited(cpu, rcu)
+                        synchronize_rcu(cpu, rcu);
                     }
+                    waits[usize::from(expedited)].fetch_add(1, Ordering::Relaxed);
                     if !old.is_null() {
                         // SAFETY: leaked.
                         unsafe { (*old).state.store(FREED, Relaxed) };
                     }
                 }
-                5 if r >> 24 & 63 == 0 => {
+                5 if r >> 24 & 15 == 0 => {
                     rcu_barrier(cpu, rcu);
+                    waits[2].fetch_add(1, Ordering::Relaxed);
                     assert_eq!(mine.load(Ordering::Relaxed), given, "CPU {}: rcu_barrier() returned too early", cpu.id);
                 }
                 _ => {
@@ -128,12 +137,8 @@ fn torture(n: u32, cfg: RcuConfig, seed: u64, bug: Bug, ms: u64) -> Outcome {
     });
     assert_eq!(ran.rcu.pending(), 0);
     let invoked: u64 = called.iter().map(|c| c.load(Ordering::Relaxed)).sum();
-    assert_eq!(invoked, queued.into_inner(), "callbacks lost, or called twice");
-    Outcome { torn: torn.into_inner(), ran }
-}
-
-fn seeds() -> u64 {
-    std::env::var("FAULTLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4)
+    assert_eq!(invoked, queued.into_inner(), "callbacks lost");
+    Outcome { torn: torn.into_inner(), waits: waits.map(AtomicU64::into_inner), ran }
 }
 
 /// The kernel's geometry, and one of several levels.
@@ -150,7 +155,8 @@ fn configs() -> Vec<(&'static str, RcuConfig)> {
 }
 
 fn bear(n: u32, ms: u64) {
-    for seed in 1..=seeds() {
+    let mut waits = [0; 3];
+    for seed in seeds(4) {
         for (what, cfg) in configs() {
             let o = torture(n, cfg, seed, Bug::None, ms);
             let (gps, calls) = (o.ran.sum(RcuCounter::GracePeriods), o.ran.sum(RcuCounter::CallbacksInvoked));
@@ -158,8 +164,10 @@ fn bear(n: u32, ms: u64) {
             assert_eq!(o.torn, 0, "{n} CPUs, seed {seed}, {what}: freed under a reader");
             assert!(gps >= 3 && calls > 100, "{n} CPUs, seed {seed}, {what}: too quiet: {gps}, {calls}");
             assert_eq!(o.ran.rcu.stalls(), 0);
+            waits.iter_mut().zip(o.waits).for_each(|(all, n)| *all += n);
         }
     }
+    assert!(waits.iter().all(|n| *n > 0), "too quiet: normal, expedited, barriers: {waits:?}");
 }
 
 #[test]

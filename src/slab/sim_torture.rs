@@ -9,7 +9,7 @@ use super::*;
 use crate::arch::sim::{Jitter, SimConfig, SimMachine, tear_exchanges};
 use crate::arch::{Job, Machine, Sim};
 use crate::cpu::splitmix64;
-use crate::cpu::testing::for_test_set;
+use crate::cpu::testing::{for_test_set, seeds};
 use crate::rcu::{RcuConfig, RcuState};
 use StatItem as I;
 use std::collections::BTreeSet;
@@ -174,15 +174,10 @@ fn objects_in_sheaves_travel_unharmed_too() {
     assert!(busy >= 12, "too quiet: something was missing in {} of 16 runs", 16 - busy);
 }
 
-/// Seeds of the large machines: `FAULTLINE_SIM_SEEDS`, four by default.
-fn seeds() -> u64 {
-    std::env::var("FAULTLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4)
-}
-
 /// Every kind of cache on many CPUs: at the end each run finds its objects, slabs, sheaves and pages gone.
 fn bear(nodes: u32, cpus: u32, steps: u32) {
     let m = machine(nodes, cpus);
-    for seed in 1..=seeds() {
+    for seed in seeds(4) {
         for allocator in [Allocator::Slub, Allocator::Sheaves] {
             for flags in [0, SLAB_TYPESAFE_BY_RCU] {
                 torture(&m, Plan { seed, flags, allocator, cpus, steps });

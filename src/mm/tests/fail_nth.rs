@@ -28,6 +28,7 @@ use crate::mm::{
 };
 use crate::rcu::rcu_barrier;
 use crate::slab::{FaultAttr, SlabOptions, drain_all_pages, kmem_cache_shrink};
+use std::cell::Cell;
 
 on_every_variant! {
     fn mapping_unwinds = mapping;
@@ -282,6 +283,23 @@ fn faulting<K: Kconfig<A = Native>>(boot: Boot) {
             |mm| assert_eq!(pte_lookup::<K>(mm, BASE + 3 * P) & (PAGE_PRESENT | PAGE_RW), PAGE_PRESENT),
         );
         assert_eq!((refused, failed), (3, 3), "three tables");
+        // A page that a child has, too, is copied.
+        let child = Cell::new(None);
+        let (refused, failed) = each_allocation(
+            cpu,
+            k,
+            |mm| {
+                map(cpu, k, mm, 0, 10).unwrap();
+                fault(mm, 3, true).unwrap();
+                child.set(Some(dup_mm(cpu, k, mm).unwrap()));
+            },
+            |mm| fault(mm, 3, true),
+            |mm| {
+                assert_ne!(pte_lookup::<K>(mm, BASE + 3 * P) & PAGE_RW, 0);
+                mmput(cpu, k, child.take().unwrap());
+            },
+        );
+        assert_eq!((refused, failed), (1, 1), "the copy");
     });
 }
 
@@ -619,13 +637,16 @@ fn growing<K: Kconfig<A = Native>>(boot: Boot) {
 }
 
 /// Files that allocate, how many calls they make, and where each is refused: a test of this file, or of another.
-const SITES: [(&str, usize, &str); 16] = [
+const SITES: [(&str, usize, &str); 19] = [
     ("maple_tree/dup.rs", 1, "forking"),
     ("maple_tree/prealloc.rs", 4, "stores, mapping, unmapping; alone: maple_tree/oracle.rs"),
     ("mm/file.rs", 3, "file_faults"),
+    ("mm/filemap.rs", 1, "file_faults"),
     ("mm/fork.rs", 2, "new_mm, no_cells, forking"),
+    ("mm/memory.rs", 1, "faulting"),
+    ("mm/memory/wp.rs", 2, "faulting: over the page of zeros, over one that a child shares"),
     ("mm/mmu_gather.rs", 1, "dropping: a luxury"),
-    ("mm/pgtable.rs", 1, "faulting, new_mm, moving, forking"),
+    ("mm/pgtable.rs", 3, "faulting, new_mm, moving, forking"),
     ("mm/rmap.rs", 2, "faulting, forking, growing"),
     ("mm/util.rs", 1, "not refused: at boot"),
     ("mm/vma_init.rs", 2, "mapping, mapping_over, unmapping, forking"),
@@ -644,13 +665,15 @@ const SITES: [(&str, usize, &str); 16] = [
 
 #[test]
 fn every_allocation_site_is_known() {
-    const CALLS: [&str; 9] = [
+    const CALLS: [&str; 11] = [
         "kmem_cache_alloc(",
         "kmem_cache_alloc_node(",
         "kmem_cache_alloc_bulk(",
         "kmem_cache_prefill_sheaf(",
         "kmem_cache_refill_sheaf(",
         "alloc_page(",
+        "alloc_user_page(",
+        "alloc_zeroed_page(",
         "alloc_pages(",
         "alloc_pages_node(",
         "percpu_counter_init_many(",

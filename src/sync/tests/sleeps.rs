@@ -8,7 +8,7 @@
 use super::{SPAN, on_cpus_of};
 use crate::arch::{Acquire, Arch, Atomic, Fence, Int, Native, Prim, RawCell, Release};
 use crate::cpu::sched::{SchedCounter, Wait};
-use crate::cpu::testing::for_test_set_waiting;
+use crate::cpu::testing::{asked, for_test_set_waiting};
 use crate::sync::{
     Rcuwait, RwSemaphore, down_read, down_write, rcuwait_wait_event, rcuwait_wake_up, up_read, up_write,
 };
@@ -118,7 +118,7 @@ impl Arch for Delayed {
 
 /// Runs until `enough` sleeps, or without a number as long as a test may last.
 fn enough(start: Instant, slept: u64) -> bool {
-    match std::env::var("FAULTLINE_SLEEPS").ok().and_then(|s| s.parse::<u64>().ok()) {
+    match asked("FAULTLINE_SLEEPS") {
         Some(n) => slept >= n,
         None => start.elapsed() >= SPAN && slept > 20 || start.elapsed() >= 30 * SPAN,
     }
