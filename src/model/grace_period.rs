@@ -7,7 +7,9 @@
 //! taken away, and each twin must fail: else the model would prove nothing.
 //!
 //! And a CPU that is never idle: one that enters a reader again and again, and whose ticks fall into readers as well as
-//! between them, against a grace period that can end by its report only.
+//! between them, against a grace period that can end by its report only. That case alone restates what it models:
+//! `note_gp_changes()`, `rcu_check_quiescent_state()` and `rcu_report_qs_rdp()` in a few lines, without the trylock and the second look
+//! under the lock. A mistake in `rcu/tree.rs` itself shows in `rcu/script.rs` and the tortures, not here.
 //!
 //! It cannot tell: anything that needs more threads or load buffering.
 
