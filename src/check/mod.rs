@@ -52,7 +52,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How far the model checker goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,15 +66,18 @@ pub struct Bound {
     /// The first of them.
     #[serde(default)]
     pub first: u64,
+    /// Seconds for each number of preemptions in a case, after which that case ends ([`Unfinished`]); none: to its end.
+    #[serde(default)]
+    pub seconds: Option<u64>,
 }
 
 impl Bound {
     /// The usual one: a minute or two for all.
-    pub const USUAL: Bound = Bound { preemptions: Some(3), scripts: false, seeds: 256, first: 0 };
+    pub const USUAL: Bound = Bound { preemptions: Some(3), scripts: false, seeds: 256, first: 0, seconds: None };
     /// For tests.
-    pub const QUICK: Bound = Bound { preemptions: Some(2), scripts: false, seeds: 8, first: 0 };
+    pub const QUICK: Bound = Bound { preemptions: Some(2), scripts: false, seeds: 8, first: 0, seconds: None };
     /// `--deep`.
-    pub const DEEP: Bound = Bound { preemptions: Some(5), scripts: true, seeds: 5_000, first: 0 };
+    pub const DEEP: Bound = Bound { preemptions: Some(5), scripts: true, seeds: 5_000, first: 0, seconds: Some(30) };
 
     /// What it leaves unchecked.
     pub fn leaves(self) -> String {
@@ -132,6 +135,18 @@ pub struct Wrong {
     pub steps: Vec<Step>,
 }
 
+/// A case that was not gone through as far as the bound says: its time was over ([`Bound::seconds`]). All executions with fewer
+/// preemptions were looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// Which case of the scenario; empty where it has one.
+    pub case: String,
+    /// Preemptions of the executions that it was at.
+    pub preemptions: Option<usize>,
+    /// Of those, how many were looked at; the ones with fewer preemptions come again among them.
+    pub executions: u64,
+}
+
 /// What a scenario showed of a protocol.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Shown {
@@ -149,6 +164,9 @@ pub struct Shown {
     pub ms: u64,
     /// How it went wrong.
     pub wrong: Option<Wrong>,
+    /// What the bound promised and time did not allow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<Unfinished>,
     /// Lines with an order that were passed, and what they do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<(Site, String)>,
@@ -270,8 +288,15 @@ impl Run<'_> {
             self.begins(what, bound);
             // A bound includes those below it.
             self.so_far.lock().unwrap_or_else(|e| e.into_inner()).executions = before;
+            let begun = Instant::now();
             result = self.explore(parts.to_vec(), set_up.clone(), bound);
             if result.is_err() {
+                break;
+            }
+            if self.request.bound.seconds.is_some_and(|s| begun.elapsed().as_secs() >= s) {
+                let mut s = self.so_far.lock().unwrap_or_else(|e| e.into_inner());
+                let executions = s.executions - before;
+                s.unfinished.push(Unfinished { case: what.into(), preemptions: bound, executions });
                 break;
             }
         }
@@ -285,6 +310,9 @@ impl Run<'_> {
         let mut b = ::loom::model::Builder::new();
         b.preemption_bound = bound;
         b.max_branches = BRANCHES;
+        b.max_duration = self.request.bound.seconds.map(Duration::from_secs);
+        // How often it looks at the time.
+        b.checkpoint_interval = 1000;
         catch_unwind(AssertUnwindSafe(|| {
             b.check(move || {
                 so_far.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
@@ -383,6 +411,7 @@ pub fn nothing_yet(request: &Request) -> Shown {
         executions: 0,
         ms: 0,
         wrong: None,
+        unfinished: Vec::new(),
         sites: Vec::new(),
     }
 }

@@ -197,3 +197,18 @@ fn what_the_grace_period_is_for() {
         assert_eq!(ids, ["T1", "T2", "T4", "T6"], "{}", p.name);
     }
 }
+
+/// A case whose time is over says how far it came, and one that came to its end says nothing.
+#[test]
+fn what_time_did_not_allow_is_said() {
+    let with = |seconds| shown(&Request::new("refcnt", "T7", Bound { seconds, ..Bound::QUICK }));
+    let whole = with(None);
+    assert_eq!((whole.shown, whole.unfinished.len()), (Some(Claim::Holds), 0));
+    assert_eq!(with(Some(3600)).unfinished, []);
+    let cut = with(Some(0));
+    assert_eq!(cut.shown, Some(Claim::Holds));
+    assert!(!cut.unfinished.is_empty() && cut.executions < whole.executions, "{cut:?}");
+    for u in &cut.unfinished {
+        assert!(u.preemptions == Some(0) && u.executions > 0, "{u:?}");
+    }
+}
