@@ -251,13 +251,16 @@ impl Parser {
     fn line(&mut self, text: &str) -> Result<(), String> {
         let line = self.log.lines;
         // strace's own messages, when they go to the same place as the log.
-        if text.is_empty() || text.starts_with("strace: ") || text.starts_with("[ Process PID=") {
+        if text.is_empty() || text.starts_with("strace: ") || text.starts_with(MODE) {
             return Ok(());
         }
         if text.starts_with("Process ") && (text.ends_with("attached") || text.ends_with("detached")) {
             return Ok(());
         }
         let Head { tid, time_us, relative, rest } = head(text)?;
+        if rest.starts_with(MODE) {
+            return Ok(());
+        }
         let time_us = match (time_us, relative) {
             (Some(t), true) => {
                 self.clock += t;
@@ -309,8 +312,15 @@ impl Parser {
             None if end.starts_with("exited with ") || end.starts_with("killed by ") => What::Ended,
             None => return Err("neither an exit nor a kill".into()),
         };
-        // The execve of a thread that takes the TID over stays open; what a killed thread was in does not.
-        let lost = if what == What::Ended { self.open.remove(&tid) } else { None };
+        // What a killed thread was in is lost, and so is what a leader was in whose TID another thread's execve takes over; that
+        // execve stays open, under its new TID already or (another thread's line came between) still under its own.
+        let lost = match what {
+            What::Superseded(by) => match self.open.remove(&by) {
+                Some(execve) => self.open.insert(tid, execve),
+                None => None,
+            },
+            _ => self.open.remove(&tid),
+        };
         let r = lost.map_or(Ok(()), |o| self.lost(line, tid, o));
         self.log.events.push(Event { line, begun: line, time_us, tid, what });
         r
@@ -358,9 +368,12 @@ impl Parser {
     }
 }
 
-/// The text before a mark of an unfinished call, and the TID under which it goes on where that changes.
+/// How strace says that a process is of another word size.
+const MODE: &str = "[ Process PID=";
+
+/// The text before a mark of an unfinished call or of one that strace let go of, and the TID under which it goes on where that changes.
 fn unfinished(text: &str) -> Option<(&str, Option<u32>)> {
-    if let Some(t) = text.strip_suffix("<unfinished ...>") {
+    if let Some(t) = text.strip_suffix("<unfinished ...>").or_else(|| text.strip_suffix("<detached ...>")) {
         return Some((t.trim_end(), None));
     }
     let (t, pid) = text.strip_suffix(" ...>")?.rsplit_once("<pid changed to ")?;
@@ -404,7 +417,7 @@ fn head(text: &str) -> Result<Head<'_>, String> {
         rest = trimmed;
     }
     // -n: the call's number; -i: the instruction pointer.
-    while let Some(r) = rest.strip_prefix('[') {
+    while let Some(r) = rest.strip_prefix('[').filter(|_| !rest.starts_with(MODE)) {
         rest = r.split_once(']').ok_or("a bracket without its end")?.1.trim_start();
     }
     Ok(Head { tid, time_us, relative, rest })

@@ -226,6 +226,44 @@ fn ends_signals_and_an_execve_by_a_thread() {
     );
 }
 
+/// Another thread's line came between, so that the change of its TID is told by the leader's end alone.
+#[test]
+fn an_execve_that_was_cut_in_two_before_it_takes_over() {
+    let log = read(
+        "1 brk(NULL <unfinished ...>\n\
+         2 execve(\"/bin/x\", [\"x\"], NULL <unfinished ...>\n\
+         3 +++ exited with 0 +++\n\
+         1 +++ superseded by execve in pid 2 +++\n\
+         1 <... execve resumed>) = 0\n\
+         2 munmap(0x1000, 4096) = 0\n",
+    );
+    assert_eq!(log.problems, []);
+    let what: Vec<_> = log.events.into_iter().map(|e| (e.tid, e.what)).collect();
+    assert_eq!(
+        what,
+        [
+            (3, What::Ended),
+            (1, What::Call(Call::Brk { to: 0 }.into(), Ret::Unknown)),
+            (1, What::Superseded(2)),
+            (1, What::Call(Sys::Execve, Ret::Value(0))),
+            (2, What::Call(Call::Munmap { addr: 0x1000, len: 4096 }.into(), Ret::Value(0))),
+        ]
+    );
+}
+
+/// strace was told to stop: what each thread was in is not known to have ended.
+#[test]
+fn calls_that_strace_let_go_of() {
+    let log = read(
+        "1 munmap(0x1000, 4096 <detached ...>\n2 futex(0x7f, FUTEX_WAIT, 2, NULL <unfinished ...>\n\
+         2 <... futex resumed> <detached ...>\n3 [ Process PID=3 runs in 32 bit mode. ]\n",
+    );
+    assert_eq!(log.problems, []);
+    let what: Vec<_> = log.events.into_iter().map(|e| (e.tid, e.what)).collect();
+    assert_eq!(what, [(1, What::Call(Call::Munmap { addr: 0x1000, len: 4096 }.into(), Ret::Unknown))]);
+    assert_eq!(log.unknown.get("futex"), Some(&1));
+}
+
 #[test]
 fn calls_that_are_no_memory_calls_are_counted_by_name() {
     let log = read(
