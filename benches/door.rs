@@ -37,8 +37,8 @@ pub fn open(question: &str, workloads: &[&str]) {
     let host = Host::load("this").unwrap_or_else(|e| die(&e.to_string()));
     let cpus = host.topology.allowed.len() as u32;
     let mut samples = if quick { 10 } else { 20 };
-    let mut span = if quick { 150_000_000 } else { 1_000_000_000 };
-    let mut warm_up_ns = if quick { 60_000_000 } else { 200_000_000 };
+    let mut span = if quick { 100_000_000 } else { 1_000_000_000 };
+    let mut warm_up_ns = if quick { 50_000_000 } else { 200_000_000 };
     let mut threads = auto_ladder(cpus);
     if test {
         (samples, span, warm_up_ns) = (10, 5_000_000, 2_000_000);

@@ -149,6 +149,11 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// Whether it ends in a table.
+    pub fn writes(&self) -> bool {
+        self.markdown || self.write.is_some()
+    }
+
     /// Reads the arguments, pins the calling thread and says on what it runs.
     pub fn open(target: &'static str) -> Bench {
         faultline::arch::native::check_processor().unwrap_or_else(|e| die(&e));
@@ -407,7 +412,7 @@ impl Bench {
 /// The end: the table, where it is asked for.
 impl Drop for Bench {
     fn drop(&mut self) {
-        if self.counts || std::thread::panicking() || !self.markdown && self.write.is_none() {
+        if self.counts || std::thread::panicking() || !self.writes() {
             return;
         }
         let how = if self.tests || self.quick { "few batches: no figures to go by; " } else { "" };
