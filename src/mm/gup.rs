@@ -5,6 +5,7 @@
 //! `mmap_lock` up and the populate that goes on behind it. custom: there are no pages to hand out, so a page counts as
 //! there once its entry allows what was asked. stub: pins, remote address spaces, signals, huge pages.
 
+use super::folio::page_folio;
 use super::kconfig::{Kconfig, MmPtr, VmaPtr};
 use super::memory::{
     FAULT_FLAG_ALLOW_RETRY, FAULT_FLAG_TRIED, FAULT_FLAG_WRITE, VM_FAULT_COMPLETED, VM_FAULT_ERROR, VM_FAULT_OOM,
@@ -14,7 +15,7 @@ use super::mm_types::{
     VM_ACCESS_FLAGS, VM_IO, VM_LOCKONFAULT, VM_MAYREAD, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE, VmaFields,
 };
 use super::mmap_lock::{mmap_read_lock, mmap_read_unlock};
-use super::pgtable::{PAGE_PRESENT, PAGE_RW, PAGE_USER, pte_lookup};
+use super::pgtable::{PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lookup};
 use super::vma::{end_of, find_vma, start_of, vma_lookup};
 use crate::arch::Relaxed;
 use crate::arch::arena::PAGE_SHIFT;
@@ -43,10 +44,19 @@ fn check_vma_flags<K: Kconfig>(vma: VmaPtr<K>, gup_flags: u32) -> Result<(), Err
     if refused { Err(Errno::EFAULT) } else { Ok(()) }
 }
 
-/// `follow_page_mask()`: whether the page is there as asked.
+/// `follow_page_mask()`: whether the page is there as asked. Who asks wants to write to it soon (`FOLL_TOUCH`, which all
+/// callers here give): the page counts as dirty then, whatever its entry says.
 fn follow_page<K: Kconfig>(mm: MmPtr<K>, addr: u64, gup_flags: u32) -> bool {
-    let wanted = PAGE_PRESENT | PAGE_USER | if gup_flags & FOLL_WRITE != 0 { PAGE_RW } else { 0 };
-    pte_lookup::<K>(mm, addr) & wanted == wanted
+    let write = gup_flags & FOLL_WRITE != 0;
+    let wanted = PAGE_PRESENT | PAGE_USER | if write { PAGE_RW } else { 0 };
+    let pte = pte_lookup::<K>(mm, addr);
+    if pte & wanted != wanted {
+        return false;
+    }
+    if write && pte & PAGE_DIRTY == 0 {
+        page_folio::<K::A>((pte & PTE_PFN_MASK) as *mut u8).mark_dirty();
+    }
+    true
 }
 
 /// How a fault on somebody's behalf ended.

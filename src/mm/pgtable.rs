@@ -17,7 +17,7 @@ use super::kconfig::{Kconfig, MmPtr};
 use super::mmu_gather::MmuGather;
 use super::vmstat::VmEvent;
 use crate::arch::arena::{KRef, PAGE_SIZE, page_record};
-use crate::arch::{Acquire, Arch, Atomic, Hardware, Relaxed, smp_wmb};
+use crate::arch::{Acquire, Arch, Atomic, Full, Hardware, Relaxed, smp_wmb};
 use crate::cpu::{Cpu, Errno};
 use crate::init::{Kernel, KernelState};
 use crate::slab::{alloc_pages, clear_page};
@@ -259,18 +259,45 @@ pub fn pte_lock<A: Hardware>(cpu: &Cpu<A>, table: KRef<PageTable<A>>) -> KRef<Ra
     ptl
 }
 
-/// The entry of `addr` without locks, for tests and for reading pages back; 0 = none.
-pub fn pte_lookup<K: Kconfig>(mm: MmPtr<K>, addr: u64) -> u64 {
+/// The table with the entry of `addr`, found without locks.
+fn pte_offset<K: Kconfig>(mm: MmPtr<K>, addr: u64) -> Option<KRef<PageTable<K::A>>> {
     let mut t = pgd::<K>(mm);
     for level in [3, 2, 1] {
         // ORDER: acquire stands for the address dependency; meets table_install().
         let e = t.entry(level, addr).load(Acquire);
         if e & PAGE_PRESENT == 0 {
-            return 0;
+            return None;
         }
         t = table_of(e);
     }
-    t.entry(0, addr).load(Relaxed)
+    Some(t)
+}
+
+/// The entry of `addr` without locks, for tests and for reading pages back; 0 = none.
+pub fn pte_lookup<K: Kconfig>(mm: MmPtr<K>, addr: u64) -> u64 {
+    pte_offset::<K>(mm, addr).map_or(0, |t| t.entry(0, addr).load(Relaxed))
+}
+
+/// What a processor does at an access to `addr`: looks whether the entry allows it, and says in the entry that the page is
+/// written to, both at once. The entry, where it does.
+pub fn hardware_walk<K: Kconfig>(mm: MmPtr<K>, addr: u64, write: bool) -> Option<u64> {
+    let t = pte_offset::<K>(mm, addr)?;
+    let at = t.entry(0, addr);
+    let (wanted, sets) = match write {
+        true => (PAGE_PRESENT | PAGE_USER | PAGE_RW, PAGE_DIRTY),
+        false => (PAGE_PRESENT | PAGE_USER, 0),
+    };
+    let mut pte = at.load(Relaxed);
+    while pte & wanted == wanted {
+        if pte & sets == sets {
+            return Some(pte);
+        }
+        // PORT: the processor's own exchange, which is a locked one and fails where the entry is another by now.
+        if at.try_cmpxchg(pte | sets, &mut pte, Full) {
+            return Some(pte | sets);
+        }
+    }
+    None
 }
 
 /// `free_pgd_range()`: queues the tables under `[start, end)` whose whole span lies in `[floor, ceiling)`.

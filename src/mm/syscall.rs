@@ -15,7 +15,7 @@ use super::mmap::{MmapArgs, do_mmap, sys_brk, vm_munmap};
 use super::mprotect::sys_mprotect;
 use super::mremap::sys_mremap;
 use super::mseal::sys_mseal;
-use super::pgtable::{PAGE_PRESENT, PAGE_RW, PAGE_USER, PTE_PFN_MASK, pte_lookup};
+use super::pgtable::{PTE_PFN_MASK, hardware_walk};
 use super::prctl::{prctl_set_mdwe, set_read_implies_exec};
 use crate::arch::arena::{KRef, PAGE_SIZE};
 use crate::arch::{Atomic, Relaxed};
@@ -273,10 +273,8 @@ fn user_byte<'k, K: Kconfig>(
     addr: u64,
     write: bool,
 ) -> Result<&'k Atomic<K::A, u8>, FaultError> {
-    let wanted = PAGE_PRESENT | PAGE_USER | if write { PAGE_RW } else { 0 };
     loop {
-        let pte = pte_lookup::<K>(mm, addr);
-        if pte & wanted == wanted {
+        if let Some(pte) = hardware_walk::<K>(mm, addr, write) {
             let at = (pte & PTE_PFN_MASK) + addr % PAGE_SIZE as u64;
             // SAFETY: a byte of a page that this process maps and, being the caller, does not unmap meanwhile; arena
             // memory lives as long as the kernel; user memory is reached through atomics only.

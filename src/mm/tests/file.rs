@@ -6,13 +6,16 @@ use super::*;
 use crate::mm::FaultError;
 use crate::mm::dup_mm;
 use crate::mm::file::{File, FileKind, FileSpec, file_open, fput, vm_file_of};
+use crate::mm::folio::{PG_DIRTY, page_folio};
 use crate::mm::gup::__mm_populate;
+use crate::mm::madvise::MADV_POPULATE_WRITE;
 use crate::mm::memory::get_mm_counter_sum;
 use crate::mm::mm_types::{MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES};
 use crate::mm::mmap::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MmapArgs, PROT_READ, PROT_WRITE, do_mmap};
+use crate::mm::pgtable::PAGE_DIRTY;
 use crate::mm::syscall::{Call, Process, syscall};
 use crate::mm::vma::vma_lookup;
-use crate::mm::{madvise_dontneed, vm_munmap};
+use crate::mm::{madvise_dontneed, sys_madvise, vm_munmap};
 
 type FilePtr = crate::arch::arena::KRef<File<Native>>;
 
@@ -20,6 +23,7 @@ on_every_variant! {
     fn shared_mappings_see_each_others_writes = shared;
     fn private_mappings_keep_theirs = private;
     fn shared_anonymous_memory_is_shared_with_a_child = shared_anonymous;
+    fn what_is_written_without_a_fault_is_dirty = dirty;
     fn nothing_lies_behind_the_end_of_a_file = end_of_file;
     fn which_lock_a_fault_ends_under = locks;
     fn a_read_fault_maps_what_is_near_and_in_the_cache = fault_around;
@@ -131,6 +135,30 @@ fn shared_anonymous<K: Kconfig<A = Native>>(boot: Boot) {
         assert_eq!((get(cpu, k, mm, 0), get(cpu, k, mm, 5), get(cpu, k, mm, 1)), (2, 3, 0));
         mmput(cpu, k, child);
         assert_eq!(rss(cpu, k, mm), [0, 0, 3]);
+    });
+}
+
+/// A write that takes no fault is seen in the entry, and by the page when the entry goes; populating for writing marks the page
+/// itself.
+fn dirty<K: Kconfig<A = Native>>(boot: Boot) {
+    with_mm::<K>(boot, |cpu, k, mm| {
+        let dirty = |page: u64| pte_lookup::<K>(mm, BASE + page * P) & PAGE_DIRTY != 0;
+        let folio_dirty = |page: u64| {
+            page_folio::<Native>((pte_lookup::<K>(mm, BASE + page * P) & PTE_PFN_MASK) as *mut u8).test(PG_DIRTY)
+        };
+        map(cpu, k, mm, 0, 4, None, MAP_SHARED);
+        for page in 0..3 {
+            assert_eq!((get(cpu, k, mm, page), dirty(page), folio_dirty(page)), (0, false, false));
+        }
+        put(cpu, k, mm, 0, 1);
+        assert!(dirty(0) && !folio_dirty(0), "nobody but the processor has heard of it");
+        sys_madvise(cpu, k, mm, BASE + P, P, MADV_POPULATE_WRITE).unwrap();
+        assert!(!dirty(1) && folio_dirty(1));
+        // The entries go, the pages stay.
+        let page = |p: u64| (pte_lookup::<K>(mm, BASE + p * P) & PTE_PFN_MASK) as *mut u8;
+        let pages = [0, 1, 2].map(page);
+        madvise_dontneed(cpu, k, mm, BASE, 4 * P).unwrap();
+        assert_eq!(pages.map(|p| page_folio::<Native>(p).test(PG_DIRTY)), [true, true, false]);
     });
 }
 
