@@ -304,7 +304,12 @@ impl<W: Arch, L: VmaLock> Slot<W, L> {
     /// W1, by a writer of `m`.
     #[inline(never)]
     pub fn start_write(&self, cpu: &Cpu<W>, m: usize) {
+        self.start_write_and(cpu, m, || ());
+    }
+    /// W1, and `first` before it is known who has the VMA.
+    pub fn start_write_and(&self, cpu: &Cpu<W>, m: usize, first: impl FnOnce()) {
         L::vma_start_write(cpu, self.vma());
+        first();
         self.claim.set(m as u32 + 1);
         self.has[m].set(1);
     }

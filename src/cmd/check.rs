@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "N", conflicts_with = "deep")]
     seed: Option<u64>,
     /// Go further: five preemptions instead of three, or as far as 30 s for each number of them take a case; the scripts before the
-    /// model checker too; more of W. About an hour on two CPUs; at the end it says which cases did not come as far
+    /// model checker too; more of W. Twenty minutes and more on two CPUs; at the end it says which cases did not come as far
     #[arg(long)]
     deep: bool,
     /// Take away the order of one line at a time, and say which scenario notices
@@ -240,8 +240,11 @@ fn judge(shown: &[Shown]) -> Result<(), Failure> {
         .filter(|s| !s.as_declared())
         .map(|s| {
             let ended = s.wrong.as_ref().filter(|_| s.shown.is_none());
-            let ended =
+            let mut ended =
                 ended.map_or(String::new(), |w| format!(", for it ended by what is no invariant: {}", w.message));
+            if let Some(w) = s.wrong.as_ref().filter(|_| s.shown.is_some() && !s.by_what_it_is_about()) {
+                ended = format!(", by what this scenario is not about: {}", w.message);
+            }
             format!("{} {}: declared {}, shown {}{ended}", s.scenario, s.protocol, word(s.declared), word(s.shown))
         })
         .collect();

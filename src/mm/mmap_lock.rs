@@ -186,6 +186,7 @@ pub fn lock_next_vma<K: Kconfig<Lock = RefcntExclude>>(
             StartRead::Contended(_) => return lock_next_vma_under_mmap_lock::<K>(cpu, mm, vmi, from),
         }
         // Locked, so its range is stable. Behind where the walk is: it was another one when it was found.
+        // ORDER: relaxed, both; the acquire of vma_start_read() is before them.
         let mut right = from < vma.vm_end().load(Relaxed);
         if right && from < vma.vm_start().load(Relaxed) {
             // A gap. It may be one that this VMA left by shrinking after it was found, and another one may be in it by
@@ -225,6 +226,7 @@ fn lock_next_vma_under_mmap_lock<K: Kconfig<Lock = RefcntExclude>>(
     });
     rcu_read_lock(cpu);
     // Nodes that the cursor stood on may be gone.
+    // ORDER: relaxed; the VMA is locked, by a count taken under mmap_lock.
     match found {
         Ok(Some(vma)) => mas_set(vmi, vma.vm_end().load(Relaxed)),
         _ => mas_set(vmi, from),

@@ -15,6 +15,12 @@
 //! INVARIANT: `detached` is true from the constructor (or allocation) on, false from right after the store into the tree
 //! (or before it, where the store cannot fail) until the removal from it.
 //!
+//! Layout, by line of 64 bytes: in the first what a walk and a fault read (`vm_start` to `vm_flags`, `detached`, `vm_lock_seq`); the
+//! semaphore, 40 bytes, in the fourth, so that readers who count themselves in and out take no line from those who only
+//! look. Counters: those of the last paragraph; for a reader who gives up, the cause
+//! ([`AbortCause`](super::AbortCause)). Cost: two locked instructions a lookup, one pass through the semaphore for each VMA
+//! that a section write-locks first.
+//!
 //! PORT: the wait of a writer for readers is counted ([`VmaLockEvent::WriterWait`], [`VmaLockEvent::DetachWait`]), for which a
 //! contended writer tries the semaphore once more than in C: one failed exchange in front of a sleep.
 

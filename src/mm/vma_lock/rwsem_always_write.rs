@@ -15,6 +15,8 @@
 //! semaphore's edge of W1 is older than `detached` however often it is taken before.
 //!
 //! What it would cost: a second pass through the semaphore for each VMA that an operation locks twice.
+//!
+//! Layout and counters: the family's ([`rwsem`](super::rwsem)).
 
 use super::rwsem::{Member, Rwsem, Vma};
 use super::{Claim::*, Claims};

@@ -28,6 +28,8 @@
 //!
 //! Cost: one more pass through the semaphore for each VMA that is removed, and it may sleep; which the author wanted to
 //! avoid, and put the flag into the lock word instead (`refcnt`).
+//!
+//! Layout and counters: the family's ([`rwsem`](super::rwsem)).
 
 use super::rwsem::{Member, Rwsem, Vma, assert_write_locked, down_write_counted};
 use super::{Claim::*, Claims, VmaLock, VmaLockEvent};

@@ -16,6 +16,9 @@
 //!
 //! PORT: W3 still stores `detached` when a VMA leaves its tree, as 3/6 of the series does; the free stores it again behind
 //! the barrier. The proposal was about the free alone.
+//!
+//! Layout and counters: the family's ([`rwsem`](super::rwsem)). Cost: `vm_mm` and `detached` are stored at each free, on lines that
+//! are written anyway.
 
 use super::rwsem::{Member, Rwsem, Vma};
 use super::{Claim::*, Claims};

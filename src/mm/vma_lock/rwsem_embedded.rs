@@ -14,6 +14,8 @@
 //!
 //! What it costs and saves: one allocation, one free and one dependent load less than `rwsem_separate`; 256 bytes a VMA
 //! (32 in two pages) against 184 + 40, and no two locks share a line.
+//!
+//! Layout and counters: the family's ([`rwsem`](super::rwsem)).
 
 use super::rwsem::{Member, Rwsem};
 use super::{Claim::*, Claims, Reuse};

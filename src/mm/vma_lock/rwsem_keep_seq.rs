@@ -15,6 +15,8 @@
 //! skips the semaphore, which a stale reader took while V was free. A attaches V; R5 sees it attached, R6 sees A's mm and the
 //! right range, and R owns a VMA that A's writer believes to have for itself. For the same reason an assertion that a
 //! VMA is write-locked may pass for one that nobody locked.
+//!
+//! Layout and counters: the family's ([`rwsem`](super::rwsem)). Cost: a free stores one word less than `rwsem_reset_on_free`'s.
 
 use super::rwsem::{Member, Rwsem};
 use super::{Claim::*, Claims};
