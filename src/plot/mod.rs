@@ -8,6 +8,7 @@
 
 mod backlog;
 mod common;
+mod endings;
 mod latency;
 mod lines;
 mod ratio;
@@ -15,6 +16,7 @@ mod retries;
 mod reuse;
 mod stacked;
 mod throughput;
+mod wait_lengths;
 mod waits;
 mod wakes;
 
@@ -61,8 +63,10 @@ type Draw = fn(&Data) -> Result<String, String>;
 pub(crate) const FIGURES: &[(&str, Draw)] = &[
     ("throughput", throughput::draw),
     ("ratio", ratio::draw),
+    ("endings", endings::draw),
     ("retries", retries::draw),
     ("waits", waits::draw),
+    ("wait-lengths", wait_lengths::draw),
     ("wakes", wakes::draw),
     ("lines", lines::draw),
     ("backlog", backlog::draw),
@@ -153,7 +157,7 @@ mod tests {
         let samples = both_worlds();
         let [a, b] =
             ["a", "b"].map(|d| render_all(&samples, None, &dir.path().join(d), &[Format::Svg]).expect("draws"));
-        assert_eq!(a.files.len(), 8 + 9, "{:?}", a.skipped);
+        assert_eq!(a.files.len(), 10 + 11, "{:?}", a.skipped);
         assert_eq!(a.skipped.len(), 1);
         assert!(a.skipped[0].starts_with("lines-native-thread-testbox: "), "{:?}", a.skipped);
         for (a, b) in a.files.iter().zip(&b.files) {
@@ -187,7 +191,7 @@ mod tests {
         let mut s = sample("a", "brk1", 1, 0, 1000.0);
         s.counters.clear();
         let done = render_all(&[s.clone()], None, dir.path(), &[Format::Svg]).expect("draws");
-        assert_eq!((done.files.len(), done.skipped.len()), (1, 8), "{done:?}");
+        assert_eq!((done.files.len(), done.skipped.len()), (1, 10), "{done:?}");
         s.operations = 0;
         s.per_thread.clear();
         assert!(render_all(&[s], None, dir.path(), &[Format::Svg]).is_ok());

@@ -66,7 +66,11 @@ pub fn draw(data: &Data, words: &Words, layers: &[String], panels: &[Panel]) -> 
 
 /// The palette without black, whose place in a stack would look like a hole.
 fn layer_color(i: usize) -> RGBColor {
-    if i < 7 { color(i + 1) } else { RGBColor(150, 150, 150) }
+    match i {
+        0..7 => color(i + 1),
+        7 => RGBColor(150, 150, 150),
+        _ => RGBColor(80, 80, 80),
+    }
 }
 
 fn one(area: &super::common::Area, words: &Words, panel: &Panel, variants: usize) -> Result<(), String> {
