@@ -67,10 +67,12 @@ enum Phase {
     Load,
 }
 
-/// Drives one thread; see the module. An error ends this thread's part, and the others still end theirs.
+/// Drives one thread; see the module. An error ends this thread's part, and the others still end theirs. Never inlined:
+/// `scripts/ablation` counts its instructions by its name.
 ///
 /// # Errors
 /// What the workload met.
+#[inline(never)]
 pub fn drive<W: Workload, S: Space, H: Harness>(
     space: &S,
     h: &H,
