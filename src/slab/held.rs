@@ -91,6 +91,7 @@ const HELD: [Held; 14] = [
         "S11",
         &[
             "slab::held::what_call_rcu_frees_comes_back_after_the_grace_period_and_not_before",
+            "slab::held::what_is_given_back_at_once_is_caught",
             "slab::kvfree_tests::no_object_changes_under_a_reader",
             "slab::kvfree_tests::an_engine_that_does_not_wait_is_caught",
         ],
@@ -145,9 +146,9 @@ unsafe fn give_back(cpu: &Cpu<Native>, head: *mut RcuHead<Native>) {
     unsafe { kmem_cache_free(cpu, &*(*p).cache, p.cast()) };
 }
 
-/// S11.
-#[test]
-fn what_call_rcu_frees_comes_back_after_the_grace_period_and_not_before() {
+/// Gives objects back, by `call_rcu()` or (`early`) at once, and looks at what is handed out before the grace period is
+/// over and after.
+fn handed_out_again(early: bool) {
     for options in [EXACT, SHEAVES] {
         let k = boot(1, 1, 32, options);
         let cpu = Cpu::for_test(0);
@@ -159,23 +160,37 @@ fn what_call_rcu_frees_comes_back_after_the_grace_period_and_not_before() {
             // SAFETY: an object of ours, large enough; given away here.
             unsafe {
                 o.write(Given { head: RcuHead::new(), cache: std::ptr::from_ref(&*s) });
-                call_rcu(&cpu, &k.slab.rcu, o.cast(), give_back);
+                if early {
+                    give_back(&cpu, o.cast());
+                } else {
+                    call_rcu(&cpu, &k.slab.rcu, o.cast(), give_back);
+                }
             }
         }
         let given: BTreeSet<usize> = given.into_iter().map(|p| p as usize).collect();
-        assert_eq!(k.slab.rcu.pending(), 210);
         // No grace period passes on this thread but where it waits for one.
-        let early = take(500);
-        assert!(early.iter().all(|p| !given.contains(&(*p as usize))), "handed out before its grace period");
+        let before = take(500);
+        assert!(before.iter().all(|p| !given.contains(&(*p as usize))), "handed out before its grace period");
         rcu_barrier(&cpu, &k.slab.rcu);
         assert_eq!(k.slab.rcu.pending(), 0);
         let late = take(500);
         let back = late.iter().filter(|p| given.contains(&(**p as usize))).count();
         assert!(back > 0, "nothing came back");
-        early.into_iter().chain(late).for_each(|p| free(&cpu, &s, p));
+        before.into_iter().chain(late).for_each(|p| free(&cpu, &s, p));
         assert_eq!(s.live_objects(), 0);
         // SAFETY: one thread.
         unsafe { kmem_cache_destroy(&cpu, &s).unwrap() };
         assert_eq!(k.outstanding(), 0);
     }
+}
+
+#[test]
+fn what_call_rcu_frees_comes_back_after_the_grace_period_and_not_before() {
+    handed_out_again(false);
+}
+
+#[test]
+#[should_panic(expected = "handed out before its grace period")]
+fn what_is_given_back_at_once_is_caught() {
+    handed_out_again(true);
 }

@@ -408,6 +408,8 @@ fn the_model_believes_no_lie() {
         let said = catch_unwind(AssertUnwindSafe(f)).map_err(|e| message(&*e));
         assert!(said.as_ref().is_err_and(|m| m.contains(why)), "{what}: not denied because {why:?}, but {said:?}");
     };
+    let denied_so = |why: &str| catch_unwind(AssertUnwindSafe(|| denied("a panic", why, &|| panic!("this reason"))));
+    assert!(denied_so("this reason").is_ok() && denied_so("another").is_err());
     let lock = RwSemaphore::<Native>::in_state;
     // The book of two CPUs at rest, of which the first may hold something.
     let book = |holds| {
