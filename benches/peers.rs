@@ -11,8 +11,8 @@
 //! `--test`: one pass, no verdicts. `FAULTLINE_QUICK=1` or `--quick`: fewer batches. A word without dashes: only groups
 //! whose name contains it. `--callgrind FILE`: no clock at all; each contender of one CPU runs inside
 //! [`faultline_counted`], one call after the other, and FILE says in the same order who it was (`scripts/instructions`).
-//! `--markdown`: at the end all figures as one table ([`Bench::sizes`]); `--write FILE`: puts that table into FILE, between the
-//! comments `<!-- NAME begins -->` and `<!-- NAME ends -->` (NAME: the bench).
+//! `--markdown`: at the end all figures as one table ([`Bench::sizes`]); `--write FILE`: puts that table into FILE,
+//! between the comments `<!-- NAME begins -->` and `<!-- NAME ends -->` (NAME: the bench).
 //! `FAULTLINE_OUT`: directory of `primitives.jsonl`, to which the rows are appended (default: `faultline` in the target
 //! directory).
 //!

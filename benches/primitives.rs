@@ -2,15 +2,15 @@
 //! What the facade costs in the native world, which must be nothing, and what the port's locks cost beside others.
 //!
 //! The facade against std by criterion: each pair runs interleaved: while one side is timed, the other runs untimed in
-//! between, so that both meet the same machine in the same state (L19 of the lock invariants). The locks against std's, parking_lot's and pthread's, on
-//! one CPU and on two at once, as rows (`peers.rs`).
+//! between, so that both meet the same machine in the same state (L19 of the lock invariants). The locks against std's,
+//! parking_lot's and pthread's, on one CPU and on two at once, as rows (`peers.rs`).
 //!
-//! Locks of different houses are not the same thing. The port's name their owner, spin on it before they sleep, hand over
-//! in order after a while, and keep the kernel's layout; what that costs without contention is the difference seen on
-//! one CPU. What the kernel's own steps come to, written out by hand over std's words, is a contender too, `parts`: the
-//! port's lock and unlock may take a fifth more instructions than that and no more, which `scripts/instructions --check`
-//! holds; its time is only reported. On two CPUs with nothing between lock and unlock, who lets the same CPU take the lock again and again looks
-//! best: that is a property of the lock, and no advantage to those who wait.
+//! Locks of different houses are not the same thing. The port's name their owner, spin on it before they sleep, hand
+//! over in order after a while, and keep the kernel's layout; what that costs without contention is the difference seen
+//! on one CPU. What the kernel's own steps come to, written out by hand over std's words, is a contender too, `parts`:
+//! the port's lock and unlock may take a fifth more instructions than that and no more, which `scripts/instructions
+//! --check` holds; its time is only reported. On two CPUs with nothing between lock and unlock, who lets the same CPU
+//! take the lock again and again looks best: that is a property of the lock, and no advantage to those who wait.
 
 mod peers;
 

@@ -28,6 +28,8 @@ pub mod cmd;
 pub mod cpu;
 pub mod floors;
 pub mod fuzz;
+#[cfg(test)]
+mod held;
 pub mod host;
 pub mod init;
 pub mod maple_tree;

@@ -34,6 +34,8 @@
 mod barrier;
 pub mod context_tracking;
 mod gp_kthread;
+#[cfg(test)]
+mod held;
 mod latency;
 mod poll;
 pub mod rcu_segcblist;
@@ -303,4 +305,18 @@ pub(crate) enum Bug {
     ExpQsInReader,
     /// An expedited grace period takes a watched CPU for idle.
     ExpCreditWatched,
+}
+
+#[cfg(test)]
+impl Bug {
+    /// All that are faults.
+    pub(crate) const ALL: [Bug; 7] = [
+        Bug::NoGracePeriod,
+        Bug::ShortSnap,
+        Bug::EarlyAdvance,
+        Bug::QsInReader,
+        Bug::CreditWatched,
+        Bug::ExpQsInReader,
+        Bug::ExpCreditWatched,
+    ];
 }

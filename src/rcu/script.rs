@@ -300,15 +300,7 @@ fn r1_r9_r15_thousands_of_grace_periods_keep_every_promise() {
 
 #[test]
 fn r2_each_deliberate_fault_is_noticed() {
-    for bug in [
-        Bug::NoGracePeriod,
-        Bug::ShortSnap,
-        Bug::EarlyAdvance,
-        Bug::QsInReader,
-        Bug::CreditWatched,
-        Bug::ExpQsInReader,
-        Bug::ExpCreditWatched,
-    ] {
+    for bug in Bug::ALL {
         let found = (1..4).all(|seed| {
             let mut s = Script::new(4, config(QsPolicy::PREEMPT_ZERO), bug, seed);
             s.with_exp = true;

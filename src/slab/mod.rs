@@ -20,6 +20,8 @@
 pub mod barn;
 pub mod debug;
 pub mod fault_inject;
+#[cfg(test)]
+mod held;
 mod hooks;
 #[cfg(test)]
 mod invariants;

@@ -391,6 +391,19 @@ impl<A: Hardware> KmemCache<A> {
         self.mangle(v, object + self.offset) as usize
     }
 
+    /// `get_freepointer_safe()`: the link of an object that frees of other CPUs push others before meanwhile. What it says
+    /// counts only where the exchange on the slab's record then succeeds.
+    ///
+    /// PORT: where the kernel looks at its CPU's freelist the link is nobody else's here; the name is for scripts/tsan.supp.
+    ///
+    /// # Safety
+    /// `object` was the first free object of a slab of this cache, whose memory stays.
+    #[inline(always)]
+    pub(super) unsafe fn get_freepointer_safe(&self, object: usize) -> usize {
+        // SAFETY: the caller's: a word of the slab's memory, read as an atomic.
+        unsafe { self.get_freepointer(object) }
+    }
+
     /// `set_freepointer()`
     ///
     /// # Safety

@@ -98,7 +98,7 @@ fn get_from_partial_node<A: Hardware>(cpu: &Cpu<A>, s: &KmemCache<A>, n: &KmemCa
         loop {
             let (freelist, counters) = (slab.freelist(), slab.counters());
             // SAFETY: first of a listed slab: only the holder of the lock takes objects, frees push before it.
-            let next = unsafe { s.get_freepointer(freelist) };
+            let next = unsafe { s.get_freepointer_safe(freelist) };
             let new = counters.with_inuse(counters.inuse() + 1);
             if slab_update_freelist(cpu, s, slab, (freelist, counters), (next, new)) {
                 object = freelist;

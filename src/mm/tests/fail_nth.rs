@@ -9,11 +9,12 @@
 //! Whether an allocation can be refused at all is a matter of where it is asked for: all objects go through
 //! `slab_pre_alloc_hook()`, one by one, in bulk and for prefilled sheaves; all pages, those of slabs and of big sheaves
 //! included, through `alloc_pages_node()`; per-CPU cells through `should_fail_alloc_percpu()`. [`SITES`] lists who asks, and
-//! who tests it; a file that is missing there fails a test. Not refused: what a kernel allocates while it boots, and
+//! who tests it; a file that is missing there, or a test that is gone, fails a test. Not refused: what a kernel allocates while it boots, and
 //! what is under `nofail()`.
 
 use super::*;
 use crate::cpu::Errno;
+use crate::held::{Held, assert_held};
 use crate::maple_tree::{
     MT_FLAGS_ALLOC_RANGE, MT_FLAGS_LOCK_EXTERN, MT_FLAGS_USE_RCU, MapleTree, mas_store_gfp, mt_destroy, mt_validate,
 };
@@ -636,31 +637,106 @@ fn growing<K: Kconfig<A = Native>>(boot: Boot) {
     });
 }
 
-/// Files that allocate, how many calls they make, and where each is refused: a test of this file, or of another.
-const SITES: [(&str, usize, &str); 19] = [
-    ("maple_tree/dup.rs", 1, "forking"),
-    ("maple_tree/prealloc.rs", 4, "stores, mapping, unmapping; alone: maple_tree/oracle.rs"),
-    ("mm/file.rs", 3, "file_faults"),
-    ("mm/filemap.rs", 1, "file_faults"),
-    ("mm/fork.rs", 2, "new_mm, no_cells, forking"),
-    ("mm/memory.rs", 1, "faulting"),
-    ("mm/memory/wp.rs", 2, "faulting: over the page of zeros, over one that a child shares"),
-    ("mm/mmu_gather.rs", 1, "dropping: a luxury"),
-    ("mm/pgtable.rs", 3, "faulting, new_mm, moving, forking"),
-    ("mm/rmap.rs", 2, "faulting, forking, growing"),
-    ("mm/util.rs", 1, "not refused: at boot"),
-    ("mm/vma_init.rs", 2, "mapping, mapping_over, unmapping, forking"),
-    ("mm/xarray.rs", 1, "file_faults"),
-    ("slab/kvfree_rcu.rs", 2, "a luxury: objects are chained instead; stores and unmapping of kernels with kfree_rcu"),
-    ("slab/memcg.rs", 1, "a luxury: the object is not charged; slab/memcg.rs"),
-    ("slab/page_alloc.rs", 2, "the callers' own, passed on"),
+/// Files that allocate and in which tests they are refused.
+const SITES: [Held; 18] = [
+    ("maple_tree/dup.rs", &["mm::tests::fail_nth::forking_unwinds"]),
+    (
+        "maple_tree/prealloc.rs",
+        &[
+            "mm::tests::fail_nth::stores_into_a_tree_unwind",
+            "mm::tests::fail_nth::mapping_unwinds",
+            "mm::tests::fail_nth::unmapping_unwinds",
+        ],
+    ),
+    ("mm/file.rs", &["mm::tests::fail_nth::faults_in_files_unwind"]),
+    ("mm/filemap.rs", &["mm::tests::fail_nth::faults_in_files_unwind"]),
+    (
+        "mm/fork.rs",
+        &[
+            "mm::tests::fail_nth::a_new_mm_unwinds",
+            "mm::tests::fail_nth::a_new_mm_without_cells_unwinds",
+            "mm::tests::fail_nth::forking_unwinds",
+        ],
+    ),
+    ("mm/memory.rs", &["mm::tests::fail_nth::faulting_unwinds"]),
+    // Over the page of zeros, over one that a child shares.
+    ("mm/memory/wp.rs", &["mm::tests::fail_nth::faulting_unwinds"]),
+    // A luxury.
+    ("mm/mmu_gather.rs", &["mm::tests::fail_nth::dropping_pages_and_exit_need_no_memory"]),
+    (
+        "mm/pgtable.rs",
+        &[
+            "mm::tests::fail_nth::faulting_unwinds",
+            "mm::tests::fail_nth::a_new_mm_unwinds",
+            "mm::tests::fail_nth::moving_unwinds",
+            "mm::tests::fail_nth::forking_unwinds",
+        ],
+    ),
+    (
+        "mm/rmap.rs",
+        &[
+            "mm::tests::fail_nth::faulting_unwinds",
+            "mm::tests::fail_nth::forking_unwinds",
+            "mm::tests::fail_nth::growing_unwinds",
+        ],
+    ),
+    (
+        "mm/vma_init.rs",
+        &[
+            "mm::tests::fail_nth::mapping_unwinds",
+            "mm::tests::fail_nth::mapping_over_others_unwinds",
+            "mm::tests::fail_nth::unmapping_unwinds",
+            "mm::tests::fail_nth::forking_unwinds",
+        ],
+    ),
+    ("mm/xarray.rs", &["mm::tests::fail_nth::faults_in_files_unwind"]),
+    // A luxury: objects are chained instead. Kernels with kfree_rcu.
+    (
+        "slab/kvfree_rcu.rs",
+        &["mm::tests::fail_nth::stores_into_a_tree_unwind", "mm::tests::fail_nth::unmapping_unwinds"],
+    ),
+    // A luxury: the object is not charged.
+    ("slab/memcg.rs", &["slab::memcg::tests::an_object_whose_array_cannot_be_had_is_not_charged"]),
+    // The callers' own, passed on.
+    ("slab/page_alloc.rs", &["slab::invariants::out_of_memory_is_null_and_leaks_nothing"]),
+    // Every operation under `@sheaves`: without a sheaf, straight to the slabs.
     (
         "slab/sheaf.rs",
-        2,
-        "every operation under @sheaves: without a sheaf, straight to the slabs; slab/sheaf_invariants.rs",
+        &[
+            "mm::tests::fail_nth::mapping_unwinds",
+            "slab::sheaf_invariants::without_memory_for_sheaves_the_main_one_is_flushed",
+        ],
     ),
-    ("slab/sheaf_bulk.rs", 1, "stores"),
-    ("slab/slub.rs", 2, "every operation: a new slab, first of its order, then of the least"),
+    ("slab/sheaf_bulk.rs", &["mm::tests::fail_nth::stores_into_a_tree_unwind"]),
+    // Every operation: a new slab, first of its order, then of the least.
+    (
+        "slab/slub.rs",
+        &["mm::tests::fail_nth::mapping_unwinds", "slab::invariants::out_of_memory_is_null_and_leaks_nothing"],
+    ),
+];
+
+/// Calls of each that allocate.
+const CALLS_OF: [(&str, usize); 19] = [
+    ("maple_tree/dup.rs", 1),
+    ("maple_tree/prealloc.rs", 4),
+    ("mm/file.rs", 3),
+    ("mm/filemap.rs", 1),
+    ("mm/fork.rs", 2),
+    ("mm/memory.rs", 1),
+    ("mm/memory/wp.rs", 2),
+    ("mm/mmu_gather.rs", 1),
+    ("mm/pgtable.rs", 3),
+    ("mm/rmap.rs", 2),
+    // Not refused: at boot.
+    ("mm/util.rs", 1),
+    ("mm/vma_init.rs", 2),
+    ("mm/xarray.rs", 1),
+    ("slab/kvfree_rcu.rs", 2),
+    ("slab/memcg.rs", 1),
+    ("slab/page_alloc.rs", 2),
+    ("slab/sheaf.rs", 2),
+    ("slab/sheaf_bulk.rs", 1),
+    ("slab/slub.rs", 2),
 ];
 
 #[test]
@@ -707,7 +783,7 @@ fn every_allocation_site_is_known() {
         }
     }
     found.sort();
-    let mut known: Vec<_> = SITES.iter().map(|(f, n, _)| (f.to_string(), *n)).collect();
-    known.sort();
+    let known: Vec<_> = CALLS_OF.iter().map(|(f, n)| (f.to_string(), *n)).collect();
     assert_eq!(found, known, "a site that nobody has thought of, or one that is gone");
+    assert_held(&SITES, found.into_iter().map(|(f, _)| f).filter(|f| f != "mm/util.rs"));
 }

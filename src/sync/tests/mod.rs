@@ -1,30 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Locks under real threads, after the kernel's locktorture: holders check that they are alone, briefly most of the
-//! time, longer now and then. What these cannot show (orderings on this machine's strong memory) is in `model/`.
-//!
-//! Which test holds which invariant (locking.md 11; a file without a directory is one of this):
-//!
-//! | | invariant | held by |
-//! |---|---|---|
-//! | L1 | an rwsem that all have left is as new | `assert_quiet()` at the end of every test of `rwsem`, `rwsem_queue`, `killable`, `sleeps`, `starvation` and of `model/rwsem.rs` |
-//! | L2 | what operations return and what the words say, against a model of who may hold what | `rwsem_oracle`, 1 to 8 CPUs, simulated and threads; `rwsem::the_count_is_the_sum_of_its_holders`, one CPU |
-//! | L3 | downgrade | `rwsem_queue::a_downgrade_*`, `rwsem::readers_and_writers_*`, `model/rwsem.rs` |
-//! | L4 | starvation | `starvation`, exactly, in virtual time; `rwsem::a_*_gets_in_*` roughly, in real time; `mutex::a_waiter_among_*` |
-//! | L5 | handoff and waiters bit, who asked | `assert_flags()` in `killable::a_storm_*`; `rwsem_queue::an_impatient_*`, `killable::the_handoff_*` |
-//! | L6 | batches of readers | `rwsem_queue::all_readers_*`, `one_pass_*` |
-//! | L7 | fast path and stealing | `rwsem_queue::the_fast_path_*`, every state of the bits |
-//! | L8 | no lost wake-up | `sleeps`, with delays around each full barrier; that a missing one is noticed: `model/rcuwait.rs`, `model/rwsem.rs` |
-//! | L9 | queued spinlock | `qspinlock`, `model/spinlock.rs` |
-//! | L10 | OSQ cancelled | `osq_lock`, real threads; `model/osq_lock.rs`, each step of leaving with a twin |
-//! | L11 | seqcount | `sync/seqlock.rs`, `model/seqcount.rs` |
-//! | L12 | refcount | `sync/refcount.rs`, `model/refcount.rs` |
-//! | L13, L14 | `vm_refcnt`, reuse | `model/vm_refcnt.rs`: each value, each step, each reason to fall back; `check`, `mm/tests/stress.rs` |
-//! | L15 | `mm_lock_seq` wraps | `sync/seqlock.rs` for the count; `mm/tests/mmap.rs` for faults across it and the hole of 2^31 sections |
-//! | L16 | model checking | `model/`: rcuwait, refcount, vma_lock, vm_refcnt, osq_lock, rwsem, mutex, spinlock, grace_period, rcu_barrier |
-//! | L17 | interpreter, thread sanitizer | `scripts/miri`: the lock tests of this directory and of `sync/`, with the full-word spinlock, and every [`Plain`] word ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`, `rwsem_queue`), what needs the simulator (`starvation`, `rwsem_oracle`). Thread sanitizer: `scripts/tsan`, the same tests and those of slab, RCU and tree; races of readers in the exclusion test of the rwsem are not seen there (`scripts/tsan.supp`). The models check every [`Plain`] word of what they run, mm's locks among them |
-//! | L18 | locked instructions of the fast paths | `tests/codegen.rs` |
-//! | L19 | cost | `benches/primitives.rs`: each lock beside its parts written out by hand; `scripts/instructions --check` fails above 1.2 times their instructions; times, and two CPUs on one lock, are reported |
-//! | L20 | layout | const assertions beside each struct |
+//! time, longer now and then. What these cannot show (orderings on this machine's strong memory) is in `model/`. Which test holds which
+//! invariant says [`HELD`].
 
 mod killable;
 mod mutex;
@@ -39,6 +16,7 @@ mod starvation;
 use crate::arch::{Arch, Native, Plain};
 use crate::cpu::Cpu;
 use crate::cpu::testing::{CpuSet, for_test_set};
+use crate::held::{Held, assert_held};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -144,7 +122,8 @@ fn hold<A: Arch>(cpu: &Cpu<A>) {
     }
 }
 
-/// L20, of the words themselves; structs have const assertions beside them. The facade adds nothing to a word; that it adds no instruction either is measured by `benches/primitives.rs`.
+/// L20, of the words themselves; structs have const assertions beside them. The facade adds nothing to a word; that it
+/// adds no instruction either is measured by `benches/primitives.rs`.
 #[test]
 fn native_words_are_the_words_themselves() {
     use crate::arch::Atomic;
@@ -161,44 +140,155 @@ fn native_words_are_the_words_themselves() {
     assert!(same::<RwSemaphore<Native>, [u64; 5]>());
 }
 
-/// Which files must name which invariant where they hold it: the table above is for readers, this for whoever moves a test.
+/// Which tests hold which invariant of locking.md 11.
+const HELD: [Held; 20] = [
+    // An rwsem that all have left is as new: `assert_quiet()` at the end of every test of it.
+    ("L1", &["sync::tests::rwsem::readers_and_writers_exclude_each_other_and_leave_nothing_behind"]),
+    // What operations return and what the words say, against a model of who may hold what; 1 to 8 CPUs.
+    (
+        "L2",
+        &[
+            "sync::tests::rwsem_oracle::random_operations_of_simulated_cpus_do_what_the_model_allows",
+            "sync::tests::rwsem_oracle::random_operations_of_threads_do_what_the_model_allows",
+            "sync::tests::rwsem_oracle::the_model_believes_no_lie",
+            "sync::tests::rwsem::the_count_is_the_sum_of_its_holders",
+        ],
+    ),
+    // Downgrade.
+    (
+        "L3",
+        &[
+            "sync::tests::rwsem_queue::a_downgrade_lets_the_readers_in_and_keeps_the_writers_out",
+            "sync::tests::rwsem_queue::a_downgrade_in_front_of_a_writer_wakes_nobody",
+            "model::rwsem::a_downgrade_lets_readers_in_and_no_writer",
+        ],
+    ),
+    // Starvation: exactly, in virtual time; roughly, in real time.
+    (
+        "L4",
+        &[
+            "sync::tests::starvation::one_among_many_waits_two_ticks_and_the_holds_at_most",
+            "sync::tests::rwsem::a_writer_gets_in_among_readers",
+            "sync::tests::rwsem::a_reader_gets_in_among_writers",
+            "sync::tests::mutex::a_waiter_among_greedy_holders_gets_in",
+        ],
+    ),
+    // Handoff and waiters bit, who asked.
+    (
+        "L5",
+        &[
+            "sync::tests::killable::a_storm_of_signals_leaves_the_lock_whole",
+            "sync::tests::killable::the_handoff_goes_with_the_last_waiter_and_is_left_to_the_next",
+            "sync::tests::rwsem_queue::an_impatient_writer_is_handed_the_lock",
+        ],
+    ),
+    // Batches of readers.
+    (
+        "L6",
+        &[
+            "sync::tests::rwsem_queue::all_readers_of_the_queue_are_let_in_together_over_the_heads_of_writers",
+            "sync::tests::rwsem_queue::one_pass_lets_in_256_readers",
+        ],
+    ),
+    // Fast path and stealing: every state of the bits.
+    (
+        "L7",
+        &["sync::tests::rwsem_queue::the_fast_path_needs_an_empty_queue_and_stealing_needs_no_writer_and_no_handoff"],
+    ),
+    // No lost wake-up, with delays around each full barrier; that a missing one is noticed.
+    (
+        "L8",
+        &[
+            "sync::tests::sleeps::rcuwait_loses_no_wake_up",
+            "sync::tests::sleeps::the_rwsem_loses_no_wake_up",
+            "model::rcuwait::a_waker_without_its_barrier_loses_one",
+            "model::rwsem::a_missing_full_barrier_loses_a_readers_wake_up",
+        ],
+    ),
+    // Queued spinlock.
+    (
+        "L9",
+        &[
+            "sync::tests::qspinlock::holders_are_alone_whichever_way_they_got_in",
+            "sync::tests::qspinlock::the_queue_is_served_in_its_order",
+            "sync::tests::qspinlock::every_nesting_level_queues_and_the_fifth_does_without",
+            "model::spinlock::the_lock_is_handed_over_inside_the_queue",
+        ],
+    ),
+    // OSQ cancelled: real threads; each step of leaving with a twin.
+    (
+        "L10",
+        &[
+            "sync::tests::osq_lock::a_storm_of_cancellations_leaves_the_queue_whole",
+            "model::osq_lock::a_step_of_leaving_that_is_wrong_is_caught",
+        ],
+    ),
+    // Seqcount.
+    (
+        "L11",
+        &[
+            "sync::seqlock::tests::a_reader_notices_any_writer_and_only_a_writer",
+            "model::seqcount::no_torn_read_goes_through",
+        ],
+    ),
+    // Refcount.
+    (
+        "L12",
+        &[
+            "sync::refcount::tests::each_misuse_saturates_warns_and_never_frees",
+            "sync::refcount::tests::a_dead_count_stays_dead_to_conditional_increments",
+            "model::refcount::the_last_one_out_sees_everything",
+        ],
+    ),
+    // `vm_refcnt`: each value, each step, each reason to fall back.
+    (
+        "L13",
+        &[
+            "model::vm_refcnt::each_value_and_each_step_of_the_count_is_legal",
+            "model::vm_refcnt::who_breaks_a_rule_is_caught",
+        ],
+    ),
+    // Its reuse; `check`, besides.
+    ("L14", &["mm::tests::stress::two_address_spaces_that_recycle_each_others_vmas"]),
+    // `mm_lock_seq` wraps: the count; faults across it and the hole of 2^31 sections.
+    (
+        "L15",
+        &[
+            "mm::tests::mmap::sequence_numbers_may_wrap_and_the_writers_hole_is_the_kernels",
+            "sync::seqlock::tests::a_reader_notices_any_writer_and_only_a_writer",
+        ],
+    ),
+    // Model checking: `model/` has these and more.
+    (
+        "L16",
+        &[
+            "model::rcuwait::no_wake_up_is_lost",
+            "model::refcount::a_reference_comes_with_the_identity",
+            "model::vm_refcnt::each_value_and_each_step_of_the_count_is_legal",
+            "model::osq_lock::a_chain_that_cpus_leave_at_any_moment_stays_whole",
+            "model::rwsem::spinning_writers_exclude_each_other",
+            "model::mutex::two_cpus_exclude_each_other",
+            "model::spinlock::two_cpus_exclude_each_other",
+            "model::grace_period::a_busy_reader_that_reports_wrongly_is_caught",
+            "model::rcu_barrier::who_called_rcu_barrier_owns_what_callbacks_wrote",
+        ],
+    ),
+    // Interpreter: the lock tests of this directory and of `sync/`, with the full-word spinlock, and every [`Plain`] word
+    // ordinary memory, `Inside::protected` among them. Not under it: what looks into a queue without its lock (`killable`,
+    // `rwsem_queue`), what needs the simulator (`starvation`, `rwsem_oracle`). Thread sanitizer: the same tests and those
+    // of slab, RCU and tree; races of readers in the exclusion test of the rwsem are not seen there (`scripts/tsan.supp`).
+    // The models check every [`Plain`] word of what they run, mm's locks among them.
+    ("L17", &["scripts/miri", "scripts/tsan"]),
+    // Locked instructions of the fast paths.
+    ("L18", &["tests/codegen.rs::the_fast_paths_hold_no_more_locked_instructions_than_the_kernels"]),
+    // Cost: each lock beside its parts written out by hand; `scripts/instructions --check` fails above 1.2 times their
+    // instructions; times, and two CPUs on one lock, are reported.
+    ("L19", &["benches/primitives.rs", "scripts/instructions"]),
+    // Layout: const assertions beside each struct.
+    ("L20", &["sync::tests::native_words_are_the_words_themselves"]),
+];
+
 #[test]
-fn each_invariant_is_named_where_it_is_held() {
-    const HELD: [(u32, &[&str]); 20] = [
-        (1, &["src/sync/rwsem_probe.rs", "src/sync/tests/rwsem.rs"]),
-        (2, &["src/sync/tests/rwsem_oracle.rs"]),
-        (3, &["src/sync/tests/rwsem_queue.rs"]),
-        (4, &["src/sync/tests/starvation.rs"]),
-        (5, &["src/sync/rwsem_probe.rs", "src/sync/tests/rwsem_queue.rs"]),
-        (6, &["src/sync/tests/rwsem_queue.rs"]),
-        (7, &["src/sync/tests/rwsem_queue.rs"]),
-        (8, &["src/sync/tests/sleeps.rs", "src/model/rwsem.rs"]),
-        (9, &["src/sync/tests/qspinlock.rs"]),
-        (10, &["src/sync/tests/osq_lock.rs", "src/model/osq_lock.rs"]),
-        (11, &["src/sync/seqlock.rs", "src/model/seqcount.rs"]),
-        (12, &["src/sync/refcount.rs", "src/model/refcount.rs"]),
-        (13, &["src/model/vm_refcnt.rs"]),
-        (14, &["src/mm/tests/stress.rs"]),
-        (15, &["src/mm/tests/mmap.rs", "src/sync/seqlock.rs"]),
-        (16, &["src/model/mod.rs"]),
-        (17, &["scripts/miri"]),
-        (18, &["tests/codegen.rs"]),
-        (19, &["benches/primitives.rs"]),
-        (20, &["src/sync/tests/mod.rs"]),
-    ];
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let table = include_str!("mod.rs");
-    for (i, (l, files)) in HELD.into_iter().enumerate() {
-        assert_eq!(l, i as u32 + 1);
-        let name = format!("L{l}");
-        let named = |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == name);
-        assert!(
-            table.lines().any(|t| t.starts_with("//! |") && named(t.split('|').nth(1).unwrap_or(""))),
-            "{name}: no row"
-        );
-        for f in files {
-            let text = std::fs::read_to_string(root.join(f)).unwrap_or_else(|e| panic!("{f}: {e}"));
-            assert!(named(&text), "{f} does not name {name}");
-        }
-    }
+fn each_invariant_has_its_tests() {
+    assert_held(&HELD, (1..=20).map(|l| format!("L{l}")));
 }

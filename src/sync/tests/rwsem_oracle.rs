@@ -23,6 +23,7 @@ use crate::sync::{
     LockEvent, RwSemaphore, down_read, down_read_killable, down_read_trylock, down_write, down_write_killable,
     down_write_trylock, downgrade_write, up_read, up_write,
 };
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -154,14 +155,14 @@ impl Book {
         let on_way = self.cpus.iter().filter(|e| e.way != Way::Rest).count() as i64;
         let say = || format!("{readers} readers, writer {writer}, queued {queued}, owner {owner:?}: {:?}", self.cpus);
         // Of those on the way each may count for one reader: itself, or one that it is about to let in.
-        assert!((sure..=sure + on_way).contains(&readers), "{}", say());
-        assert!(writer || !sure_writer, "{}", say());
+        assert!((sure..=sure + on_way).contains(&readers), "readers are miscounted: {}", say());
+        assert!(writer || !sure_writer, "a writer is missing: {}", say());
         let on_way = |w: Way| self.cpus.iter().any(|e| e.way == w);
-        assert!(!writer || sure_writer || on_way(Way::Write), "{}", say());
+        assert!(!writer || sure_writer || on_way(Way::Write), "nobody is this writer: {}", say());
         // A waiter that is let in counts itself out only when it runs, never the other way round.
-        assert!(!queued || self.cpus.iter().any(|e| e.waits), "{}", say());
+        assert!(!queued || self.cpus.iter().any(|e| e.waits), "nobody is in this queue: {}", say());
         if let Some(w) = self.cpus.iter().position(|e| e.holds == Holds::Writes) {
-            assert_eq!(owner, Some(w as u32), "{}", say());
+            assert_eq!(owner, Some(w as u32), "the owner is another: {}", say());
         }
     }
 }
@@ -393,10 +394,22 @@ fn random_operations_of_threads_do_what_the_model_allows() {
     assert!(met.sleeps > 0 && met.stolen > 0, "too quiet: {met:?}");
 }
 
+/// What a panic said.
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
 /// What is not so must be denied.
 #[test]
 fn the_model_believes_no_lie() {
-    let denied = |what: &str, f: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(f)).is_err(), "believed: {what}");
+    // For the reason given and no other.
+    let denied = |what: &str, why: &str, f: &dyn Fn()| {
+        let said = catch_unwind(AssertUnwindSafe(f)).map_err(|e| message(&*e));
+        assert!(said.as_ref().is_err_and(|m| m.contains(why)), "{what}: not denied because {why:?}, but {said:?}");
+    };
+    let denied_so = |why: &str| catch_unwind(AssertUnwindSafe(|| denied("a panic", why, &|| panic!("this reason"))));
+    assert!(denied_so("this reason").is_ok() && denied_so("another").is_err());
     let lock = RwSemaphore::<Native>::in_state;
     // The book of two CPUs at rest, of which the first may hold something.
     let book = |holds| {
@@ -408,15 +421,25 @@ fn the_model_believes_no_lie() {
     };
     book(Holds::Nothing).check(&lock(0, [false; 3]));
     book(Holds::Reads(2)).check(&lock(2, [false; 3]));
-    denied("a reader that nobody is", &|| book(Holds::Nothing).check(&lock(1, [false; 3])));
-    denied("a reader that is gone", &|| book(Holds::Reads(2)).check(&lock(1, [false; 3])));
-    denied("a writer that nobody is", &|| book(Holds::Nothing).check(&lock(0, [true, false, false])));
-    denied("a writer that is gone", &|| book(Holds::Writes).check(&lock(0, [false; 3])));
-    denied("a writer that is not named", &|| book(Holds::Writes).check(&lock(0, [true, false, false])));
-    denied("a queue of nobody", &|| book(Holds::Reads(1)).check(&lock(1, [false, true, false])));
-    denied("a writer beside a reader", &|| book(Holds::Reads(1)).end(1, Some(Holds::Writes)));
-    denied("a reader beside a writer", &|| book(Holds::Writes).end(1, Some(Holds::Reads(1))));
-    denied("a writer that came in under a reader", &|| {
+    denied("a reader that nobody is", "readers are miscounted", &|| book(Holds::Nothing).check(&lock(1, [false; 3])));
+    denied("a reader that is gone", "readers are miscounted", &|| book(Holds::Reads(2)).check(&lock(1, [false; 3])));
+    denied("a writer that nobody is", "nobody is this writer", &|| {
+        book(Holds::Nothing).check(&lock(0, [true, false, false]))
+    });
+    denied("a writer that is gone", "a writer is missing", &|| book(Holds::Writes).check(&lock(0, [false; 3])));
+    denied("a writer that is not named", "the owner is another", &|| {
+        book(Holds::Writes).check(&lock(0, [true, false, false]))
+    });
+    denied("a queue of nobody", "nobody is in this queue", &|| {
+        book(Holds::Reads(1)).check(&lock(1, [false, true, false]))
+    });
+    denied("a writer beside a reader", "CPU 1 writes beside 1 readers, writer false", &|| {
+        book(Holds::Reads(1)).end(1, Some(Holds::Writes))
+    });
+    denied("a reader beside a writer", "CPU 1 reads beside a writer", &|| {
+        book(Holds::Writes).end(1, Some(Holds::Reads(1)))
+    });
+    denied("a writer that came in under a reader", "a writer came in meanwhile", &|| {
         let mut b = book(Holds::Reads(1));
         b.writes += 1;
         b.begin(0, Way::Read, false, true);
@@ -439,7 +462,18 @@ fn the_model_believes_no_lie() {
     // Two locks in place of one: each CPU is alone with its own.
     let set = for_test_set::<Native>(2);
     let (sems, book) = ([0; 2].map(|_| RwSemaphore::new()), Book::new(2));
-    denied("two locks", &|| {
-        on_cpus_of(set.clone(), 2, |cpu| play(cpu, &sems[cpu.id as usize], &book, 20_000, &set));
+    // Whichever CPU is the first to contradict the book; the other then finds it poisoned.
+    let first = Mutex::new(None);
+    on_cpus_of(set.clone(), 2, |cpu| {
+        let played = catch_unwind(AssertUnwindSafe(|| play(cpu, &sems[cpu.id as usize], &book, 20_000, &set)));
+        if let Err(e) = played {
+            let said = message(&*e);
+            if !said.contains("PoisonError") {
+                first.lock().unwrap().get_or_insert(said);
+            }
+        }
     });
+    let first = first.into_inner().unwrap().expect("believed: two locks");
+    let whys = ["beside", "a writer came in", "miscounted", "missing", "nobody is", "the owner is another"];
+    assert!(whys.iter().any(|w| first.contains(w)), "two locks: {first}");
 }
