@@ -4,8 +4,8 @@
 //!
 //! What is looked at while a reader has the lock, twice with others running in between: the tree of its mm has this VMA
 //! at its address (I6, and I2 with it), and the VMA says that it is this mm's (I1); the section of a writer does not
-//! have it (I3); its range, flags and page_prot stay (I5; lives are not numbered here, I4); the lock says that a reader
-//! has it (I7). When all calls are done: the lock of every VMA in a tree is free and says that it is in one (I8; of the
+//! have it (I3); its range, flags and page_prot stay (I5); the allocator does not hand it out again (I4, by the watcher of
+//! `slab/reuse.rs`, which keeps its words apart); the lock says that a reader has it (I7). When all calls are done: the lock of every VMA in a tree is free and says that it is in one (I8; of the
 //! others a free warns), and every fault was a success, a retry or an abort (I13). At the end: no warning, as many VMAs
 //! freed as allocated, and nothing left.
 //!
@@ -30,6 +30,7 @@ use crate::mm::{
     Kconfig, MmPtr, VmEvent, VmaPtr, do_user_addr_fault, dup_mm, mm_alloc, mmput, sys_mprotect, sys_mremap, variant,
     vm_mmap, vm_munmap,
 };
+use crate::slab;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,6 +75,8 @@ struct Met {
 /// What all CPUs share.
 struct World<'a, K: Kconfig> {
     k: &'a Kernel<K>,
+    /// Whose hand-out an object is, for I4.
+    lives: slab::Reuse<Sim>,
     mms: [MmPtr<K>; 2],
     met: &'a Met,
 }
@@ -109,10 +112,12 @@ fn lookup<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>, mm: MmPtr<K>, a
     w.met.lookups.fetch_add(1, Ordering::Relaxed);
     let Some(vma) = lock_vma_under_rcu::<K>(cpu, w.k, mm, address) else { return };
     w.met.locked.fetch_add(1, Ordering::Relaxed);
-    let first = look(cpu, w.k, mm, vma, address);
+    let life = || Sim::frozen(|| w.lives.last_handed(vma.as_ptr() as usize));
+    let (first, then) = (look(cpu, w.k, mm, vma, address), life());
     // Long enough for a call of another CPU, now and then for several.
     (0..cpu.random() % 16 * 32).for_each(|_| Sim::cpu_relax());
     match (first, look(cpu, w.k, mm, vma, address)) {
+        (Ok(_), Ok(_)) if life() != then => panic!("I4: handed out again while it is locked"),
         (Ok(a), Ok(b)) if a == b => {}
         (Ok(_), Ok(_)) => panic!("I5: its range, flags or page_prot change while it is locked"),
         (Err(e), _) | (_, Err(e)) => panic!("{e}"),
@@ -231,6 +236,7 @@ impl<K: Kconfig<A = Sim>> Caller<'_, K> {
 }
 
 fn calls<K: Kconfig<A = Sim>>(cpu: &Cpu<Sim>, w: &World<'_, K>) {
+    w.lives.start(cpu);
     let c = Caller { cpu, w, own: Cell::new(mm_alloc(cpu, w.k)) };
     for _ in 0..OPERATIONS {
         c.step();
@@ -245,7 +251,8 @@ fn storm<K: Kconfig<A = Sim>>(m: &SimMachine, config: &KernelConfig, sum: &Met) 
     let run = || {
         let k = start_kernel::<K>(m, config);
         let boot = k.cpu(0);
-        let w = World { k: &k, mms: [mm_alloc(&boot, &k), mm_alloc(&boot, &k)], met };
+        let lives = slab::Reuse::new(k.slab).expect("address space");
+        let w = World { k: &k, lives, mms: [mm_alloc(&boot, &k), mm_alloc(&boot, &k)], met };
         let all = run_on_cpus(m, &k, CPUS, |cpu| calls(cpu, &w));
         let in_trees: u64 = w.mms.iter().map(|mm| quiescent(&boot, &k, *mm).unwrap_or_else(|e| panic!("{e}"))).sum();
         let n = |e: VmEvent| all.iter().map(|c| c[e.slot()]).sum::<u64>() + boot.counters.get(e);
@@ -253,7 +260,8 @@ fn storm<K: Kconfig<A = Sim>>(m: &SimMachine, config: &KernelConfig, sum: &Met) 
         let given_up = met.lookups.load(Ordering::Relaxed) - met.locked.load(Ordering::Relaxed);
         let ends = [VmEvent::VmaLockSuccess, VmEvent::VmaLockRetry, VmEvent::VmaLockAbort].map(n);
         balance(n(VmEvent::Pgfault), given_up, ends).unwrap_or_else(|e| panic!("{e}"));
-        w.mms.into_iter().for_each(|mm| mmput(&boot, &k, mm));
+        w.mms.iter().for_each(|mm| mmput(&boot, &k, *mm));
+        drop(w);
         let left = shutdown(&boot, &k);
         assert!(left.is_clean(), "I8: something is left at the end: {left:?}");
         assert_eq!(n(VmEvent::Warn), 0, "I8: something warns");
@@ -320,6 +328,17 @@ mod tests {
         assert!(quiescent(&cpu, &k, mm).unwrap_err().starts_with("I8"));
         Refcnt::vma_end_read(&cpu, locked);
         assert_eq!(quiescent(&cpu, &k, mm), Ok(1));
+        let lives = slab::Reuse::new(k.slab).unwrap();
+        lives.start(&cpu);
+        let life = || lives.last_handed(vma.as_ptr() as usize);
+        let (before, at_rest) = (life(), life());
+        assert_eq!(before, at_rest);
+        vm_munmap(&cpu, &k, mm, at, PAGES * PAGE).unwrap();
+        vm_mmap(&cpu, &k, mm, Some(at), PAGES * PAGE, RW).unwrap();
+        let again = vma_lookup(&cpu, &k, mm, at).unwrap();
+        assert_eq!(again.as_ptr(), vma.as_ptr(), "last in, first out");
+        assert_ne!(life(), before, "another life at the same place");
+        drop(lives);
         mmput(&cpu, &k, mm);
         assert!(shutdown(&cpu, &k).is_clean());
         assert_eq!(balance(5, 1, [3, 1, 2]), Ok(()));

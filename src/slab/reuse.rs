@@ -77,6 +77,12 @@ impl Table {
     }
 }
 
+/// The words of the object that begins at `object`, while the table lives.
+fn known_of<'a>(table: NonNull<Known>, object: usize) -> &'a Known {
+    // SAFETY: the arena is aligned to its size, so the index is below the table's length.
+    unsafe { table.add((object & (ARENA_SIZE - 1)) >> GRAIN_SHIFT).as_ref() }
+}
+
 impl Drop for Table {
     fn drop(&mut self) {
         // SAFETY: our own mapping.
@@ -117,8 +123,7 @@ impl ReuseCpu {
     }
 
     fn known(&self, object: usize) -> &Known {
-        // SAFETY: the arena is aligned to its size, so the index is below the table's length.
-        unsafe { self.table.add((object & (ARENA_SIZE - 1)) >> GRAIN_SHIFT).as_ref() }
+        known_of(self.table, object)
     }
 
     /// A word about number `n` of this CPU.
@@ -247,7 +252,7 @@ fn add(bins: &mut Vec<u64>, n: u64) {
 pub struct Reuse<A: Hardware> {
     slab: KRef<SlabState<A>>,
     blocks: Vec<(KRef<KmemCache<A>>, Vec<ReuseCpu>)>,
-    _table: Table,
+    table: Table,
 }
 
 // SAFETY: the blocks and the table are words; a CPU writes its own blocks.
@@ -270,7 +275,7 @@ impl<A: Hardware> Reuse<A> {
             let s = unsafe { KRef::from_ref(s) };
             blocks.push((s, (0..cpus).map(|cpu| ReuseCpu::new(&table, tag, cpu)).collect()));
         });
-        Ok(Reuse { slab, blocks, _table: table })
+        Ok(Reuse { slab, blocks, table })
     }
 
     /// From now on the events of the calling CPU count.
@@ -289,6 +294,12 @@ impl<A: Hardware> Reuse<A> {
                 s.cpu_slab.of(cpu).reuse.set(f(r));
             }
         }
+    }
+
+    /// What names an object's last hand-out that was seen: another value after each. For checks, outside of every line that the
+    /// kernel has.
+    pub fn last_handed(&self, object: usize) -> u64 {
+        known_of(self.table.0, object).handed.load(Relaxed)
     }
 
     /// What was seen, by cache; caches without events are left out. Exact once every CPU was stopped.
