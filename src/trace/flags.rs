@@ -200,7 +200,7 @@ pub fn errno_name(e: i32) -> String {
 
 /// A number: decimal (with a sign), hex, octal, or NULL. What stands behind it in a comment does not count.
 pub fn number(text: &str) -> Option<u64> {
-    let t = without_comment(text);
+    let t = without_comments(text);
     if t == "NULL" {
         return Some(0);
     }
@@ -238,9 +238,15 @@ pub fn named(value: u64, names: Names) -> String {
     out.join("|")
 }
 
-/// Text before `/*`, or the text without a leading comment.
-fn without_comment(text: &str) -> &str {
-    text.split_once("/*").map_or(text, |(before, _)| before).trim()
+/// The text without comments.
+fn without_comments(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, comment)) = rest.split_once("/*") {
+        out.push_str(before);
+        rest = comment.split_once("*/").map_or("", |(_, after)| after);
+    }
+    (out + rest).trim().to_string()
 }
 
 /// Flags or-ed together, as numbers, names, or both.
@@ -249,7 +255,7 @@ fn without_comment(text: &str) -> &str {
 /// The part that is neither.
 pub fn flags(text: &str, names: Names) -> Result<u64, String> {
     let mut all = 0;
-    for part in without_comment(text).split('|') {
+    for part in without_comments(text).split('|') {
         let part = part.trim();
         all |= match names.iter().find(|(n, _)| *n == part) {
             Some((_, v)) => *v,

@@ -56,7 +56,12 @@ const MARGIN: u64 = 16 << 20;
 fn free_places(trace: &Trace) -> impl Iterator<Item = u64> {
     let mut used: Vec<(u64, u64)> = Vec::new();
     for s in &trace.steps {
-        let mut put = |a: u64, len: u64| used.push((a, a.saturating_add(len)));
+        // What reaches beyond all addresses is refused, and takes no room.
+        let mut put = |a: u64, len: u64| {
+            if let Some(e) = a.checked_add(len).filter(|e| *e <= 1 << 47) {
+                used.push((a, e));
+            }
+        };
         match &s.op {
             Op::Foreign { addr, len } => put(*addr, *len),
             Op::BrkStart { at } => put(*at, PAGE),

@@ -21,6 +21,7 @@
 use super::flags::{CLONE_THREAD, CLONE_VM, PR_SET_VMA};
 use super::parse::{Fd, Log, Ret, Sys, What};
 use crate::mm::Call;
+use crate::mm::mmap::{MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE};
 use crate::mm::prctl::{READ_IMPLIES_EXEC, mdwe_inherited};
 use std::collections::{BTreeMap, HashMap};
 
@@ -549,7 +550,7 @@ impl Normaliser<'_> {
                 let mut flags = flags;
                 if flags & MAP_HUGETLB != 0 {
                     let shift = if flags & MAP_HUGE == 30 << 26 { 30 } else { 21 };
-                    len = len.next_multiple_of(1 << shift);
+                    len = len.checked_next_multiple_of(1 << shift).unwrap_or(len);
                 }
                 flags &= !(MAP_HUGETLB | MAP_HUGE | MAP_SYNC);
                 let fd = if flags & MAP_ANONYMOUS != 0 { None } else { fd };
@@ -557,6 +558,10 @@ impl Normaliser<'_> {
                 let mut at = addr;
                 if let Ret::Value(v) = ret {
                     self.release_before(i, mm, *v, end_of(*v, len));
+                    // What it asked to be refused for was granted; the flag that gives its place would be refused.
+                    if flags & MAP_TYPE == MAP_SHARED_VALIDATE {
+                        flags = flags & !MAP_TYPE | MAP_SHARED;
+                    }
                     if flags & MAP_FIXED == 0 {
                         flags |= MAP_FIXED_NOREPLACE;
                     }

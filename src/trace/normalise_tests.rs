@@ -83,6 +83,23 @@ fn exec_keeps_what_must_not_become_executable_and_forgets_what_is_by_itself() {
     assert_eq!(t.steps[5].expect, Expect::Error("EPERM".into()));
 }
 
+/// The flag that gives its place is one that MAP_SHARED_VALIDATE would have refused.
+#[test]
+fn a_validated_mapping_that_was_granted_is_a_shared_one() {
+    let t = trace(
+        "1 mmap(NULL, 4096, 0x1, 0x3, 3</a>, 0) = 0x7000\n1 mmap(NULL, 4096, 0x1, 0x3, 3</a>, 0) = -1 EOPNOTSUPP (x)\n",
+    );
+    let flags: Vec<u32> = t
+        .steps
+        .iter()
+        .filter_map(|s| match s.op {
+            Op::Call(Call::Mmap { flags, .. }) => Some(flags),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(flags, [0x10_0001, 0x3]);
+}
+
 #[test]
 fn an_unfinished_release_goes_before_the_mapping_that_takes_its_place() {
     let t = trace(

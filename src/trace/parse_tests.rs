@@ -90,6 +90,15 @@ fn arguments_as_numbers_names_and_both() {
         mmap(0, 100, 1, 1, Some((12, Some("/memfd:x (deleted)"))), 0)
     );
     assert_eq!(
+        one("mmap(NULL, 100, PROT_READ, MAP_SHARED, 12</memfd:x>(deleted), 0) = 0x7f00").0,
+        mmap(0, 100, 1, 1, Some((12, Some("/memfd:x"))), 0),
+        "strace 5.19 and later"
+    );
+    assert_eq!(
+        one("mmap(NULL, 100, PROT_READ, 0x4 /* MAP_??? */|MAP_ANONYMOUS|MAP_PRIVATE, -1, 0) = -1 EINVAL (Invalid argument)").0,
+        mmap(0, 100, 1, 0x26, None, 0)
+    );
+    assert_eq!(
         one("mmap(NULL, 1, PROT_NONE, MAP_PRIVATE|MAP_FIXED_NOREPLACE, 3, 0) = 1").0,
         mmap(0, 1, 0, 0x10_0002, Some((3, None)), 0)
     );
@@ -275,6 +284,18 @@ fn calls_that_are_no_memory_calls_are_counted_by_name() {
     assert!(log.events.is_empty());
     let seen: Vec<_> = log.unknown.iter().map(|(n, c)| (n.as_str(), *c)).collect();
     assert_eq!(seen, [("futex", 1), ("openat", 1), ("read", 2)]);
+}
+
+/// What strace prints of calls that it could not read, and a path behind a descriptor that is a name.
+#[test]
+fn calls_without_names_or_arguments_are_counted() {
+    let log = read(
+        "1 clone3(NULL, 0) = -1 EINVAL (Invalid argument)\n1 ????( <unfinished ...>\n1 +++ killed by SIGKILL +++\n\
+         2 openat(AT_FDCWD</a)b>, \"c\", O_RDONLY) = 3</a)b/c>\n",
+    );
+    assert_eq!(log.problems, []);
+    let seen: Vec<_> = log.unknown.iter().map(|(n, c)| (n.as_str(), *c)).collect();
+    assert_eq!(seen, [("????", 1), ("clone3", 1), ("openat", 1)]);
 }
 
 #[test]

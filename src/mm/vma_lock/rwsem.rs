@@ -18,7 +18,7 @@
 //! Layout, by line of 64 bytes: in the first what a walk and a fault read (`vm_start` to `vm_flags`, `detached`, `vm_lock_seq`); the
 //! semaphore, 40 bytes, in the fourth, so that readers who count themselves in and out take no line from those who only
 //! look. Counters: those of the last paragraph; for a reader who gives up, the cause
-//! ([`AbortCause`](super::AbortCause)). Cost: two locked instructions a lookup, one pass through the semaphore for each VMA
+//! ([`AbortCause`]). Cost: two locked instructions a lookup, one pass through the semaphore for each VMA
 //! that a section write-locks first.
 //!
 //! PORT: the wait of a writer for readers is counted ([`VmaLockEvent::WriterWait`], [`VmaLockEvent::DetachWait`]), for which a
